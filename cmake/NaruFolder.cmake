@@ -1,0 +1,17 @@
+# naru_folder(NAME USES folder… [LIBS target…]): one static library per folder of src/.
+# USES repeats the layer table of docs/ARCHITECTURE.md.
+function(naru_folder name)
+  cmake_parse_arguments(arg "" "" "USES;LIBS" ${ARGN})
+  file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/src/${name}/*.c")
+  if(NOT sources)
+    add_library(nr_${name} INTERFACE)
+    set(scope INTERFACE)
+  else()
+    add_library(nr_${name} STATIC ${sources})
+    set(scope PUBLIC)
+  endif()
+  target_link_libraries(nr_${name} ${scope} naru_flags Threads::Threads m ${arg_LIBS})
+  foreach(used ${arg_USES})
+    target_link_libraries(nr_${name} ${scope} nr_${used})
+  endforeach()
+endfunction()

@@ -1,0 +1,215 @@
+/* The plug-in interface of naru, version 1.0.
+ *
+ * A plug-in is a shared object that exports one symbol, naru_backend_entry. It includes nothing
+ * but include/naru/. Four levels: backend (the library) → model (opened files) → instance (what
+ * runs one batch at a time) → batch.
+ *
+ * Rules for every slot
+ *  - Both tables begin with struct_size, abi_major, abi_minor. Major must be equal. Slots are only
+ *    appended; a slot exists when struct_size covers it and it is not NULL (NARU_HAS).
+ *  - "Required" slots must be there; "optional" ones may be NULL.
+ *  - Strings and arrays passed in are borrowed until the call returns, unless said otherwise.
+ *  - On error a function leaves *ret untouched, owns nothing, and may fill *err.
+ *  - Threads: the host never calls two functions on the same instance at once. Different
+ *    instances and models may be called at the same time from different threads, unless the
+ *    backend sets NARU_CAP_ONE_THREAD.
+ *  - A plug-in must not call exit, abort, or change signal handlers, the locale or the directory.
+ *
+ * Completion: execute() answers a whole batch exactly once. It either returns NARU_OK or an error
+ * (the batch is complete on return), or NARU_PENDING, and then calls host->batch_done exactly
+ * once later, from any thread. Single requests of a batch may fail by host->request_fail before
+ * completion; the others are answered normally.
+ */
+#ifndef NARU_BACKEND_H
+#define NARU_BACKEND_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "naru/status.h"
+#include "naru/tensor.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define NARU_ABI_MAJOR 1
+#define NARU_ABI_MINOR 0
+#define NARU_ENTRY_SYMBOL "naru_backend_entry"
+
+/* True when table `t` (struct type `type`) reaches as far as slot `slot` and the slot is set. */
+#define NARU_HAS(t, type, slot)                                                                    \
+    ((t)->struct_size >= offsetof(type, slot) + sizeof((t)->slot) && (t)->slot)
+
+enum naru_cap {
+    NARU_CAP_SEGMENTS = 1u << 0,     /* execute accepts inputs of several segments */
+    NARU_CAP_ASYNC = 1u << 1,        /* execute may return NARU_PENDING */
+    NARU_CAP_ONE_THREAD = 1u << 2,   /* the library must be called from one thread at a time */
+    NARU_CAP_CODE_FORMAT = 1u << 3,  /* its model files are programs: a worker process by default */
+    NARU_CAP_FORK_SAFE = 1u << 4,    /* may be opened in a forked child after the parent opened it */
+    NARU_CAP_DECOUPLED = 1u << 5,    /* may answer a request with several responses */
+    NARU_CAP_INLINE = 1u << 6        /* execute never blocks: short models may run on an I/O thread */
+};
+
+typedef struct naru_text { /* text for people; the plug-in copies into it, cut at the end */
+    uint32_t struct_size;
+    uint32_t capacity;
+    char *data; /* capacity bytes of the caller's; NUL-terminated on return */
+} naru_text;
+
+typedef struct naru_option {
+    const char *key;
+    const char *value;
+} naru_option;
+
+typedef struct naru_io { /* one input or output of a model */
+    uint32_t struct_size;
+    int32_t dtype;
+    uint32_t rank;
+    uint32_t optional; /* 1: a request may leave it out */
+    const char *name;
+    const int64_t *shape; /* [rank], -1 for a dimension that varies; batch dimension included */
+} naru_io;
+
+typedef struct naru_model_info { /* what the files say; arrays live as long as the model */
+    uint32_t struct_size;
+    uint32_t n_inputs;
+    uint32_t n_outputs;
+    uint32_t flags; /* enum naru_model_flag */
+    const naru_io *inputs;
+    const naru_io *outputs;
+    const char *platform; /* Triton's name of the format, e.g. "onnxruntime_onnx" */
+    uint64_t weight_bytes; /* estimate of what the opened model holds in memory */
+} naru_model_info;
+
+enum naru_model_flag {
+    NARU_MODEL_STATIC_GRAPH = 1u << 0, /* no control flow, shapes fixed but for the batch */
+    NARU_MODEL_SHARED_SESSION = 1u << 1, /* several instances may execute at once without copies */
+    NARU_MODEL_IO_UNKNOWN = 1u << 2 /* inputs and outputs come from the configuration only */
+};
+
+typedef struct naru_model_args {
+    uint32_t struct_size;
+    int32_t dir_fd;    /* directory of the version; open files beneath it only (openat) */
+    const char *name;  /* of the model */
+    const char *file;  /* the model's file or folder within dir_fd, e.g. "model.onnx"; "" none */
+    const char *path;  /* the same directory as text, for libraries that need one */
+    int64_t version;
+    const naru_option *options; /* config.pbtxt `parameters`, and `optimization` as naru.opt.* */
+    uint32_t n_options;
+    int32_t threads; /* thread budget for one execution; 0: the plug-in decides */
+    int32_t device;  /* -1 CPU, else the index of the device */
+    int32_t max_batch_size; /* of the configuration; -1 when it says nothing */
+    const naru_io *inputs;  /* of the configuration, batch dimension included; may be empty */
+    const naru_io *outputs;
+    uint32_t n_inputs;
+    uint32_t n_outputs;
+} naru_model_args;
+
+typedef struct naru_request { /* one request of a batch */
+    uint32_t struct_size;
+    uint32_t rows;        /* its share of the batch dimension; 1 for a model without one */
+    const char *id;       /* "" when the client gave none */
+    int64_t deadline_ns;  /* CLOCK_MONOTONIC; 0: none */
+    uint64_t sequence_id; /* 0: none */
+    uint32_t sequence_flags; /* 1 start, 2 end */
+    uint32_t n_options;
+    const naru_option *options; /* request parameters that the server does not interpret */
+} naru_request;
+
+typedef struct naru_batch {
+    uint32_t struct_size;
+    uint32_t n_requests;
+    uint32_t n_inputs;
+    uint32_t n_outputs;
+    int64_t rows; /* sum of the requests' rows; 1 for a model without a batch dimension */
+    const naru_request *requests;
+    const naru_tensor *inputs;  /* in the order of the model's inputs */
+    const naru_tensor *outputs; /* those asked for; n_segments 1 where the host has placed it already
+                                   (dtype, shape and bytes are final): write there */
+    void *host;                 /* the host's own */
+} naru_batch;
+
+typedef struct naru_host {
+    uint32_t struct_size;
+    uint16_t abi_major;
+    uint16_t abi_minor;
+    /* Memory for output `index` of the batch, shape[rank] with the whole batch's rows first.
+     * bytes is needed for BYTES only (the serialized size), else 0. On success *ret points to the
+     * placed tensor (borrowed until completion). Errors: NARU_INVALID (shape against the
+     * configuration), NARU_NOMEM, NARU_TOO_LARGE. Required. Any thread that runs the batch. */
+    naru_status (*output_alloc)(naru_batch *batch, uint32_t index, int32_t dtype, uint32_t rank,
+                                const int64_t *shape, uint64_t bytes, const naru_tensor **ret);
+    /* Fails one request of the batch; the message is copied. Before completion only. Required. */
+    void (*request_fail)(naru_batch *batch, uint32_t request, naru_status status, const char *msg);
+    /* 1 when the request's client has gone or its deadline has passed. Required. Any thread. */
+    int32_t (*request_cancelled)(const naru_batch *batch, uint32_t request);
+    /* Completes a batch for which execute returned NARU_PENDING. Exactly once. Required. */
+    void (*batch_done)(naru_batch *batch, naru_status status, const char *msg);
+    /* Sends one of several responses (NARU_CAP_DECOUPLED): the outputs allocated since the last
+     * response of the request; final 1 ends the request. Optional. */
+    naru_status (*response_send)(naru_batch *batch, uint32_t request, int32_t final);
+    /* Log line at level 0 debug, 1 info, 2 warning, 3 error. Required. Any thread. */
+    void (*log)(int32_t level, const char *msg);
+} naru_host;
+
+typedef struct naru_backend_lib naru_backend_lib;   /* the plug-in's own */
+typedef struct naru_backend_model naru_backend_model;
+typedef struct naru_backend_instance naru_backend_instance;
+
+typedef struct naru_device_info {
+    uint32_t struct_size;
+    int32_t kind; /* 0 CPU, 1 GPU, 2 other */
+    int32_t id;
+    uint32_t reserved;
+    uint64_t memory_bytes;
+    const char *name; /* lives as long as the library state */
+} naru_device_info;
+
+typedef struct naru_backend {
+    uint32_t struct_size;
+    uint16_t abi_major;
+    uint16_t abi_minor;
+    const char *name;    /* "onnxruntime" */
+    const char *version; /* of the plug-in and its library */
+    uint64_t caps;       /* enum naru_cap */
+    /* Opens the library once per process. `host` lives until lib_close. Required. */
+    naru_status (*lib_open)(const naru_host *host, const naru_option *options, uint32_t n_options,
+                            naru_backend_lib **ret, naru_text *err);
+    void (*lib_close)(naru_backend_lib *lib); /* accepts NULL. Required. */
+    /* Opens the model's files. May block for long. Required. */
+    naru_status (*model_open)(naru_backend_lib *lib, const naru_model_args *args,
+                              naru_backend_model **ret, naru_text *err);
+    void (*model_close)(naru_backend_model *model); /* accepts NULL; after its instances. Required. */
+    /* Borrowed; constant while the model is open. Required. */
+    const naru_model_info *(*model_info)(naru_backend_model *model);
+    /* index: 0.. count-1. Required. */
+    naru_status (*instance_open)(naru_backend_model *model, uint32_t index, int32_t device,
+                                 naru_backend_instance **ret, naru_text *err);
+    void (*instance_close)(naru_backend_instance *instance); /* accepts NULL. Required. */
+    /* Runs the batch; see "Completion" above. Texts by request_fail, or err for the whole. Required. */
+    naru_status (*execute)(naru_backend_instance *instance, naru_batch *batch, naru_text *err);
+    /* Asks a running batch to stop early for a request; a hint. Optional. Any thread. */
+    void (*cancel)(naru_backend_instance *instance, naru_batch *batch, uint32_t request);
+    /* Changes the thread budget of later executions. Optional. */
+    naru_status (*thread_budget)(naru_backend_model *model, int32_t threads);
+    /* Devices that the library can use besides the CPU. Optional. */
+    uint32_t (*device_count)(naru_backend_lib *lib);
+    naru_status (*device_get)(naru_backend_lib *lib, uint32_t index, naru_device_info *ret);
+    /* Memory held now by the model, in bytes; for banners and budgets. Optional. */
+    uint64_t (*model_memory)(naru_backend_model *model);
+} naru_backend;
+
+/* The one exported symbol. Borrowed constant; never NULL. */
+typedef const naru_backend *(*naru_backend_entry_fn)(void);
+
+#if defined(__GNUC__)
+#define NARU_EXPORT __attribute__((visibility("default")))
+#else
+#define NARU_EXPORT
+#endif
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,49 @@
+/* Refcounted buffers for tensor bytes and bodies: data, capacity, memory type, destructor.
+ *
+ * A buffer may be shared by threads; the count is atomic. Small ones (up to NR_BUF_POOL_BYTES)
+ * come from a per-thread pool so that steady state costs no malloc. Data starts at a 64-byte
+ * boundary. Bytes of live buffers are counted (nr_buf_live_bytes) against a process-wide budget
+ * (nr_buf_set_budget): beyond it nr_buf_try_new returns NULL, callers answer NARU_NOMEM.
+ * Large buffers (1 MiB and more) are mapped, so that bytes not yet written cost no memory.
+ */
+#ifndef NR_BASE_BUF_H
+#define NR_BASE_BUF_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "naru/tensor.h"
+
+#define NR_BUF_ALIGN 64
+#define NR_BUF_POOL_BYTES 65536
+
+struct nr_buf {
+    naru_region region; /* base, bytes (capacity), memory type */
+    _Atomic uint32_t refs;
+    uint8_t pool_class; /* which free list it returns to; 0xff none */
+    void (*destroy)(struct nr_buf *b); /* for foreign memory; NULL for our own */
+    void *owner;                       /* the destructor's */
+    size_t charged_bytes;              /* against the budget */
+    struct nr_buf *next;               /* free list */
+};
+
+/* One reference for the caller; contents undefined. NULL: out of memory or over the budget. */
+struct nr_buf *nr_buf_try_new(size_t bytes);
+/* Wraps memory that `destroy` releases; aborts never: NULL when the header cannot be had. */
+struct nr_buf *nr_buf_try_wrap(void *data, size_t bytes, void (*destroy)(struct nr_buf *), void *owner);
+struct nr_buf *nr_buf_ref(struct nr_buf *b);
+void nr_buf_unref(struct nr_buf *b); /* accepts NULL */
+static inline uint8_t *nr_buf_data(const struct nr_buf *b)
+{
+    return (uint8_t *)b->region.base;
+}
+static inline size_t nr_buf_bytes(const struct nr_buf *b)
+{
+    return (size_t)b->region.bytes;
+}
+uint64_t nr_buf_live_bytes(void);
+void nr_buf_set_budget(uint64_t bytes); /* 0: none */
+void nr_buf_thread_done(void);          /* gives this thread's pool back */
+
+#endif

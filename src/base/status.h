@@ -1,0 +1,68 @@
+/* Status helpers and the error value that carries a text for people.
+ *
+ * Codes come from include/naru/status.h. A function that can fail returns nr_status and is marked
+ * nr_nodiscard; a text is built where the facts are known: what came, what was expected, what to do.
+ */
+#ifndef NR_BASE_STATUS_H
+#define NR_BASE_STATUS_H
+
+#include <stdarg.h>
+#include <stddef.h>
+
+#include "naru/status.h"
+
+typedef naru_status nr_status;
+
+#define nr_nodiscard __attribute__((warn_unused_result))
+#define nr_printf(fmt, first) __attribute__((format(printf, fmt, first)))
+#define nr_cleanup(fn) __attribute__((cleanup(fn)))
+#define NR_LIKELY(x) __builtin_expect(!!(x), 1)
+#define NR_UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define NR_COUNT(array) (sizeof(array) / sizeof((array)[0]))
+#define NR_MIN(a, b) ((a) < (b) ? (a) : (b))
+#define NR_MAX(a, b) ((a) > (b) ? (a) : (b))
+#define nr_container_of(ptr, type, member) ((type *)(void *)((char *)(ptr)-offsetof(type, member)))
+
+/* Hands a pointer over: evaluates to it and leaves NULL behind, so that a cleanup does nothing. */
+#define NR_TAKE(ptr)                                                                               \
+    ({                                                                                             \
+        __typeof__(ptr) nr_taken_ = (ptr);                                                         \
+        (ptr) = NULL;                                                                              \
+        nr_taken_;                                                                                 \
+    })
+
+#define NR_ERR_TEXT_MAX 512
+
+/* A status with its text. Caller's storage, no heap; {0} is "no error". */
+struct nr_err {
+    nr_status status;
+    char text[NR_ERR_TEXT_MAX];
+};
+
+/* Fills *err (which may be NULL) and returns status, so that `return nr_fail(err, …)` reads well.
+ * The text is cut at NR_ERR_TEXT_MAX - 1 bytes, never in the middle of a UTF-8 character. */
+nr_status nr_fail(struct nr_err *err, nr_status status, const char *fmt, ...) nr_printf(3, 4);
+
+/* Puts "prefix: " in front of the text; keeps the status. */
+void nr_err_prefix(struct nr_err *err, const char *fmt, ...) nr_printf(2, 3);
+
+const char *nr_status_text(nr_status status); /* "not found" */
+const char *nr_status_name(nr_status status); /* "NARU_NOT_FOUND" */
+int nr_status_http(nr_status status);         /* 404 */
+int nr_status_grpc(nr_status status);         /* 5 */
+
+/* Always on: for states that no input can bring about. Prints file, line and ends the process. */
+#define NR_ASSERT(cond)                                                                            \
+    do {                                                                                           \
+        if (NR_UNLIKELY(!(cond))) {                                                                \
+            nr_assert_failed(#cond, __FILE__, __LINE__);                                           \
+        }                                                                                          \
+    } while (0)
+#ifdef NDEBUG
+#define NR_DCHECK(cond) ((void)sizeof(!(cond)))
+#else
+#define NR_DCHECK(cond) NR_ASSERT(cond)
+#endif
+_Noreturn void nr_assert_failed(const char *cond, const char *file, int line);
+
+#endif
