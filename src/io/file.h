@@ -1,0 +1,46 @@
+/* Files: the one path resolver. Every open under a repository, cache, gallery or log root goes
+ * through nr_dir_open* with a directory descriptor and openat2(RESOLVE_BENEATH |
+ * RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS); where the kernel lacks openat2 the components are
+ * walked one by one with O_NOFOLLOW. Roots themselves (given by the operator) may be symlinks. */
+#ifndef NR_IO_FILE_H
+#define NR_IO_FILE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/buf.h"
+#include "base/status.h"
+#include "base/str.h"
+
+/* Opens an operator's path. Caller closes. */
+nr_nodiscard nr_status nr_dir_open_root(const char *path, int *ret_fd, struct nr_err *err);
+/* Opens `rel` beneath dir_fd with open(2) flags (O_CLOEXEC is added); mode for O_CREAT. */
+nr_nodiscard nr_status nr_dir_open_at(int dir_fd, const char *rel, int flags, unsigned mode,
+                                      int *ret_fd, struct nr_err *err);
+/* Whole file beneath dir_fd, NUL added behind (not counted). *ret is nr_free'd by the caller.
+ * NARU_TOO_LARGE beyond max_bytes. */
+nr_nodiscard nr_status nr_file_read_at(int dir_fd, const char *rel, size_t max_bytes, char **ret,
+                                       size_t *ret_len, struct nr_err *err);
+/* Writes whole: temporary name, fsync, rename. A failed fsync is an error, never retried. */
+nr_nodiscard nr_status nr_file_write_at(int dir_fd, const char *rel, const void *data, size_t len,
+                                        struct nr_err *err);
+struct nr_dir_entry {
+    char name[256];
+    bool is_dir;
+    uint64_t bytes;
+    int64_t mtime_ns;
+};
+/* Entries of dir_fd sorted by name, without "." and ".."; *ret is nr_free'd by the caller. */
+nr_nodiscard nr_status nr_dir_list(int dir_fd, size_t max_entries, struct nr_dir_entry **ret,
+                                   size_t *ret_n, struct nr_err *err);
+/* [A-Za-z0-9._-]{1,128}, no leading dot. Names of models, versions, files from clients. */
+bool nr_name_valid(struct nr_str name);
+void nr_close(int fd); /* accepts -1 */
+static inline void nr_close_at(int *fd)
+{
+    nr_close(*fd);
+}
+#define nr_autoclose nr_cleanup(nr_close_at)
+
+#endif
