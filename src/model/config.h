@@ -27,6 +27,7 @@
 #include "base/arena.h"
 #include "base/status.h"
 #include "base/str.h"
+#include "codec/infer.h"
 #include "naru/backend.h"
 #include "proto/model_config.pb-c.h"
 
@@ -36,27 +37,6 @@
 #define NR_CONFIG_MAX_INSTANCES 1024      /* over all groups of a model */
 #define NR_CONFIG_DEFAULT_BATCH 64        /* no configuration, batchable model */
 #define NR_CONFIG_DEFAULT_BATCH_TRITON 4  /* a configuration that leaves it open */
-
-/* One input or output. Shapes are those clients see: the batch dimension is in front exactly when
- * the configuration is `batched`. */
-struct nr_io_spec {
-    const char *name;
-    uint32_t name_len;
-    int32_t dtype;              /* NARU_FP32 … */
-    uint32_t rank;              /* of shape, batch dimension included */
-    uint32_t dims_rank;         /* of dims */
-    const int64_t *shape;       /* [rank]; -1: any size; shape[0] is -1 when batched */
-    const int64_t *dims;        /* [dims_rank]: shape without the batch dimension (same memory) */
-    uint32_t model_rank;        /* as the plug-in sees it (after `reshape`), batch included */
-    const int64_t *model_shape; /* [model_rank]; == shape when there is no reshape */
-    bool reshape;               /* model_shape differs from shape */
-    bool optional;              /* inputs: a request may leave it out */
-    bool ragged;                /* inputs: allow_ragged_batch */
-    bool fixed;                 /* every entry of dims is known */
-    int64_t row_elements;       /* product of dims when fixed (1 for none), else -1 */
-    uint64_t row_bytes;         /* row_elements * size when fixed and not BYTES, else 0 */
-    const char *label_file;     /* outputs: "" none */
-};
 
 struct nr_queue_policy {
     bool delay_on_timeout;       /* DELAY instead of REJECT */
@@ -98,10 +78,10 @@ struct nr_model_config {
     bool batched;           /* max_batch_size > 0: shapes begin with the batch dimension */
     bool decoupled;
     bool response_cache;
-    uint32_t n_inputs, n_outputs;
-    const struct nr_io_spec *inputs, *outputs;
+    struct nr_signature sig;        /* inputs and outputs as clients see them */
+    const char *const *label_files; /* [sig.n_outputs]; "" none */
     /* plug-in order (that of naru_model_info, or the configuration's where the model knows none):
-     * input_map[i] is the plug-in's index of inputs[i] */
+     * input_map[i] is the plug-in's index of sig.inputs[i] */
     const uint32_t *input_map, *output_map;
     uint32_t n_groups;
     const struct nr_instance_group *groups;
@@ -154,10 +134,6 @@ nr_nodiscard nr_status nr_config_complete(struct nr_model_config *c, const naru_
                                           const struct nr_config_opts *opts, struct nr_err *err);
 void nr_config_free(struct nr_model_config *c); /* accepts NULL */
 
-/* Input or output by name, NULL when there is none. `hint` is where to look first: clients send
- * tensors in the model's order, so request code passes the position. */
-const struct nr_io_spec *nr_io_find(const struct nr_io_spec *specs, uint32_t n, struct nr_str name,
-                                    uint32_t hint);
 /* "INPUT0 FP32 [-1,16], INPUT1 …" for error texts; into t. */
 void nr_io_describe(struct nr_text *t, const struct nr_io_spec *specs, uint32_t n);
 /* "TYPE_FP32" or "FP32" → NARU_FP32; 0 when it is no datatype. */

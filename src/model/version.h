@@ -23,6 +23,7 @@
 
 #include "base/status.h"
 #include "base/str.h"
+#include "codec/labels.h"
 #include "model/config.h"
 
 struct nr_repository;
@@ -47,11 +48,6 @@ struct nr_version_ops {
     void (*close)(void *ctx, struct nr_version *v);
 };
 
-struct nr_labels { /* of one output; n 0: none */
-    uint32_t n;
-    const struct nr_str *at;
-};
-
 struct nr_version {
     const char *name;      /* of the model */
     int64_t number;        /* 1.. */
@@ -60,11 +56,11 @@ struct nr_version {
     const char *path;      /* of the version's directory, for people and for libraries */
     const char *bare_file; /* file given on the command line, else NULL */
     struct nr_model_config *config;
-    const struct nr_labels *labels; /* [config->n_outputs] */
-    void *runtime;                  /* whoever supplied ops; set by open, cleared by close */
-    void *stats;                    /* likewise */
-    uint64_t memory_bytes;          /* set by open, for banners and budgets; 0 unknown */
-    uint64_t load_ns;               /* how long the load took, from the job's start to READY */
+    struct nr_labels *labels; /* [config->sig.n_outputs]; n_items 0: none */
+    void *runtime;            /* whoever supplied ops; set by open, cleared by close */
+    void *stats;              /* likewise */
+    uint64_t memory_bytes;    /* set by open, for banners and budgets; 0 unknown */
+    uint64_t load_ns;         /* how long the load took, from the job's start to READY */
     struct nr_repository *repository;
     /* --- */
     _Atomic uint32_t refs;
@@ -82,7 +78,5 @@ static inline nr_version_state nr_version_state_of(const struct nr_version *v)
     return (nr_version_state)atomic_load_explicit(&v->state, memory_order_acquire);
 }
 const char *nr_version_state_text(nr_version_state s); /* "READY", as the index reports it */
-/* Label of class `index` of output `output`, or an empty string. */
-struct nr_str nr_version_label(const struct nr_version *v, uint32_t output, uint64_t index);
 
 #endif
