@@ -1,0 +1,69 @@
+/* One request on its way through the scheduler: submit → complete, asynchronous, exactly once.
+ *
+ * States, and who moves them (one atomic; the loop that submitted owns the memory):
+ *
+ *   NEW ──submit──▶ QUEUED ──taken into a batch──▶ RUNNING ──▶ DONE ──on_complete (loop)
+ *                      └──cancel / deadline / refused──────────▶ DONE
+ *
+ * Where it runs (on the I/O thread that read it, or on an executor thread) is a placement behind
+ * nr_sched_submit; callers cannot tell but by the timestamps.
+ */
+#ifndef NR_SCHED_REQUEST_H
+#define NR_SCHED_REQUEST_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/arena.h"
+#include "base/list.h"
+#include "codec/infer.h"
+#include "io/loop.h"
+
+struct nr_sched;
+
+typedef enum nr_request_state {
+    NR_REQUEST_NEW,
+    NR_REQUEST_QUEUED,
+    NR_REQUEST_RUNNING,
+    NR_REQUEST_DONE
+} nr_request_state;
+
+struct nr_request {
+    /* The submitter's: filled before nr_sched_submit, untouched by the scheduler. */
+    struct nr_sched *sched;
+    struct nr_loop *loop;   /* on_complete runs here */
+    struct nr_arena *arena; /* lent to the scheduler until on_complete */
+    const struct nr_infer_request *in;
+    int64_t arrival_ns;  /* first byte seen; for statistics */
+    int64_t deadline_ns; /* CLOCK_MONOTONIC, 0 none; a queued request is refused when it passes */
+    void (*on_complete)(struct nr_request *r); /* exactly once; may be before submit returns */
+
+    /* Results, valid in on_complete. Tensor bytes are tied to the arena. */
+    nr_status status;
+    struct nr_str error;              /* text for people when status is not NARU_OK */
+    unsigned retry_after_s;           /* with NARU_UNAVAILABLE: 0 means "do not say" */
+    struct nr_infer_tensor *outputs;  /* in the order of in->outputs */
+    unsigned n_outputs;
+    bool ran_inline;
+    uint32_t batch_rows;              /* of the batch it ran in */
+    int64_t queued_ns, begin_ns, infer_begin_ns, infer_end_ns, end_ns; /* stage times, monotonic */
+
+    /* The scheduler's. */
+    _Atomic uint32_t state;
+    _Atomic uint32_t cancelled; /* read by host->request_cancelled while running */
+    struct nr_list node;        /* queue or turn list */
+    struct nr_msg msg;
+    struct nr_timer timer;
+    size_t bytes; /* charged to the queue */
+};
+
+/* Loop thread. Takes over r until on_complete. */
+void nr_sched_submit(struct nr_request *r);
+
+/* Loop thread. A queued request completes with NARU_CANCELLED (or `status`) before this returns; a
+ * running one is told to the plug-in when `running_too`, and completes when its batch does.
+ * Does nothing when it has completed already. */
+void nr_sched_cancel(struct nr_request *r, nr_status status, bool running_too);
+
+#endif
