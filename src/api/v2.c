@@ -190,7 +190,7 @@ nr_status nr_v2_classify(struct nr_call *c, struct nr_err *err)
         }
         const struct nr_labels *labels = &c->version->labels[index];
         bool batched = c->runtime->signature->outputs[index].batched;
-        nr_status st = nr_infer_classify(&c->outputs[i], batched, best, labels->at, labels->n, a, &outputs[i], err);
+        nr_status st = nr_infer_classify(&c->outputs[i], batched, best, labels->items, labels->n_items, a, &outputs[i], err);
         if (st != NARU_OK) {
             return st;
         }
