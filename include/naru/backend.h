@@ -8,6 +8,9 @@
  *  - Both tables begin with struct_size, abi_major, abi_minor. Major must be equal. Slots are only
  *    appended; a slot exists when struct_size covers it and it is not NULL (NARU_HAS).
  *  - "Required" slots must be there; "optional" ones may be NULL.
+ *  - Structs reached by pointer begin with struct_size and may grow at their end. Structs that come
+ *    in arrays (naru_option, naru_io, naru_request, naru_tensor, naru_segment) keep their size for
+ *    the whole of major 1; `reserved` members are 0 and not read.
  *  - Strings and arrays passed in are borrowed until the call returns, unless said otherwise.
  *  - On error a function leaves *ret untouched, owns nothing, and may fill *err.
  *  - Threads: the host never calls two functions on the same instance at once. Different
@@ -38,17 +41,17 @@ extern "C" {
 #define NARU_ENTRY_SYMBOL "naru_backend_entry"
 
 /* True when table `t` (struct type `type`) reaches as far as slot `slot` and the slot is set. */
-#define NARU_HAS(t, type, slot)                                                                    \
+#define NARU_HAS(t, type, slot) \
     ((t)->struct_size >= offsetof(type, slot) + sizeof((t)->slot) && (t)->slot)
 
 enum naru_cap {
-    NARU_CAP_SEGMENTS = 1u << 0,     /* execute accepts inputs of several segments */
-    NARU_CAP_ASYNC = 1u << 1,        /* execute may return NARU_PENDING */
-    NARU_CAP_ONE_THREAD = 1u << 2,   /* the library must be called from one thread at a time */
-    NARU_CAP_CODE_FORMAT = 1u << 3,  /* its model files are programs: a worker process by default */
-    NARU_CAP_FORK_SAFE = 1u << 4,    /* may be opened in a forked child after the parent opened it */
-    NARU_CAP_DECOUPLED = 1u << 5,    /* may answer a request with several responses */
-    NARU_CAP_INLINE = 1u << 6        /* execute never blocks: short models may run on an I/O thread */
+    NARU_CAP_SEGMENTS = 1u << 0,    /* execute accepts inputs of several segments */
+    NARU_CAP_ASYNC = 1u << 1,       /* execute may return NARU_PENDING */
+    NARU_CAP_ONE_THREAD = 1u << 2,  /* the library must be called from one thread at a time */
+    NARU_CAP_CODE_FORMAT = 1u << 3, /* its model files are programs: a worker process by default */
+    NARU_CAP_FORK_SAFE = 1u << 4,   /* may be opened in a forked child after the parent opened it */
+    NARU_CAP_DECOUPLED = 1u << 5,   /* may answer a request with several responses */
+    NARU_CAP_INLINE = 1u << 6 /* execute never blocks: short models may run on an I/O thread */
 };
 
 typedef struct naru_text { /* text for people; the plug-in copies into it, cut at the end */
@@ -63,12 +66,12 @@ typedef struct naru_option {
 } naru_option;
 
 typedef struct naru_io { /* one input or output of a model */
-    uint32_t struct_size;
-    int32_t dtype;
-    uint32_t rank;
-    uint32_t optional; /* 1: a request may leave it out */
     const char *name;
     const int64_t *shape; /* [rank], -1 for a dimension that varies; batch dimension included */
+    uint32_t rank;
+    int32_t dtype;     /* enum naru_dtype_code */
+    uint32_t optional; /* 1: a request may leave it out */
+    uint32_t reserved;
 } naru_io;
 
 typedef struct naru_model_info { /* what the files say; arrays live as long as the model */
@@ -78,43 +81,44 @@ typedef struct naru_model_info { /* what the files say; arrays live as long as t
     uint32_t flags; /* enum naru_model_flag */
     const naru_io *inputs;
     const naru_io *outputs;
-    const char *platform; /* Triton's name of the format, e.g. "onnxruntime_onnx" */
+    const char *platform;  /* Triton's name of the format, e.g. "onnxruntime_onnx" */
     uint64_t weight_bytes; /* estimate of what the opened model holds in memory */
 } naru_model_info;
 
 enum naru_model_flag {
-    NARU_MODEL_STATIC_GRAPH = 1u << 0, /* no control flow, shapes fixed but for the batch */
+    NARU_MODEL_STATIC_GRAPH = 1u << 0,   /* no control flow, shapes fixed but for the batch */
     NARU_MODEL_SHARED_SESSION = 1u << 1, /* several instances may execute at once without copies */
-    NARU_MODEL_IO_UNKNOWN = 1u << 2 /* inputs and outputs come from the configuration only */
+    NARU_MODEL_IO_UNKNOWN = 1u << 2 /* the files do not tell; io repeats the arguments */
 };
 
 typedef struct naru_model_args {
     uint32_t struct_size;
-    int32_t dir_fd;    /* directory of the version; open files beneath it only (openat) */
-    const char *name;  /* of the model */
-    const char *file;  /* the model's file or folder within dir_fd, e.g. "model.onnx"; "" none */
-    const char *path;  /* the same directory as text, for libraries that need one */
+    int32_t dir_fd;   /* directory of the version; open files beneath it only (openat) */
+    const char *name; /* of the model */
+    const char *file; /* the model's file or folder within dir_fd, e.g. "model.onnx"; "" none */
+    const char *path; /* the same directory as text, for libraries that need one */
     int64_t version;
     const naru_option *options; /* config.pbtxt `parameters`, and `optimization` as naru.opt.* */
     uint32_t n_options;
-    int32_t threads; /* thread budget for one execution; 0: the plug-in decides */
-    int32_t device;  /* -1 CPU, else the index of the device */
+    int32_t threads;        /* thread budget for one execution; 0: the plug-in decides */
+    int32_t device;         /* -1 CPU, else the index of the device */
     int32_t max_batch_size; /* of the configuration; -1 when it says nothing */
-    const naru_io *inputs;  /* of the configuration, batch dimension included; may be empty */
+    const naru_io *inputs;  /* of the configuration, batch dimension included; may be empty, and a
+                              hint only: naru_model_info decides the order */
     const naru_io *outputs;
     uint32_t n_inputs;
     uint32_t n_outputs;
 } naru_model_args;
 
-typedef struct naru_request { /* one request of a batch */
-    uint32_t struct_size;
-    uint32_t rows;        /* its share of the batch dimension; 1 for a model without one */
-    const char *id;       /* "" when the client gave none */
-    int64_t deadline_ns;  /* CLOCK_MONOTONIC; 0: none */
-    uint64_t sequence_id; /* 0: none */
-    uint32_t sequence_flags; /* 1 start, 2 end */
-    uint32_t n_options;
+typedef struct naru_request {   /* one request of a batch */
+    const char *id;             /* "" when the client gave none */
+    int64_t deadline_ns;        /* CLOCK_MONOTONIC; 0: none */
+    uint64_t sequence_id;       /* 0: none */
     const naru_option *options; /* request parameters that the server does not interpret */
+    uint32_t n_options;
+    uint32_t sequence_flags; /* 1 start, 2 end */
+    uint32_t rows;           /* its share of the batch dimension; 1 for a model without one */
+    uint32_t reserved;
 } naru_request;
 
 typedef struct naru_batch {
@@ -124,9 +128,10 @@ typedef struct naru_batch {
     uint32_t n_outputs;
     int64_t rows; /* sum of the requests' rows; 1 for a model without a batch dimension */
     const naru_request *requests;
-    const naru_tensor *inputs;  /* in the order of the model's inputs */
-    const naru_tensor *outputs; /* those asked for; n_segments 1 where the host has placed it already
-                                   (dtype, shape and bytes are final): write there */
+    const naru_tensor *inputs;  /* all of naru_model_info, in its order */
+    const naru_tensor *outputs; /* those asked for, ascending by naru_tensor::index; n_segments 1
+                                   where the host has placed it already (dtype, shape and bytes are
+                                   final): write there */
     void *host;                 /* the host's own */
 } naru_batch;
 
@@ -134,7 +139,7 @@ typedef struct naru_host {
     uint32_t struct_size;
     uint16_t abi_major;
     uint16_t abi_minor;
-    /* Memory for output `index` of the batch, shape[rank] with the whole batch's rows first.
+    /* Memory for batch->outputs[index], shape[rank] with the whole batch's rows first.
      * bytes is needed for BYTES only (the serialized size), else 0. On success *ret points to the
      * placed tensor (borrowed until completion). Errors: NARU_INVALID (shape against the
      * configuration), NARU_NOMEM, NARU_TOO_LARGE. Required. Any thread that runs the batch. */
@@ -153,7 +158,7 @@ typedef struct naru_host {
     void (*log)(int32_t level, const char *msg);
 } naru_host;
 
-typedef struct naru_backend_lib naru_backend_lib;   /* the plug-in's own */
+typedef struct naru_backend_lib naru_backend_lib; /* the plug-in's own */
 typedef struct naru_backend_model naru_backend_model;
 typedef struct naru_backend_instance naru_backend_instance;
 
@@ -180,7 +185,8 @@ typedef struct naru_backend {
     /* Opens the model's files. May block for long. Required. */
     naru_status (*model_open)(naru_backend_lib *lib, const naru_model_args *args,
                               naru_backend_model **ret, naru_text *err);
-    void (*model_close)(naru_backend_model *model); /* accepts NULL; after its instances. Required. */
+    /* Accepts NULL; after its instances. Required. */
+    void (*model_close)(naru_backend_model *model);
     /* Borrowed; constant while the model is open. Required. */
     const naru_model_info *(*model_info)(naru_backend_model *model);
     /* index: 0.. count-1. Required. */

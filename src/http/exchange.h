@@ -29,6 +29,7 @@
 
 #include "base/arena.h"
 #include "base/buf.h"
+#include "base/iov.h"
 #include "base/list.h"
 #include "base/status.h"
 #include "base/str.h"
@@ -118,11 +119,6 @@ struct nr_exchange {
     int response_status;      /* HTTP status or, for gRPC, the grpc-status + 1000, for the access log */
     uint64_t response_bytes;  /* of the body */
     void *session_data[4];    /* the session's */
-};
-
-struct nr_iov {
-    const void *ptr;
-    size_t len;
 };
 
 struct nr_response {
