@@ -9,8 +9,8 @@
 struct nr_bucket {
     uint32_t tokens; /* left now */
     uint32_t burst;
-    uint32_t rate;   /* tokens a second; 0: the bucket never refills */
-    int64_t at_ns;   /* refilled up to here */
+    uint32_t rate; /* tokens a second; 0: the bucket never refills */
+    int64_t at_ns; /* refilled up to here */
 };
 
 void nr_bucket_init(struct nr_bucket *b, uint32_t burst, uint32_t rate, int64_t now_ns);

@@ -13,11 +13,11 @@ static const char preface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 static void refuse_tls(struct nr_conn *c)
 {
     static const char text[] =
-        "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 68\r\n"
+        "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 69\r\n"
         "connection: close\r\n\r\n"
         "{\"error\":\"this port speaks plain HTTP: use http:// instead of https\"}";
     _Static_assert(sizeof("{\"error\":\"this port speaks plain HTTP: use http:// instead of "
-                          "https\"}") == 69,
+                          "https\"}") == 70,
                    "content-length above");
     nr_count(&c->e->counters.parse_errors, 1);
     c->in_start = c->in_end;

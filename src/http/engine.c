@@ -219,8 +219,7 @@ static void on_resume(struct nr_msg *m)
 void nr_engine_drain(struct nr_engine *e)
 {
     e->draining = true;
-    NR_LIST_FOREACH_SAFE(n, tmp, &e->conns)
-    {
+    NR_LIST_FOREACH_SAFE (n, tmp, &e->conns) {
         struct nr_conn *c = nr_container_of(n, struct nr_conn, node);
         if (c->state != NR_CONN_OPEN) {
             continue;
@@ -236,8 +235,7 @@ void nr_engine_drain(struct nr_engine *e)
 
 void nr_engine_abort(struct nr_engine *e)
 {
-    NR_LIST_FOREACH_SAFE(n, tmp, &e->conns)
-    {
+    NR_LIST_FOREACH_SAFE (n, tmp, &e->conns) {
         nr_conn_kill(nr_container_of(n, struct nr_conn, node), NR_CANCEL_SHUTDOWN);
     }
 }

@@ -20,13 +20,14 @@
 #include "http/server.h"
 #include "llhttp.h"
 
-#define NR_BLOCK_BYTES 16384u        /* a receive or output block with its header */
-#define NR_SCRATCH_BYTES 131072u     /* shared receive buffer of a loop, for sessions that copy */
-#define NR_TURN_BODY_BYTES 262144u   /* at most this much body per connection and turn */
-#define NR_TURN_SEND_BYTES 524288u   /* at most this much output per connection and turn */
-#define NR_OUT_HIGH_BYTES 262144u    /* more unsent output than this stops reading */
-#define NR_COPY_MAX_BYTES 8192u      /* responses up to this size are copied next to their head */
-#define NR_DRAIN_MAX_BYTES 65536u    /* a refused body up to this size is read to keep the connection */
+#define NR_BLOCK_BYTES 16384u      /* a receive or output block with its header */
+#define NR_SCRATCH_BYTES 131072u   /* shared receive buffer of a loop, for sessions that copy */
+#define NR_TURN_BODY_BYTES 262144u /* at most this much body per connection and turn */
+#define NR_TURN_SEND_BYTES 524288u /* at most this much output per connection and turn */
+#define NR_OUT_HIGH_BYTES 262144u  /* more unsent output than this stops reading */
+#define NR_COPY_MAX_BYTES 8192u    /* responses up to this size are copied next to their head */
+#define NR_DRAIN_MAX_BYTES \
+    65536u /* a refused body up to this size is read to keep the connection */
 #define NR_LINGER_NS (2 * INT64_C(1000000000))
 #define NR_LINGER_MAX_BYTES 1048576u
 #define NR_NEVER INT64_MAX
@@ -127,7 +128,7 @@ struct nr_conn {
     const struct nr_session_ops *ops; /* NULL while detecting */
     struct nr_list node;              /* e->conns, or e->free_conns */
     struct nr_list flush_node, resume_node, wheel_node, reap_node;
-    int64_t armed_ns;                 /* the wheel looks at this connection then; NR_NEVER: not armed */
+    int64_t armed_ns; /* the wheel looks at this connection then; NR_NEVER: not armed */
     enum nr_conn_state state;
     bool eof, blocked, linger, out_failed, counted_addr;
     uint32_t in_start, in_end;
@@ -278,7 +279,8 @@ void nr_xp_expose(struct nr_xp *xp);  /* on_head */
 void nr_xp_request(struct nr_xp *xp); /* on_request */
 /* The app's response will not be used; tells the app (once) when it has not answered. */
 void nr_xp_drop(struct nr_xp *xp, nr_cancel_reason why);
-void nr_xp_cancel(struct nr_xp *xp, nr_cancel_reason why); /* tells only; a response is still sent */
+void nr_xp_cancel(struct nr_xp *xp,
+                  nr_cancel_reason why); /* tells only; a response is still sent */
 /* Whether nothing is left to do: the app has answered and bytes up to out_end are gone. */
 bool nr_xp_over(const struct nr_xp *xp, uint64_t out_sent);
 void nr_xp_finish(struct nr_xp *xp); /* on_done, recycled */

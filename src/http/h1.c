@@ -29,8 +29,8 @@
 #include "base/clock.h"
 
 #define SPANS_FIRST 24u
-#define CHUNKS_FREE 1024u      /* so many chunks of any size … */
-#define CHUNK_MEAN_MIN 64u     /* … then their mean must be at least this */
+#define CHUNKS_FREE 1024u  /* so many chunks of any size … */
+#define CHUNK_MEAN_MIN 64u /* … then their mean must be at least this */
 #define FRAMING_FREE_BYTES 16384u
 #define FRAMING_PER_CHUNK 24u
 
@@ -277,9 +277,10 @@ static void refuse_parse(struct nr_conn *c, llhttp_errno_t err)
     default:
         break;
     }
-    nr_h1_refuse(c, 400, nr_arena_fmt(&h->cur->x.arena, "malformed HTTP message (%s)",
-                                      llhttp_errno_name(err) + 4)
-                             .ptr);
+    nr_h1_refuse(
+        c, 400,
+        nr_arena_fmt(&h->cur->x.arena, "malformed HTTP message (%s)", llhttp_errno_name(err) + 4)
+            .ptr);
 }
 
 /* --- head ----------------------------------------------------------------------------------- */
@@ -609,8 +610,8 @@ static bool view_body(struct nr_conn *c)
         c->in_want = (uint32_t)(h->body_left - have);
         return false;
     }
-    x->body = (struct nr_str){(const char *)c->in->data + c->in_start + h->parsed,
-                              (size_t)h->body_left};
+    x->body =
+        (struct nr_str){(const char *)c->in->data + c->in_start + h->parsed, (size_t)h->body_left};
     c->in_start += h->parsed + (uint32_t)h->body_left;
     return body_complete(c);
 }
@@ -644,8 +645,8 @@ static bool chunked_body(struct nr_conn *c)
     }
     c->in_start += (uint32_t)len;
     h->framing_bytes += len - (h->body_got - before);
-    if (h->framing_bytes > FRAMING_FREE_BYTES + c->e->limits->max_head_bytes +
-                               h->chunks * FRAMING_PER_CHUNK) {
+    if (h->framing_bytes >
+        FRAMING_FREE_BYTES + c->e->limits->max_head_bytes + h->chunks * FRAMING_PER_CHUNK) {
         nr_h1_refuse(c, 400, "too many bytes around the chunks of the body");
         return false;
     }
@@ -653,8 +654,8 @@ static bool chunked_body(struct nr_conn *c)
         return false;
     }
     if (xp->x.body_buf) {
-        xp->x.body = (struct nr_str){(const char *)nr_buf_data(xp->x.body_buf) + xp->body_off,
-                                     xp->body_len};
+        xp->x.body =
+            (struct nr_str){(const char *)nr_buf_data(xp->x.body_buf) + xp->body_off, xp->body_len};
     }
     return body_complete(c);
 }
@@ -707,8 +708,8 @@ static void on_body(struct nr_conn *c, size_t len)
     h->body_got += len;
     h->body_left -= len;
     if (h->body_left == 0) {
-        xp->x.body = (struct nr_str){(const char *)nr_buf_data(xp->x.body_buf) + xp->body_off,
-                                     xp->body_len};
+        xp->x.body =
+            (struct nr_str){(const char *)nr_buf_data(xp->x.body_buf) + xp->body_off, xp->body_len};
         (void)body_complete(c);
         return;
     }
@@ -727,8 +728,7 @@ static void on_eof(struct nr_conn *c)
     }
     h->phase = H1_END;
     if (!c->e->limits->half_close) {
-        NR_LIST_FOREACH_SAFE(n, tmp, &h->pipeline)
-        {
+        NR_LIST_FOREACH_SAFE (n, tmp, &h->pipeline) {
             nr_xp_cancel(nr_container_of(n, struct nr_xp, x.node), NR_CANCEL_HALF_CLOSE);
         }
     }
@@ -808,8 +808,7 @@ static void h1_abort(struct nr_conn *c, nr_cancel_reason why)
     h->cur = NULL;
     h->has_dropped = true;
     /* the app may answer inside on_cancel; that only marks, so the list stays as it is */
-    NR_LIST_FOREACH_SAFE(n, tmp, &h->pipeline)
-    {
+    NR_LIST_FOREACH_SAFE (n, tmp, &h->pipeline) {
         struct nr_xp *xp = nr_container_of(n, struct nr_xp, x.node);
         xp->held = NULL;
         nr_xp_drop(xp, why);

@@ -235,8 +235,7 @@ void nr_h1_continue(struct nr_conn *c)
 void nr_h1_sent(struct nr_conn *c)
 {
     struct nr_h1 *h = &c->h1;
-    NR_LIST_FOREACH_SAFE(n, tmp, &h->pipeline)
-    {
+    NR_LIST_FOREACH_SAFE (n, tmp, &h->pipeline) {
         struct nr_xp *xp = nr_container_of(n, struct nr_xp, x.node);
         if (xp != h->cur && nr_xp_over(xp, c->out_sent)) {
             if (h->next_emit == n) { /* dropped before its turn came */

@@ -1,20 +1,19 @@
-/* Listening sockets and acceptors: one struct nr_acceptor per loop and listener. */
+/* Acceptors: one per loop and listener. */
 #ifndef NR_HTTP_LISTEN_H
 #define NR_HTTP_LISTEN_H
 
 #include "http/engine.h"
+#include "io/sock.h"
 
 struct nr_acceptor {
     struct nr_watch watch; /* fd borrowed from the server */
     struct nr_timer rest;
-    struct nr_engine *e;
+    struct nr_sock_acceptor sock;
+    struct nr_engine *e; /* NULL: not running */
     uint16_t listener;
 };
 
-/* Numeric address; port 0 picks one. Caller closes *ret_fd. */
-nr_nodiscard nr_status nr_listen_open(const char *address, uint16_t port, int *ret_fd,
-                                      uint16_t *ret_port, struct nr_err *err);
-/* On the loop's thread. */
+/* Both on the loop's thread; stop may be called on one that was never started (zeroed). */
 nr_nodiscard nr_status nr_acceptor_start(struct nr_acceptor *a, struct nr_engine *e, int fd,
                                          uint16_t listener);
 void nr_acceptor_stop(struct nr_acceptor *a);

@@ -263,16 +263,22 @@ nr_status nr_server_listen(struct nr_server *s, const char *address, uint16_t po
         return nr_fail(err, NARU_EXHAUSTED, "more than %u listeners", MAX_LISTENERS);
     }
     int fd;
-    uint16_t got;
-    nr_status st = nr_listen_open(address, port, &fd, &got, err);
+    struct nr_sock_listen cfg = {.host = address, .port = port};
+    nr_status st = nr_sock_listen(&cfg, &fd, err);
     if (st != NARU_OK) {
         return st;
+    }
+    struct nr_sock_addr bound;
+    st = nr_sock_local(fd, &bound);
+    if (st != NARU_OK) {
+        (void)close(fd);
+        return nr_fail(err, st, "cannot read the port of the socket that listens on %s", address);
     }
     s->listeners[s->n_listeners].fd = fd;
     s->listeners[s->n_listeners].tag = listener;
     s->n_listeners++;
     if (ret_port) {
-        *ret_port = got;
+        *ret_port = nr_sock_addr_port(&bound);
     }
     return NARU_OK;
 }
