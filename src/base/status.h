@@ -23,6 +23,8 @@ typedef naru_status nr_status;
 #define NR_MAX(a, b) ((a) > (b) ? (a) : (b))
 #define nr_container_of(ptr, type, member) \
     ((type *)(void *)((char *)(ptr) - offsetof(type, member)))
+#define nr_container_of_const(ptr, type, member) \
+    ((const type *)(const void *)((const char *)(ptr)-offsetof(type, member)))
 
 /* Hands a pointer over: evaluates to it and leaves NULL behind, so that a cleanup does nothing. */
 #define NR_TAKE(ptr)                       \

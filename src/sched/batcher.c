@@ -47,9 +47,9 @@ bool nr_batcher_compatible(const struct nr_infer_request *a, const struct nr_inf
     return true;
 }
 
-static struct nr_request *request_of(const struct nr_list *node)
+static const struct nr_request *request_of(const struct nr_list *node)
 {
-    return nr_container_of(node, struct nr_request, node);
+    return nr_container_of_const(node, struct nr_request, node);
 }
 
 /* The longest prefix that may run together, and what ended it. NR_SEAL_IDLE: the queue did. */
