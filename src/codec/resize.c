@@ -277,8 +277,9 @@ static nr_status pass_vertical(const struct nr_image *img, uint32_t y0, uint32_t
 static void nearest_table(uint32_t in, uint32_t out, uint32_t *table)
 {
     double step = (double)in / out, at = step * 0.5;
-    for (uint32_t i = 0; i < out; i++, at += step) {
+    for (uint32_t i = 0; i < out; i++) {
         table[i] = NR_MIN((uint32_t)at, in - 1);
+        at += step;
     }
 }
 
