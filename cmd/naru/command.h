@@ -1,6 +1,6 @@
 /* A subcommand: name, one line for `naru --help`, and what runs it. One folder of cmd/ each. */
-#ifndef NARU_COMMAND_H
-#define NARU_COMMAND_H
+#ifndef NR_CMD_NARU_COMMAND_H
+#define NR_CMD_NARU_COMMAND_H
 
 struct command {
     const char *name;

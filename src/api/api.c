@@ -291,10 +291,15 @@ static void plugin_options(struct nr_call *c)
 
 void nr_call_submit(struct nr_call *c)
 {
+    nr_call_submit_in(c, &c->x->arena);
+}
+
+void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena)
+{
     struct nr_exchange *x = c->x;
     c->request.sched = c->runtime->sched;
     c->request.loop = x->loop;
-    c->request.arena = &x->arena;
+    c->request.arena = arena;
     c->request.in = &c->in;
     c->request.arrival_ns = x->start_ns;
     c->request.deadline_ns = x->deadline_ns;

@@ -63,6 +63,8 @@ nr_nodiscard nr_status nr_call_lookup(struct nr_call *c, struct nr_str model, st
                                       struct nr_err *err);
 /* Submits c->in to the version's scheduler; c->respond follows, maybe before this returns. Loop. */
 void nr_call_submit(struct nr_call *c);
+/* The same with another arena for the results (several requests of one call, one after another). */
+void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena);
 /* Runs work on the pool, then after on the loop. Refuses with 503 when the pool is full. Loop. */
 void nr_call_offload(struct nr_call *c, void (*work)(struct nr_call *), void (*after)(struct nr_call *));
 
@@ -84,6 +86,9 @@ extern const struct nr_route nr_routes_v2_grpc[];
 extern const struct nr_route nr_routes_predict[];
 extern const struct nr_route nr_routes_metrics[];
 extern const struct nr_route nr_routes_page[];
+
+/* predict.c: frees what it keeps in nr_runtime.extra. */
+void nr_predict_plan_free(void *plan);
 
 /* --- route.c --- */
 struct nr_router;

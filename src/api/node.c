@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "api/call.h"
 #include "base/clock.h"
 #include "base/mem.h"
 #include "io/loop.h"
@@ -121,7 +122,8 @@ static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
                                           .n_loops = n->n_loops,
                                           .limits = n->cfg.queue,
                                           .placement = n->cfg.placement,
-                                          .max_instances = n->cfg.max_instances};
+                                          .max_instances = n->cfg.max_instances,
+                                          .extra_free = nr_predict_plan_free};
     struct nr_repository_cfg rc = n->cfg.repository;
     rc.ops = nr_runtime_ops;
     rc.ops_ctx = &n->runtime;

@@ -19,7 +19,8 @@ struct nr_router {
     unsigned n;
 };
 
-static const struct nr_route *const tables[] = {nr_routes_v2_http, nr_routes_v2_grpc};
+static const struct nr_route *const tables[] = {nr_routes_v2_http, nr_routes_v2_grpc,
+                                                nr_routes_predict};
 
 nr_status nr_router_new(struct nr_router **ret, struct nr_err *err)
 {

@@ -192,6 +192,7 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
     const struct nr_runtime_host *host = ctx;
     nr_cleanup(runtime_free_at) struct nr_runtime *rt = nr_new(struct nr_runtime);
     rt->version = v;
+    rt->extra_free = host->extra_free;
     bool says_instances = v->config->pb->n_instance_group > 0;
     nr_status st = open_model(host, v, rt, err);
     if (st != NARU_OK) {
