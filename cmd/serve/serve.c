@@ -9,12 +9,14 @@
 #include "base/log.h"
 #include "naru/command.h"
 
-static void on_state(void *ctx, const struct nr_version *v, nr_version_state state, const char *reason)
+static void on_state(void *ctx, const struct nr_version *v, nr_version_state state,
+                     const char *reason)
 {
     (void)ctx;
-    nr_log(state == NR_VERSION_READY ? NR_LOG_INFO : NR_LOG_ERROR, "model", nr_version_state_text(state),
-           NR_KV_TEXT("model", v->name), NR_KV_INT("version", v->number),
-           NR_KV_DBL("ms", (double)v->load_ns / 1e6), NR_KV_TEXT("reason", reason));
+    nr_log(state == NR_VERSION_READY ? NR_LOG_INFO : NR_LOG_ERROR, "model",
+           nr_version_state_text(state), NR_KV_TEXT("model", v->name),
+           NR_KV_INT("version", v->number), NR_KV_DBL("ms", (double)v->load_ns / 1e6),
+           NR_KV_TEXT("reason", reason));
 }
 
 static int run(int argc, char **argv)

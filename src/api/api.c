@@ -34,7 +34,8 @@ static struct nr_str json_type(void)
 void nr_call_bytes(struct nr_call *c, int status, struct nr_str type, struct nr_str body)
 {
     struct nr_iov part = {body.ptr, body.len};
-    struct nr_response r = {.status = status, .content_type = type, .body = &part, .n_body = body.len > 0};
+    struct nr_response r = {
+        .status = status, .content_type = type, .body = &part, .n_body = body.len > 0};
     nr_exchange_respond(c->x, &r);
 }
 
@@ -66,7 +67,8 @@ void nr_call_grpc_bytes(struct nr_call *c, struct nr_str message)
 void nr_call_fail(struct nr_call *c, nr_status status, struct nr_str text, unsigned retry_after_s)
 {
     c->err.status = status;
-    snprintf(c->err.text, sizeof(c->err.text), NR_STR_FMT, NR_STR_ARG(text)); /* for the access log */
+    snprintf(c->err.text, sizeof(c->err.text), NR_STR_FMT,
+             NR_STR_ARG(text)); /* for the access log */
     if (c->x->protocol == NR_GRPC) {
         struct nr_response r = {.status = 200,
                                 .grpc_status = nr_status_grpc(status),
@@ -83,7 +85,8 @@ void nr_call_fail(struct nr_call *c, nr_status status, struct nr_str text, unsig
     nr_text_done(&t);
     struct nr_iov part = {body.ptr, body.len};
     struct nr_header retry = {NR_STR("retry-after"), {0}};
-    struct nr_response r = {.status = nr_status_http(status), .content_type = json_type(), .body = &part, .n_body = 1};
+    struct nr_response r = {
+        .status = nr_status_http(status), .content_type = json_type(), .body = &part, .n_body = 1};
     if (retry_after_s > 0) {
         retry.value = nr_arena_fmt(&c->x->arena, "%u", retry_after_s);
         r.headers = &retry;
@@ -191,14 +194,16 @@ static void set_body_limit(struct nr_api *a, struct nr_call *c)
     uint64_t limit = a->cfg.max_body_bytes;
     struct nr_version *v;
     if (c->route->wants_model && c->model_name.len > 0 &&
-        nr_catalog_lookup(nr_call_catalog(c), c->model_name, c->version_text, &v, NULL) == NARU_OK) {
+        nr_catalog_lookup(nr_call_catalog(c), c->model_name, c->version_text, &v, NULL) ==
+            NARU_OK) {
         uint64_t own = body_limit_of(nr_runtime_of(v)->signature);
         limit = own > 0 ? NR_MIN(own, limit) : limit;
     }
     x->body_limit = limit;
     uint64_t json_bytes;
     if (x->known.inference_header_content_length.len > 0 &&
-        nr_str_to_u64(x->known.inference_header_content_length, &json_bytes) && json_bytes < limit) {
+        nr_str_to_u64(x->known.inference_header_content_length, &json_bytes) &&
+        json_bytes < limit) {
         x->body_align_at = (size_t)json_bytes;
     }
 }
@@ -212,7 +217,8 @@ static void refuse_unrouted(struct nr_call *c, nr_status st)
     } else if (st == NARU_METHOD) {
         nr_call_fail(c, st,
                      nr_arena_fmt(&x->arena, "method " NR_STR_FMT " is not allowed for " NR_STR_FMT,
-                                  NR_STR_ARG(x->method_text), NR_STR_ARG(x->path)), 0);
+                                  NR_STR_ARG(x->method_text), NR_STR_ARG(x->path)),
+                     0);
     } else {
         nr_call_fail(c, NARU_NOT_FOUND,
                      nr_arena_fmt(&x->arena, "no such path: " NR_STR_FMT, NR_STR_ARG(x->path)), 0);
@@ -247,7 +253,8 @@ static void on_request(void *ctx, struct nr_exchange *x)
 
 /* --- inference -------------------------------------------------------------------------------- */
 
-nr_status nr_call_lookup(struct nr_call *c, struct nr_str model, struct nr_str version, struct nr_err *err)
+nr_status nr_call_lookup(struct nr_call *c, struct nr_str model, struct nr_str version,
+                         struct nr_err *err)
 {
     struct nr_catalog_reader *reader = &c->api->readers[nr_loop_index(c->x->loop)];
     nr_status st = nr_catalog_lookup(nr_catalog_get(reader), model, version, &c->version, err);
@@ -329,7 +336,8 @@ static void run_job(struct nr_job *j)
     nr_loop_post(c->x->loop, &c->msg);
 }
 
-void nr_call_offload(struct nr_call *c, void (*work)(struct nr_call *), void (*after)(struct nr_call *))
+void nr_call_offload(struct nr_call *c, void (*work)(struct nr_call *),
+                     void (*after)(struct nr_call *))
 {
     c->work = work;
     c->after = after;
@@ -358,13 +366,13 @@ static void access_log(struct nr_call *c)
     struct nr_exchange *x = c->x;
     char id[17];
     snprintf(id, sizeof(id), "%016llx", (unsigned long long)x->id);
-    nr_log(c->err.status != NARU_OK && nr_status_http(c->err.status) >= 500 ? NR_LOG_WARN : NR_LOG_INFO,
+    nr_log(c->err.status != NARU_OK && nr_status_http(c->err.status) >= 500 ? NR_LOG_WARN
+                                                                            : NR_LOG_INFO,
            "access", c->route != NULL ? c->route->action : "request",
-           NR_KV_STR("id", c->in.has_id ? c->in.id : nr_str_from(id)),
-           NR_KV_TEXT("exchange", id), NR_KV_TEXT("peer", x->peer->text),
-           NR_KV_STR("method", x->method_text), NR_KV_STR("path", x->path),
-           NR_KV_INT("status", x->response_status), NR_KV_INT("in", x->body.len),
-           NR_KV_INT("out", x->response_bytes),
+           NR_KV_STR("id", c->in.has_id ? c->in.id : nr_str_from(id)), NR_KV_TEXT("exchange", id),
+           NR_KV_TEXT("peer", x->peer->text), NR_KV_STR("method", x->method_text),
+           NR_KV_STR("path", x->path), NR_KV_INT("status", x->response_status),
+           NR_KV_INT("in", x->body.len), NR_KV_INT("out", x->response_bytes),
            NR_KV_INT("us", (nr_clock_now() - x->start_ns) / NR_US_NS),
            NR_KV_TEXT("error", c->err.status != NARU_OK ? c->err.text : ""));
 }

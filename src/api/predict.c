@@ -31,7 +31,12 @@
 #define TILES_PER_STEP 4
 #define ENCODED_MAX (256u << 20) /* of a result picture; more than 50 Mpx of PNG noise */
 
-typedef enum answer_kind { ANSWER_DECLARED, ANSWER_IMAGE, ANSWER_JSON, ANSWER_BYTES } answer_kind;
+typedef enum answer_kind {
+    ANSWER_DECLARED,
+    ANSWER_IMAGE,
+    ANSWER_JSON,
+    ANSWER_BYTES
+} answer_kind;
 
 struct predict {
     const struct nr_image_plan *plan;
@@ -93,9 +98,8 @@ static nr_status make_plan(struct nr_call *c, struct nr_image_plan **ret, struct
     struct nr_arena *a = &c->x->arena;
     const struct nr_model_config *config = c->version->config;
     const struct nr_signature *sig = c->runtime->signature;
-    struct nr_image_signature is = {.n_inputs = sig->n_inputs,
-                                    .n_outputs = sig->n_outputs,
-                                    .batches = sig->max_batch_size > 0};
+    struct nr_image_signature is = {
+        .n_inputs = sig->n_inputs, .n_outputs = sig->n_outputs, .batches = sig->max_batch_size > 0};
     describe_io(a, sig->inputs, sig->n_inputs, &is.inputs);
     describe_io(a, sig->outputs, sig->n_outputs, &is.outputs);
     for (unsigned i = 0; i < sig->n_outputs; i++) {
@@ -154,8 +158,9 @@ static nr_status picture_of_json(struct nr_call *c, struct nr_str *ret, struct n
     struct nr_str text = {yyjson_get_str(image), yyjson_get_len(image)}, payload, media;
     nr_status st = NARU_OK;
     if (doc == NULL || text.ptr == NULL) {
-        st = nr_fail(err, NARU_INVALID,
-                     "a JSON body must be {\"image\": \"<base64>\"}; or send the picture's own bytes");
+        st = nr_fail(
+            err, NARU_INVALID,
+            "a JSON body must be {\"image\": \"<base64>\"}; or send the picture's own bytes");
     } else {
         if (nr_base64_data_url(text, &payload, &media)) {
             text = payload;
@@ -188,7 +193,8 @@ static nr_status picture_of_form(struct nr_call *c, struct nr_str *ret, struct n
     }
     const struct nr_multipart_part *file = nr_multipart_file(m);
     if (file == NULL) {
-        return nr_fail(err, NARU_INVALID, "the form has no file; add one, e.g. curl -F image=@photo.jpg");
+        return nr_fail(err, NARU_INVALID,
+                       "the form has no file; add one, e.g. curl -F image=@photo.jpg");
     }
     *ret = file->data;
     return NARU_OK;
@@ -215,7 +221,8 @@ static nr_status find_picture(struct nr_call *c, struct predict *p, struct nr_er
         }
     }
     if (st == NARU_OK && p->picture.len == 0) {
-        st = nr_fail(err, NARU_INVALID, "no picture came; send one as the body, e.g. curl -T photo.jpg");
+        st = nr_fail(err, NARU_INVALID,
+                     "no picture came; send one as the body, e.g. curl -T photo.jpg");
     }
     p->in_format = nr_image_sniff(p->picture.ptr, p->picture.len);
     return st;
@@ -238,7 +245,8 @@ static bool accepts(struct nr_str accept, const char *type)
             return true;
         }
         if (range.len == (size_t)slash + 2 && range.ptr[range.len - 1] == '*' &&
-            nr_str_eq_nocase((struct nr_str){range.ptr, (size_t)slash}, (struct nr_str){want.ptr, (size_t)slash})) {
+            nr_str_eq_nocase((struct nr_str){range.ptr, (size_t)slash},
+                             (struct nr_str){want.ptr, (size_t)slash})) {
             return true;
         }
     }
@@ -251,14 +259,16 @@ static nr_status negotiate(struct nr_call *c, struct predict *p, struct nr_err *
     static const char *const media[] = {"image/png", "image/jpeg", "image/webp"};
     struct nr_str accept = c->x->known.accept;
     bool image = p->plan->output == NR_OUTPUT_IMAGE;
-    const char *declared = image ? nr_image_format_media(p->plan->output_format) : "application/json";
+    const char *declared =
+        image ? nr_image_format_media(p->plan->output_format) : "application/json";
     p->answer = ANSWER_DECLARED;
     p->out_format = p->plan->output_format;
     if (accept.len == 0 || accepts(accept, "*/*") || accepts(accept, declared)) {
         return NARU_OK;
     }
     for (unsigned i = 0; image && i < NR_COUNT(media); i++) {
-        if (accepts(accept, media[i]) && nr_image_format_parse(nr_str_from(media[i]), &p->out_format)) {
+        if (accepts(accept, media[i]) &&
+            nr_image_format_parse(nr_str_from(media[i]), &p->out_format)) {
             p->answer = ANSWER_IMAGE;
             return NARU_OK;
         }
@@ -281,7 +291,8 @@ static nr_status negotiate(struct nr_call *c, struct predict *p, struct nr_err *
 
 static uint32_t tiles_per_step(const struct nr_call *c, const struct predict *p)
 {
-    int64_t most = p->plan->batches ? NR_MIN(c->runtime->signature->max_batch_size, TILES_PER_STEP) : 1;
+    int64_t most =
+        p->plan->batches ? NR_MIN(c->runtime->signature->max_batch_size, TILES_PER_STEP) : 1;
     return (uint32_t)NR_MAX(most, 1);
 }
 
@@ -295,7 +306,8 @@ static nr_status write_tiles(struct nr_call *c, struct predict *p, struct nr_err
         uint32_t rows = NR_MIN(most, p->job.n_tiles);
         p->tensor = nr_mul(p->job.tile_bytes, rows, &bytes) ? nr_buf_try_new(bytes) : NULL;
         if (p->tensor == NULL) {
-            return nr_fail(err, NARU_NOMEM, "no memory for the picture's tensor now; try again later");
+            return nr_fail(err, NARU_NOMEM,
+                           "no memory for the picture's tensor now; try again later");
         }
     }
     for (uint32_t i = 0; i < p->step_tiles; i++) {
@@ -333,7 +345,8 @@ static void prepare(struct nr_call *c)
     limits.max_side = c->api->cfg.max_image_side;
     nr_status st = find_picture(c, p, err);
     if (st == NARU_OK) {
-        st = nr_image_decode(p->picture.ptr, p->picture.len, p->plan->color, &limits, &picture, err);
+        st =
+            nr_image_decode(p->picture.ptr, p->picture.len, p->plan->color, &limits, &picture, err);
     }
     if (st == NARU_OK) {
         st = nr_image_job_init(p->plan, picture.width, picture.height, &p->job, err);
@@ -383,12 +396,13 @@ static nr_status finish_image(struct nr_call *c, struct predict *p, struct nr_er
     p->type = nr_str_from(nr_image_format_media(p->out_format));
     p->body = (struct nr_str){p->text.data, p->text.len};
     if (p->keep) {
-        struct nr_gallery_entry e = {.model = nr_str_from(c->version->name),
-                                     .in_type = nr_str_from(nr_image_format_media(p->in_format)),
-                                     .out_type = p->type,
-                                     .in_bytes = p->picture.len,
-                                     .out_bytes = p->body.len,
-                                     .took_us = (uint32_t)NR_MIN(p->infer_ns / NR_US_NS, (int64_t)UINT32_MAX)};
+        struct nr_gallery_entry e = {
+            .model = nr_str_from(c->version->name),
+            .in_type = nr_str_from(nr_image_format_media(p->in_format)),
+            .out_type = p->type,
+            .in_bytes = p->picture.len,
+            .out_bytes = p->body.len,
+            .took_us = (uint32_t)NR_MIN(p->infer_ns / NR_US_NS, (int64_t)UINT32_MAX)};
         st = nr_gallery_add(c->api->cfg.gallery, &e, p->picture, p->body, err);
         memcpy(p->id, e.id, sizeof(p->id));
     }
@@ -400,8 +414,11 @@ static void image_to_json(struct nr_call *c, struct predict *p)
 {
     struct nr_text t;
     nr_text_init(&t, 2 * (size_t)ENCODED_MAX);
-    nr_text_fmt(&t, "{\"model_name\":\"%s\",\"model_version\":\"%lld\",\"image\":{\"format\":\"%s\",\"data\":\"",
-                c->version->name, (long long)c->version->number, nr_image_format_media(p->out_format));
+    nr_text_fmt(&t,
+                "{\"model_name\":\"%s\",\"model_version\":\"%lld\",\"image\":{\"format\":\"%s\","
+                "\"data\":\"",
+                c->version->name, (long long)c->version->number,
+                nr_image_format_media(p->out_format));
     size_t len = nr_base64_encoded_len(p->body.len);
     if (nr_text_reserve(&t, len + 8)) {
         nr_base64_encode(p->body.ptr, p->body.len, t.data + t.len);
@@ -421,18 +438,21 @@ static nr_status finish_labels(struct nr_call *c, struct predict *p, struct nr_e
     const struct nr_labels *labels = &c->version->labels[p->output];
     struct nr_label_score *top = nr_arena_alloc(&c->x->arena, p->plan->top_k * sizeof(*top));
     uint32_t n;
-    nr_status st = nr_labels_top(t->dtype, t->data, t->bytes, p->plan->softmax, p->plan->top_k, top, &n, err);
+    nr_status st =
+        nr_labels_top(t->dtype, t->data, t->bytes, p->plan->softmax, p->plan->top_k, top, &n, err);
     if (st != NARU_OK) {
         return st;
     }
     nr_text_init(&p->text, ENCODED_MAX);
-    nr_text_fmt(&p->text, "{\"model_name\":\"%s\",\"model_version\":\"%lld\",\"labels\":[", c->version->name,
-                (long long)c->version->number);
+    nr_text_fmt(&p->text, "{\"model_name\":\"%s\",\"model_version\":\"%lld\",\"labels\":[",
+                c->version->name, (long long)c->version->number);
     for (uint32_t i = 0; i < n; i++) {
         struct nr_str name = nr_labels_get(labels, top[i].index);
         nr_text_str(&p->text, i > 0 ? ",{\"label\":" : "{\"label\":");
-        nr_text_json(&p->text, name.len > 0 ? name : nr_arena_fmt(&c->x->arena, "%u", top[i].index));
-        nr_text_fmt(&p->text, ",\"index\":%u,\"probability\":%.6g}", top[i].index, (double)top[i].score);
+        nr_text_json(&p->text,
+                     name.len > 0 ? name : nr_arena_fmt(&c->x->arena, "%u", top[i].index));
+        nr_text_fmt(&p->text, ",\"index\":%u,\"probability\":%.6g}", top[i].index,
+                    (double)top[i].score);
     }
     nr_text_str(&p->text, "]}\n");
     p->type = NR_STR("application/json");
@@ -564,7 +584,8 @@ static void handle_predict(struct nr_call *c)
         NR_ASSERT(io_index(sig->inputs, sig->n_inputs, p->plan->input, &p->input));
         st = io_index(sig->outputs, sig->n_outputs, p->plan->output_tensor, &p->output)
                  ? negotiate(c, p, &err)
-                 : nr_fail(&err, NARU_PRECONDITION, "the model has no output '%s'", p->plan->output_tensor);
+                 : nr_fail(&err, NARU_PRECONDITION, "the model has no output '%s'",
+                           p->plan->output_tensor);
     }
     if (st != NARU_OK) {
         nr_call_fail_err(c, &err);
@@ -581,6 +602,7 @@ static void handle_predict(struct nr_call *c)
 
 const struct nr_route nr_routes_predict[] = {
     {"/v2/models/{model}/predict", SEND, NR_SCOPE_INFER, false, false, handle_predict, "predict"},
-    {"/v2/models/{model}/versions/{version}/predict", SEND, NR_SCOPE_INFER, false, false, handle_predict, "predict"},
+    {"/v2/models/{model}/versions/{version}/predict", SEND, NR_SCOPE_INFER, false, false,
+     handle_predict, "predict"},
     {0},
 };

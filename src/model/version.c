@@ -12,7 +12,7 @@
 
 #include "base/mem.h"
 #include "io/file.h"
-#include "model/version_priv.h"
+#include "model/repository_priv.h"
 
 #define LABELS_MAX_BYTES (64u << 20)
 
@@ -48,8 +48,7 @@ static nr_status load_labels(struct nr_version *v, uint32_t output, struct nr_er
 
 nr_status nr_version_complete(struct nr_version *v, const naru_model_info *info, struct nr_err *err)
 {
-    nr_status st =
-        nr_config_complete(v->config, info, nr_repository_config_opts(v->repository), err);
+    nr_status st = nr_config_complete(v->config, info, &v->repository->cfg.config, err);
     if (st != NARU_OK) {
         return st;
     }

@@ -19,10 +19,10 @@
 #define NR_GALLERY_ID_MAX 32
 
 struct nr_gallery_cfg {
-    const char *path;      /* made when missing, mode 0700 */
-    uint64_t max_bytes;    /* 256 MiB */
-    unsigned max_entries;  /* 500 */
-    int64_t max_age_ns;    /* 30 days; 0: none */
+    const char *path;     /* made when missing, mode 0700 */
+    uint64_t max_bytes;   /* 256 MiB */
+    unsigned max_entries; /* 500 */
+    int64_t max_age_ns;   /* 30 days; 0: none */
 };
 void nr_gallery_cfg_default(struct nr_gallery_cfg *cfg); /* path NULL */
 
@@ -51,6 +51,7 @@ nr_nodiscard nr_status nr_gallery_list(struct nr_gallery *g, struct nr_arena *a,
 nr_nodiscard nr_status nr_gallery_read(struct nr_gallery *g, struct nr_arena *a, struct nr_str id,
                                        bool input, struct nr_str *ret, struct nr_str *ret_type,
                                        struct nr_err *err);
-nr_nodiscard nr_status nr_gallery_remove(struct nr_gallery *g, struct nr_str id, struct nr_err *err);
+nr_nodiscard nr_status nr_gallery_remove(struct nr_gallery *g, struct nr_str id,
+                                         struct nr_err *err);
 
 #endif

@@ -32,8 +32,8 @@ static void push(struct fixture *f, int64_t rows, int64_t width, int64_t queued_
     nr_list_append(&f->queue, &f->requests[i].node);
 }
 
-static void expect(struct fixture *f, const struct nr_batch_rules *rules, int64_t now_ns, unsigned n,
-                   int64_t rows, nr_seal why)
+static void expect(struct fixture *f, const struct nr_batch_rules *rules, int64_t now_ns,
+                   unsigned n, int64_t rows, nr_seal why)
 {
     struct nr_batch_plan p = nr_batcher_plan(rules, &f->queue, now_ns);
     assert_int_equal(p.n_requests, n);
@@ -46,7 +46,8 @@ static void test_empty_queue(void **state)
     (void)state;
     struct fixture f;
     start(&f);
-    struct nr_batch_plan p = nr_batcher_plan(&(struct nr_batch_rules){.batching = true, .max_rows = 8}, &f.queue, 5);
+    struct nr_batch_plan p =
+        nr_batcher_plan(&(struct nr_batch_rules){.batching = true, .max_rows = 8}, &f.queue, 5);
     assert_int_equal(p.n_requests, 0);
     assert_int_equal(p.wait_until_ns, 0);
 }
@@ -142,7 +143,8 @@ static void test_full_batch_does_not_wait(void **state)
     start(&f);
     push(&f, 4, 4, 0);
     push(&f, 4, 4, 0);
-    expect(&f, &(struct nr_batch_rules){.batching = true, .max_rows = 8, .delay_ns = 1000}, 1, 2, 8, NR_SEAL_FULL);
+    expect(&f, &(struct nr_batch_rules){.batching = true, .max_rows = 8, .delay_ns = 1000}, 1, 2, 8,
+           NR_SEAL_FULL);
 }
 
 static void test_largest_preferred_size(void **state)
@@ -171,7 +173,8 @@ static void test_request_larger_than_maximum_still_leaves(void **state)
     struct fixture f;
     start(&f);
     push(&f, 9, 4, 0); /* refused at decoding; if one comes, it must not block the queue */
-    expect(&f, &(struct nr_batch_rules){.batching = true, .max_rows = 8, .delay_ns = 10}, 0, 1, 9, NR_SEAL_FULL);
+    expect(&f, &(struct nr_batch_rules){.batching = true, .max_rows = 8, .delay_ns = 10}, 0, 1, 9,
+           NR_SEAL_FULL);
 }
 
 int main(void)

@@ -7,7 +7,8 @@
 
 #include <cmocka.h>
 
-static void record(struct nr_counters *c, unsigned loop, int64_t rows, uint32_t batch_rows, bool leads)
+static void record(struct nr_counters *c, unsigned loop, int64_t rows, uint32_t batch_rows,
+                   bool leads)
 {
     struct nr_infer_request in = {.rows = rows};
     struct nr_request r = {.in = &in,

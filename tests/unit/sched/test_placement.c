@@ -112,7 +112,8 @@ static void test_rows_are_allowed_for(void **state)
     struct nr_placement p = make(true);
     int64_t now = feed(&p, 100, 5000, 1);
     for (unsigned i = 0; i < 5000; i++) {
-        nr_placement_observe(&p, 32, 60 * NR_US_NS, now += 1000); /* 32 rows in 60 µs are not slow */
+        nr_placement_observe(&p, 32, 60 * NR_US_NS,
+                             now += 1000); /* 32 rows in 60 µs are not slow */
     }
     assert_true(p.is_inline);
     int64_t expect = nr_placement_expect(&p, 32);
