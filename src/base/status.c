@@ -46,7 +46,7 @@ static void set_text(struct nr_err *err, const char *text, size_t len)
     err->text[fit] = '\0';
 }
 
-nr_status nr_fail(struct nr_err *err, nr_status status, const char *fmt, ...)
+nr_status(nr_fail)(struct nr_err *err, nr_status status, const char *fmt, ...)
 {
     if (err == NULL) {
         return status;
