@@ -222,7 +222,7 @@ struct nr_str nr_arena_str(struct nr_arena *a, struct nr_str s)
 
 struct nr_str nr_arena_fmt(struct nr_arena *a, const char *fmt, ...)
 {
-    char small[256]; /* most texts need no second pass */
+    nr_uninit char small[256]; /* most texts need no second pass */
     va_list args;
     va_start(args, fmt);
     int n = vsnprintf(small, sizeof(small), fmt, args);

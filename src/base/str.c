@@ -168,7 +168,7 @@ static void make_c_locale(void)
 
 bool nr_str_to_double(struct nr_str s, double *ret)
 {
-    char text[1024];
+    nr_uninit char text[1024];
     if (s.len >= sizeof(text) || !has_double_grammar(s)) {
         return false;
     }
