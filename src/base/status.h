@@ -61,7 +61,7 @@ nr_status nr_fail(struct nr_err *err, nr_status status, const char *fmt, ...) nr
     ({                                             \
         const nr_status nr_failed_ = (status);     \
         (nr_fail)((err), nr_failed_, __VA_ARGS__); \
-        NR_FAILED(nr_failed_);                    \
+        NR_FAILED(nr_failed_);                     \
         nr_failed_;                                \
     })
 
