@@ -552,7 +552,7 @@ static nr_status resolve_input(struct draft *d, const struct nr_image_signature 
                                struct nr_err *err)
 {
     struct nr_image_plan *p = d->plan;
-    const struct nr_image_io *io;
+    const struct nr_image_io *io = NULL;
     nr_status st = choose_input(d, sig, &io, err);
     if (st != NARU_OK) {
         return st;

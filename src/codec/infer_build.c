@@ -18,6 +18,7 @@
 #include "codec/tensor.h"
 
 #define SEQUENCE_NAME_MAX 128
+#define PARAMS_MAX 1024
 
 nr_status nr_infer_build_init(struct nr_infer_build *b, const struct nr_signature *sig,
                               struct nr_arena *arena, struct nr_buf *owner,
@@ -285,6 +286,16 @@ static nr_status param_sequence_id(struct nr_infer_build *b, const struct nr_inf
 static nr_status param_keep(struct nr_infer_build *b, const struct nr_infer_param *p)
 {
     struct nr_infer_request *req = b->req;
+    for (unsigned i = 0; b->is_grpc && i < req->n_params; i++) {
+        if (nr_str_eq(req->params[i].name, p->name)) { /* a protobuf map: the last one counts */
+            req->params[i] = *p;
+            return NARU_OK;
+        }
+    }
+    if (req->n_params == PARAMS_MAX) {
+        return nr_fail(b->err, NARU_INVALID, "more than %d parameters, which is the limit",
+                       PARAMS_MAX);
+    }
     if (req->n_params == b->params_capacity) {
         unsigned capacity = b->params_capacity ? 2 * b->params_capacity : 8;
         struct nr_infer_param *params = nr_arena_try_array(b->arena, capacity, sizeof(*params));
@@ -325,7 +336,7 @@ nr_status nr_infer_build_param(struct nr_infer_build *b, const struct nr_infer_p
         return param_bool(p, &req->binary_default) ? NARU_OK : fail_param(b, p->name, bool_text);
     }
     if (nr_str_starts(p->name, NR_STR("triton_")) &&
-        !(b->reserved_allowed && nr_str_is(p->name, "triton_enable_empty_final_response"))) {
+        !(b->is_grpc && nr_str_is(p->name, "triton_enable_empty_final_response"))) {
         return nr_fail(b->err, NARU_INVALID,
                        "parameter '" NR_STR_FMT "': names that begin with 'triton_' are reserved",
                        NR_STR_ARG(p->name));

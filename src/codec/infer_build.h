@@ -31,7 +31,8 @@ struct nr_infer_build {
     struct nr_output_choice *outputs; /* [sig->n_outputs], NULL until one is named */
     unsigned n_given;                 /* inputs so far */
     unsigned params_capacity;
-    bool reserved_allowed; /* gRPC: triton_enable_empty_final_response */
+    bool is_grpc; /* parameters are a map (the last counts) and may hold
+                     triton_enable_empty_final_response */
 };
 
 /* *req is filled step by step and complete after nr_infer_build_done. */

@@ -627,7 +627,8 @@ static nr_status message_new(struct parser *p, const ProtobufCMessageDescriptor 
     NR_ASSERT(d->n_fields <= NR_PBFIELD_MAX);
     ProtobufCMessage *m = nr_arena_try_array(p->arena, 1, d->sizeof_message);
     if (!m) {
-        return fail_memory(p);
+        (void)fail_memory(p);
+        return NARU_NOMEM; /* said here too: the caller's check is then proof enough */
     }
     protobuf_c_message_init(d, m);
     *ret = m;
