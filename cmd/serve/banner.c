@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "codec/tensor.h"
 #include "sched/runtime.h"
 
 static void print_bytes(FILE *out, uint64_t bytes)
@@ -22,11 +23,14 @@ static void print_bytes(FILE *out, uint64_t bytes)
 
 static void print_io(FILE *out, const char *what, const struct nr_io_spec *specs, unsigned n)
 {
-    struct nr_text t;
-    nr_text_init(&t, 4096);
-    nr_io_describe(&t, specs, n);
-    fprintf(out, "      %-6s %s\n", what, t.failed || t.data == NULL ? "" : t.data);
-    nr_text_done(&t);
+    fprintf(out, "      %-4s", what);
+    for (unsigned i = 0; i < n; i++) {
+        char shape[NR_SHAPE_TEXT_MAX];
+        fprintf(out, "%s " NR_STR_FMT " %s %s", i > 0 ? "," : "", NR_STR_ARG(specs[i].name),
+                naru_dtype_name(specs[i].dtype),
+                nr_shape_text(specs[i].shape, specs[i].rank, shape, sizeof(shape)));
+    }
+    fprintf(out, "\n");
 }
 
 static void print_version(FILE *out, const struct nr_version *v)
