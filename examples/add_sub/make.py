@@ -19,12 +19,17 @@ WIDTH = 16
 
 def graph():
     """The model: two nodes, opset 13, so that old runtimes read it too."""
+
     def tensor(name):
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", WIDTH])
 
-    nodes = [helper.make_node("Add", ["INPUT0", "INPUT1"], ["OUTPUT0"], name="sum"),
-             helper.make_node("Sub", ["INPUT0", "INPUT1"], ["OUTPUT1"], name="difference")]
-    body = helper.make_graph(nodes, "add_sub", [tensor("INPUT0"), tensor("INPUT1")], [tensor("OUTPUT0"), tensor("OUTPUT1")])
+    nodes = [
+        helper.make_node("Add", ["INPUT0", "INPUT1"], ["OUTPUT0"], name="sum"),
+        helper.make_node("Sub", ["INPUT0", "INPUT1"], ["OUTPUT1"], name="difference"),
+    ]
+    body = helper.make_graph(
+        nodes, "add_sub", [tensor("INPUT0"), tensor("INPUT1")], [tensor("OUTPUT0"), tensor("OUTPUT1")]
+    )
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 13)], producer_name="naru examples")
     model.ir_version = 7
     onnx.checker.check_model(model, full_check=True)
@@ -49,7 +54,9 @@ def check(path):
 
 def main():
     """Write the file, check it, say so."""
-    parser = argparse.ArgumentParser(description="Make the example model add_sub (sum and difference of two FP32 vectors of 16).")
+    parser = argparse.ArgumentParser(
+        description="Make the example model add_sub (sum and difference of two FP32 vectors of 16)."
+    )
     parser.add_argument("--model", type=pathlib.Path, default=MODEL, help="file to write (default %(default)s)")
     path = parser.parse_args().model
     path.parent.mkdir(parents=True, exist_ok=True)

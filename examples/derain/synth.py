@@ -63,8 +63,7 @@ def rain_layer(rng, height, width, kind, angle=None):
         angle = rng.uniform(-35, 35)
     layer = np.zeros((height, width), np.float64)
     for share in (0.5, 0.5):
-        kernel = line_kernel(rng.uniform(9, 31), angle + rng.uniform(-3, 3),
-                             rng.uniform(1.0, 2.0), rng.random() < 0.5)
+        kernel = line_kernel(rng.uniform(9, 31), angle + rng.uniform(-3, 3), rng.uniform(1.0, 2.0), rng.random() < 0.5)
         seeds = (rng.random((height, width)) < density * share) * rng.uniform(0.6, 1.0, (height, width))
         canvas = np.zeros((height, width))
         k = kernel.shape[0]
@@ -116,8 +115,10 @@ class RainBank:
         """
         self.edge = edge
         self.layers = {
-            kind: [np.round(rain_layer(rng, edge, edge, kind, angle) * 255).astype(np.uint8)
-                   for angle in np.linspace(-35, 35, count // 2)]
+            kind: [
+                np.round(rain_layer(rng, edge, edge, kind, angle) * 255).astype(np.uint8)
+                for angle in np.linspace(-35, 35, count // 2)
+            ]
             for kind in KINDS
         }
 
@@ -129,7 +130,7 @@ class RainBank:
         for _ in range(rng.integers(ranges["layers"][0], ranges["layers"][1] + 1)):
             layer = layers[int(np.clip(middle + rng.integers(-7, 8), 0, len(layers) - 1))]
             y, x = rng.integers(0, self.edge - size + 1, 2)
-            crop = layer[y:y + size, x:x + size]
+            crop = layer[y : y + size, x : x + size]
             total = 1 - (1 - total) * (1 - crop * np.float32(rng.uniform(*ranges["gain"]) / 255))
         if rng.random() < 0.5:
             total = total[:, ::-1]
@@ -168,7 +169,11 @@ def scene(rng, edge=256):
     t = (t - t.min()) / (t.max() - t.min())
     a, b = rng.random(3), rng.random(3)
     img = a * (1 - t[..., None]) + b * t[..., None]
-    img += rng.uniform(0.02, 0.3) * smooth_noise(rng, edge, edge, int(rng.integers(3, 7)))[..., None] * rng.uniform(0.5, 1, 3)
+    img += (
+        rng.uniform(0.02, 0.3)
+        * smooth_noise(rng, edge, edge, int(rng.integers(3, 7)))[..., None]
+        * rng.uniform(0.5, 1, 3)
+    )
     for _ in range(rng.integers(4, 16)):
         cy, cx = rng.uniform(0, edge, 2)
         colour = rng.random(3)
@@ -182,7 +187,7 @@ def scene(rng, edge=256):
             far = np.maximum(np.abs(u) - rng.uniform(4, edge / 4), np.abs(v) - rng.uniform(4, edge / 4))
         else:
             far = np.maximum(np.abs(u) - rng.uniform(0.8, 3), np.abs(v) - rng.uniform(20, edge / 2))
-        cover = np.clip(0.5 - far, 0, 1)[..., None]      # one pixel of anti-aliasing
+        cover = np.clip(0.5 - far, 0, 1)[..., None]  # one pixel of anti-aliasing
         texture = 1 + rng.uniform(0, 0.4) * smooth_noise(rng, edge, edge, 4, int(rng.integers(4, 24)))[..., None]
         img = img * (1 - cover) + np.clip(colour * texture, 0, 1) * cover
     return np.clip(img, 0, 1).astype(np.float32)

@@ -44,7 +44,7 @@ MODEL = HERE.parent / "models" / "derain" / "1" / "model.onnx"
 METRICS = HERE / "metrics.json"
 
 CHANNELS = 40
-DILATIONS = (1, 2, 4, 8, 4, 2)      # of the first convolution of each block; the second has 1
+DILATIONS = (1, 2, 4, 8, 4, 2)  # of the first convolution of each block; the second has 1
 CHARBONNIER = 0.03
 # The training's phases: from this share of the budget on, patch edge in pixels,
 # patches per step, share of patches with (light, heavy, no) rain, weight of the
@@ -56,8 +56,8 @@ PHASES = (
     (0.40, 64, 10, (0.35, 0.30, 0.35), 2.0),
     (0.60, 112, 4, (0.35, 0.30, 0.35), 2.0),
 )
-PROCEDURAL_SHARE = 0.3              # of the patches come from made-up scenes
-HELD_OUT = ("astronaut", "coffee", "flower")    # never trained on
+PROCEDURAL_SHARE = 0.3  # of the patches come from made-up scenes
+HELD_OUT = ("astronaut", "coffee", "flower")  # never trained on
 BARS = {"heavy_gain_db": 8.0, "light_gain_db": 2.0, "clean_db": 38.0}
 
 
@@ -73,9 +73,11 @@ def receptive_radius():
 
 # ---------------------------------------------------------------- pictures
 
+
 def shrink(picture, short_side):
     """Scale a Pillow image down to the given short side; float32 [H, W, 3], even H and W."""
     from PIL import Image
+
     factor = min(1.0, short_side / min(picture.size))
     size = [max(2, int(round(s * factor)) // 2 * 2) for s in picture.size]
     small = picture.convert("RGB")
@@ -89,12 +91,33 @@ def package_photos():
     import skimage
     import sklearn
     from PIL import Image
-    folders = (pathlib.Path(skimage.__file__).parent / "data",
-               pathlib.Path(sklearn.__file__).parent / "datasets" / "images")
-    wanted = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "motorcycle_right.png",
-              "rocket.jpg", "retina.jpg", "ihc.png", "hubble_deep_field.jpg", "china.jpg", "flower.jpg",
-              "brick.png", "camera.png", "clock_motion.png", "coins.png", "grass.png", "gravel.png", "moon.png",
-              "page.png", "text.png")
+
+    folders = (
+        pathlib.Path(skimage.__file__).parent / "data",
+        pathlib.Path(sklearn.__file__).parent / "datasets" / "images",
+    )
+    wanted = (
+        "astronaut.png",
+        "chelsea.png",
+        "coffee.png",
+        "motorcycle_left.png",
+        "motorcycle_right.png",
+        "rocket.jpg",
+        "retina.jpg",
+        "ihc.png",
+        "hubble_deep_field.jpg",
+        "china.jpg",
+        "flower.jpg",
+        "brick.png",
+        "camera.png",
+        "clock_motion.png",
+        "coins.png",
+        "grass.png",
+        "gravel.png",
+        "moon.png",
+        "page.png",
+        "text.png",
+    )
     found = {}
     for folder in folders:
         for name in wanted:
@@ -102,8 +125,10 @@ def package_photos():
                 found[pathlib.Path(name).stem] = Image.open(folder / name)
     missing = [n for n in HELD_OUT if n not in found]
     if missing:
-        raise SystemExit(f"the installed scikit-image and scikit-learn lack {', '.join(missing)}; "
-                         "install the versions that examples/derain/README.md names")
+        raise SystemExit(
+            f"the installed scikit-image and scikit-learn lack {', '.join(missing)}; "
+            "install the versions that examples/derain/README.md names"
+        )
     return found
 
 
@@ -114,6 +139,7 @@ def training_pictures(folders, rng):
     and blades at the other.
     """
     from PIL import Image
+
     sources = {n: p for n, p in package_photos().items() if n not in HELD_OUT}
     for folder in folders:
         for path in sorted(pathlib.Path(folder).rglob("*")):
@@ -140,7 +166,7 @@ class Patches:
         picture = pool[rng.integers(len(pool))]
         y = rng.integers(0, picture.shape[0] - size + 1)
         x = rng.integers(0, picture.shape[1] - size + 1)
-        patch = picture[y:y + size, x:x + size]
+        patch = picture[y : y + size, x : x + size]
         if rng.random() < 0.5:
             patch = patch[:, ::-1]
         patch = np.rot90(patch, rng.integers(4))
@@ -160,11 +186,15 @@ class Patches:
             rainy[i] = clean[i] if kind == "none" else synth.blend(clean[i], self.bank.draw(rng, size, kind), rng)
         # A served picture has 8 bits per channel: train on what will be sent.
         rainy = np.round(rainy * 255) / np.float32(255)
-        return (np.ascontiguousarray(rainy.transpose(0, 3, 1, 2)), np.ascontiguousarray(clean.transpose(0, 3, 1, 2)),
-                kinds == "none")
+        return (
+            np.ascontiguousarray(rainy.transpose(0, 3, 1, 2)),
+            np.ascontiguousarray(clean.transpose(0, 3, 1, 2)),
+            kinds == "none",
+        )
 
 
 # --------------------------------------------------------------------- net
+
 
 def build_net():
     """The net R as a torch module: [N, 3, H, W] -> clean picture of the same shape, not clipped."""
@@ -206,15 +236,21 @@ def loss_of(out, clean, weights, ssim_share):
     """Charbonnier loss, [N] weighted by picture, plus a share of 1 - SSIM (7x7 boxes on luma, cheap on a CPU)."""
     import torch
     from torch.nn.functional import avg_pool2d
-    pixel = torch.sqrt((out - clean) ** 2 + CHARBONNIER ** 2).mean((1, 2, 3)) - CHARBONNIER
+
+    pixel = torch.sqrt((out - clean) ** 2 + CHARBONNIER**2).mean((1, 2, 3)) - CHARBONNIER
     loss = (pixel * weights).mean()
     if ssim_share > 0:
         luma_weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
         a, b = (out * luma_weights).sum(1, keepdim=True), (clean * luma_weights).sum(1, keepdim=True)
-        mean_a, mean_b, mean_aa, mean_bb, mean_ab = avg_pool2d(torch.cat([a, b, a * a, b * b, a * b], 1), 7, 2).split(1, 1)
-        c1, c2 = 0.01 ** 2, 0.03 ** 2
-        ssim = ((2 * mean_a * mean_b + c1) * (2 * (mean_ab - mean_a * mean_b) + c2)
-                / ((mean_a ** 2 + mean_b ** 2 + c1) * ((mean_aa - mean_a ** 2) + (mean_bb - mean_b ** 2) + c2)))
+        mean_a, mean_b, mean_aa, mean_bb, mean_ab = avg_pool2d(torch.cat([a, b, a * a, b * b, a * b], 1), 7, 2).split(
+            1, 1
+        )
+        c1, c2 = 0.01**2, 0.03**2
+        ssim = (
+            (2 * mean_a * mean_b + c1)
+            * (2 * (mean_ab - mean_a * mean_b) + c2)
+            / ((mean_a**2 + mean_b**2 + c1) * ((mean_aa - mean_a**2) + (mean_bb - mean_b**2) + c2))
+        )
         loss = loss + ssim_share * (1 - ssim.mean())
     return loss
 
@@ -232,12 +268,16 @@ def train(args):
     --minutes the number of steps depends on the machine.
     """
     import torch
+
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     print(f"preparing pictures and the rain bank (seed {args.seed})", flush=True)
     patches = Patches(args.photos, rng)
-    print(f"{len(patches.photos)} photographs (two scales each of {len(patches.names)}), {len(patches.scenes)} scenes", flush=True)
+    print(
+        f"{len(patches.photos)} photographs (two scales each of {len(patches.names)}), {len(patches.scenes)} scenes",
+        flush=True,
+    )
     net = build_net().to(memory_format=torch.channels_last)
     weights = sum(p.numel() for p in net.parameters())
     optimiser = torch.optim.Adam(net.parameters(), lr=args.lr)
@@ -255,16 +295,24 @@ def train(args):
     def save():
         """Write the checkpoint so that a kill at any moment leaves a whole file."""
         part = args.checkpoint.with_suffix(".part")
-        torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), "step": step,
-                    "seconds": before + time.monotonic() - start}, part)
+        torch.save(
+            {
+                "net": net.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "step": step,
+                "seconds": before + time.monotonic() - start,
+            },
+            part,
+        )
         part.replace(args.checkpoint)
 
     start, saved, told, recent = time.monotonic(), time.monotonic(), 0.0, []
     cpu = time.process_time()
     while True:
         seconds = before + time.monotonic() - start
-        done = max(seconds / (60 * args.minutes) if args.minutes else 0.0,
-                   step / args.iterations if args.iterations else 0.0)
+        done = max(
+            seconds / (60 * args.minutes) if args.minutes else 0.0, step / args.iterations if args.iterations else 0.0
+        )
         if done >= 1:
             break
         rate = args.lr * 0.5 * (1 + math.cos(math.pi * done)) * min(1.0, (step + 1) / 50)
@@ -283,20 +331,32 @@ def train(args):
         if time.monotonic() - told > 15:
             told = time.monotonic()
             left = seconds / done * (1 - done) if done > 0 else float("nan")
-            print(f"{100 * done:5.1f} %  step {step:6d}  loss {np.mean(recent):.5f}  lr {rate:.2e}  "
-                  f"{seconds:5.0f} s done, about {left:.0f} s left", flush=True)
+            print(
+                f"{100 * done:5.1f} %  step {step:6d}  loss {np.mean(recent):.5f}  lr {rate:.2e}  "
+                f"{seconds:5.0f} s done, about {left:.0f} s left",
+                flush=True,
+            )
         if time.monotonic() - saved > 60:
             saved = time.monotonic()
             save()
     save()
-    facts = {"iterations": step, "wall_seconds": round(before + time.monotonic() - start, 1),
-             "cpu_seconds_of_this_run": round(time.process_time() - cpu, 1), "threads": args.threads,
-             "seed": args.seed, "learning_rate": args.lr, "weights": weights, "torch": torch.__version__,
-             "training_pictures": patches.names, "procedural_scenes": len(patches.scenes)}
+    facts = {
+        "iterations": step,
+        "wall_seconds": round(before + time.monotonic() - start, 1),
+        "cpu_seconds_of_this_run": round(time.process_time() - cpu, 1),
+        "threads": args.threads,
+        "seed": args.seed,
+        "learning_rate": args.lr,
+        "weights": weights,
+        "torch": torch.__version__,
+        "training_pictures": patches.names,
+        "procedural_scenes": len(patches.scenes),
+    }
     return net, facts
 
 
 # ------------------------------------------------------------------ export
+
 
 def export(net, path):
     """Write the net as ONNX (opset 13, IR 7, fp32, free N, H, W).
@@ -310,14 +370,24 @@ def export(net, path):
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
+
     state = {k: v.detach().cpu().contiguous().numpy().astype(np.float32) for k, v in net.state_dict().items()}
     # onnx channel p * 3 + c  <-  torch channel c * 4 + p   (p: place in the 2x2 cell)
     state["head.weight"] = state["head.weight"][:, [c * 4 + p for p in range(4) for c in range(3)]]
     nodes = []
 
     def conv(source, name, dilation, result):
-        nodes.append(helper.make_node("Conv", [source, f"{name}.weight", f"{name}.bias"], [result], name=name,
-                                      kernel_shape=[3, 3], pads=[dilation] * 4, dilations=[dilation] * 2))
+        nodes.append(
+            helper.make_node(
+                "Conv",
+                [source, f"{name}.weight", f"{name}.bias"],
+                [result],
+                name=name,
+                kernel_shape=[3, 3],
+                pads=[dilation] * 4,
+                dilations=[dilation] * 2,
+            )
+        )
 
     def plain(operator, inputs, result, **attributes):
         nodes.append(helper.make_node(operator, inputs, [result], name=result, **attributes))
@@ -338,8 +408,13 @@ def export(net, path):
     shape = ["N", 3, "H", "W"]
     weights = [numpy_helper.from_array(v, k) for k, v in state.items()]
     weights += [numpy_helper.from_array(np.float32(v), k) for k, v in (("zero", 0), ("one", 1))]
-    graph = helper.make_graph(nodes, "derain", [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
-                              [helper.make_tensor_value_info("clean", TensorProto.FLOAT, shape)], weights)
+    graph = helper.make_graph(
+        nodes,
+        "derain",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("clean", TensorProto.FLOAT, shape)],
+        weights,
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], producer_name="naru examples")
     model.ir_version = 7
     onnx.checker.check_model(model, full_check=True)
@@ -350,6 +425,7 @@ def export(net, path):
 def check_export(net, path):
     """Largest difference between torch and ONNX Runtime on a random picture; fails above 1e-4."""
     import torch
+
     picture = np.random.default_rng(0).random((2, 3, 48, 66), np.float32)
     with torch.no_grad():
         ours = net(torch.from_numpy(picture)).clamp(0, 1).numpy()
@@ -361,9 +437,11 @@ def check_export(net, path):
 
 # ------------------------------------------------------------- measurement
 
+
 def session(path):
     """ONNX Runtime session for the model, one thread (so that results do not hang on the machine's cores)."""
     import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -392,8 +470,11 @@ def psnr(a, b):
 def scores(picture, truth):
     """The three figures of a picture: PSNR over RGB, PSNR on Y, SSIM on Y (Gaussian windows, sigma 1.5)."""
     from skimage.metrics import structural_similarity
+
     y, y_truth = luma(picture).astype(np.float64), luma(truth).astype(np.float64)
-    ssim = structural_similarity(y, y_truth, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    ssim = structural_similarity(
+        y, y_truth, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
     return np.array([psnr(picture, truth), psnr(y, y_truth), ssim])
 
 
@@ -426,12 +507,22 @@ def evaluate(path, seed, draws=4):
     for kind in ("light", "heavy"):
         result[kind]["gain_rgb_db"] = round(result[kind]["psnr_rgb_out"] - result[kind]["psnr_rgb_in"], 3)
         result[kind]["gain_y_db"] = round(result[kind]["psnr_y_out"] - result[kind]["psnr_y_in"], 3)
-    reached = {"heavy_gain_db": min(result["heavy"]["gain_rgb_db"], result["heavy"]["gain_y_db"]),
-               "light_gain_db": min(result["light"]["gain_rgb_db"], result["light"]["gain_y_db"]),
-               "clean_db": min(min(p["none"][3], p["none"][4]) for p in per_picture.values())}
-    return {"pictures": list(HELD_OUT), "draws_per_picture": draws, "seed": seed, "columns": list(names),
-            "mean": result, "per_picture": per_picture, "bars": BARS, "reached": reached,
-            "passed": all(reached[k] >= BARS[k] for k in BARS)}
+    reached = {
+        "heavy_gain_db": min(result["heavy"]["gain_rgb_db"], result["heavy"]["gain_y_db"]),
+        "light_gain_db": min(result["light"]["gain_rgb_db"], result["light"]["gain_y_db"]),
+        "clean_db": min(min(p["none"][3], p["none"][4]) for p in per_picture.values()),
+    }
+    return {
+        "pictures": list(HELD_OUT),
+        "draws_per_picture": draws,
+        "seed": seed,
+        "columns": list(names),
+        "mean": result,
+        "per_picture": per_picture,
+        "bars": BARS,
+        "reached": reached,
+        "passed": all(reached[k] >= BARS[k] for k in BARS),
+    }
 
 
 def report(evaluation):
@@ -439,8 +530,10 @@ def report(evaluation):
     print(f"\nheld-out pictures: {', '.join(evaluation['pictures'])}")
     print("rain    PSNR RGB         PSNR Y           SSIM Y")
     for kind, row in evaluation["mean"].items():
-        print(f"{kind:6s}  {row['psnr_rgb_in']:5.2f} -> {row['psnr_rgb_out']:5.2f}   "
-              f"{row['psnr_y_in']:5.2f} -> {row['psnr_y_out']:5.2f}   {row['ssim_y_in']:.4f} -> {row['ssim_y_out']:.4f}")
+        print(
+            f"{kind:6s}  {row['psnr_rgb_in']:5.2f} -> {row['psnr_rgb_out']:5.2f}   "
+            f"{row['psnr_y_in']:5.2f} -> {row['psnr_y_out']:5.2f}   {row['ssim_y_in']:.4f} -> {row['ssim_y_out']:.4f}"
+        )
     for key, bar in evaluation["bars"].items():
         value = evaluation["reached"][key]
         print(f"{key:15s} {value:6.2f}  (bar {bar:g})  {'reached' if value >= bar else 'NOT reached'}")
@@ -448,22 +541,43 @@ def report(evaluation):
 
 # --------------------------------------------------------------------- main
 
+
 def arguments(argv):
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Train, measure and export the example model that removes rain from pictures.",
-                                     epilog="Exit status: 0 when every quality bar is reached, 3 when one is not.")
+    parser = argparse.ArgumentParser(
+        description="Train, measure and export the example model that removes rain from pictures.",
+        epilog="Exit status: 0 when every quality bar is reached, 3 when one is not.",
+    )
     parser.add_argument("--minutes", type=float, default=25, help="time budget of the training; 0: none (default 25)")
-    parser.add_argument("--iterations", type=int, default=0, help="step budget; 0: none. With --minutes 0 a run repeats exactly")
-    parser.add_argument("--seed", type=int, default=20, help="decides weights, patches, rain and test rain (default 20)")
+    parser.add_argument(
+        "--iterations", type=int, default=0, help="step budget; 0: none. With --minutes 0 a run repeats exactly"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=20, help="decides weights, patches, rain and test rain (default 20)"
+    )
     parser.add_argument("--lr", type=float, default=1.5e-3, help="first learning rate of the cosine (default 1.5e-3)")
-    parser.add_argument("--ssim-share", type=float, default=0.0,
-                        help="share of (1 - SSIM) in the loss (default 0; 0.2 gained SSIM but removed more of what is not rain)")
+    parser.add_argument(
+        "--ssim-share",
+        type=float,
+        default=0.0,
+        help="share of (1 - SSIM) in the loss (default 0; 0.2 gained SSIM but removed more of what is not rain)",
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads for torch (default 1)")
-    parser.add_argument("--photos", type=pathlib.Path, action="append", default=[], metavar="DIR",
-                        help="a further folder of photographs, used for training only; may be repeated")
-    parser.add_argument("--checkpoint", type=pathlib.Path, default=default_checkpoint(), help="checkpoint file (default %(default)s)")
+    parser.add_argument(
+        "--photos",
+        type=pathlib.Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a further folder of photographs, used for training only; may be repeated",
+    )
+    parser.add_argument(
+        "--checkpoint", type=pathlib.Path, default=default_checkpoint(), help="checkpoint file (default %(default)s)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
-    parser.add_argument("--model", type=pathlib.Path, default=MODEL, help="ONNX file to write, or to measure with --eval-only")
+    parser.add_argument(
+        "--model", type=pathlib.Path, default=MODEL, help="ONNX file to write, or to measure with --eval-only"
+    )
     parser.add_argument("--metrics", type=pathlib.Path, default=METRICS, help="JSON file for the figures")
     parser.add_argument("--eval-only", action="store_true", help="measure the ONNX file again; writes nothing")
     args = parser.parse_args(argv)
@@ -488,7 +602,9 @@ def main(argv=None):
         facts["receptive_radius_pixels"] = receptive_radius()
         evaluation = evaluate(args.model, args.seed)
         about = "Figures of the example model derain, written by train.py."
-        args.metrics.write_text(json.dumps({"about": about, "training": facts, "evaluation": evaluation}, indent=2) + "\n")
+        args.metrics.write_text(
+            json.dumps({"about": about, "training": facts, "evaluation": evaluation}, indent=2) + "\n"
+        )
     report(evaluation)
     return 0 if evaluation["passed"] else 3
 

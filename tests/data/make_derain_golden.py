@@ -41,6 +41,7 @@ def main():
     parser.add_argument("--seed", type=int, default=11)
     args = parser.parse_args()
     import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     run = onnxruntime.InferenceSession(str(args.model), options, providers=["CPUExecutionProvider"])
@@ -49,10 +50,14 @@ def main():
     psnr = -10 * np.log10(np.mean((clean.astype(np.float64) - truth) ** 2))
     before = -10 * np.log10(np.mean((image.astype(np.float64) - truth) ** 2))
     if psnr <= before:
-        raise SystemExit(f"the model does not improve this input ({before:.2f} -> {psnr:.2f} dB): choose another --seed")
+        raise SystemExit(
+            f"the model does not improve this input ({before:.2f} -> {psnr:.2f} dB): choose another --seed"
+        )
     np.savez(args.out, image=image, clean=clean, truth=truth, psnr_db=psnr)
-    print(f"{args.out}: {args.out.stat().st_size} bytes, {before:.2f} -> {psnr:.2f} dB, "
-          f"clean between {clean.min():.3f} and {clean.max():.3f}")
+    print(
+        f"{args.out}: {args.out.stat().st_size} bytes, {before:.2f} -> {psnr:.2f} dB, "
+        f"clean between {clean.min():.3f} and {clean.max():.3f}"
+    )
 
 
 if __name__ == "__main__":
