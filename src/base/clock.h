@@ -1,7 +1,7 @@
 /* Time. Everything that waits or measures asks here, so that tests can put a fake clock in.
  *
  * nr_clock_now is CLOCK_MONOTONIC in nanoseconds (or the fake time); nr_clock_wall is UTC time for
- * people. The fake clock is process-wide and for single-threaded tests and component tests only.
+ * people and is never faked. The fake clock is process-wide and for single-threaded tests and component tests only.
  */
 #ifndef NR_BASE_CLOCK_H
 #define NR_BASE_CLOCK_H
@@ -14,11 +14,12 @@
 #define NR_S_NS INT64_C(1000000000)
 
 int64_t nr_clock_now(void);
-int64_t nr_clock_wall(void);    /* nanoseconds since 1970 */
+int64_t nr_clock_wall(void);       /* nanoseconds since 1970 */
 int64_t nr_clock_thread_cpu(void); /* CPU time of this thread in ns */
 void nr_clock_fake(bool on, int64_t now_ns);
-void nr_clock_fake_advance(int64_t by_ns);
-/* "2026-11-21T09:30:00.123Z" into out[25]. */
+void nr_clock_fake_advance(int64_t by_ns); /* >= 0; the fake must be on */
+bool nr_clock_is_fake(void);
+/* "2026-11-21T09:30:00.123Z" with its NUL into out[25]; cut to the years 1970 to 9999. */
 void nr_clock_format(int64_t wall_ns, char out[25]);
 
 #endif

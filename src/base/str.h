@@ -46,16 +46,25 @@ struct nr_str nr_str_trim(struct nr_str s); /* spaces and tabs at both ends */
 struct nr_str nr_str_cut(struct nr_str s, char sep, struct nr_str *rest);
 int64_t nr_str_find(struct nr_str s, char c); /* index or -1 */
 
-/* Whole string must be a decimal number in range; no sign for u64, "-" allowed for i64. */
+/* All parsers: the whole string must match, no spaces around it; *ret is written on success only.
+ * Integers: decimal digits in range; no sign for u64, "-" allowed for i64. */
 nr_nodiscard bool nr_str_to_u64(struct nr_str s, uint64_t *ret);
 nr_nodiscard bool nr_str_to_i64(struct nr_str s, int64_t *ret);
-nr_nodiscard bool nr_str_to_double(struct nr_str s, double *ret); /* finite, C locale */
-/* "64MiB", "10k", "1.5GB", "4096": bytes. */
+/* [-]digits[.digits][e[+-]digits], one of the two digit groups may be empty; correctly rounded;
+ * false when the value is not finite or the text is longer than 1,023 bytes. For configuration. */
+nr_nodiscard bool nr_str_to_double(struct nr_str s, double *ret);
+/* "64MiB", "10k", "1.5GB", "4096": bytes. k, M, G, T (and kB …) are powers of 1000; Ki, Mi, Gi,
+ * Ti (and KiB …) powers of 1024; letter case is not looked at. A fraction needs a unit and is
+ * rounded down to whole bytes. */
 nr_nodiscard bool nr_str_to_bytes(struct nr_str s, uint64_t *ret);
-/* "5s", "250ms", "100us", "1h": nanoseconds. A bare number is taken in `unit_ns`. */
+/* "5s", "250ms", "100us", "1h", "1.5s" (ns us ms s m min h d): nanoseconds. A bare whole number is
+ * taken in `unit_ns`. */
 nr_nodiscard bool nr_str_to_duration(struct nr_str s, uint64_t unit_ns, uint64_t *ret_ns);
+/* RFC 3629: no overlong forms, no surrogates, nothing above U+10FFFF. */
 bool nr_str_is_utf8(struct nr_str s);
-/* Edit distance (Levenshtein) for "did you mean"; names of up to 63 bytes, else a large number. */
+/* The largest length <= max_bytes at which s can be cut without cutting a UTF-8 character. */
+size_t nr_str_utf8_fit(struct nr_str s, size_t max_bytes);
+/* Edit distance (Levenshtein) for "did you mean"; names of up to 63 bytes, else UINT_MAX. */
 unsigned nr_str_distance(struct nr_str a, struct nr_str b);
 
 /* Growable text with a cap. After an overflow or a failed allocation `failed` stays set, further
@@ -64,17 +73,26 @@ struct nr_text {
     char *data;
     size_t len;
     size_t capacity;
-    size_t cap;
+    size_t cap; /* most bytes of text, without the NUL */
     bool failed;
 };
 void nr_text_init(struct nr_text *t, size_t cap_bytes);
+/* On the caller's storage, which must outlive it: never allocates, holds bytes - 1. Neither
+ * nr_text_done nor nr_text_take may be called on it. */
+void nr_text_init_at(struct nr_text *t, char *storage, size_t bytes);
 void nr_text_done(struct nr_text *t);
 void nr_text_clear(struct nr_text *t); /* keeps memory, resets failed */
+/* Room for more_bytes, to be filled behind data + len (and len raised, NUL put) by the caller.
+ * False, with `failed` set, beyond the cap or without memory. */
 bool nr_text_reserve(struct nr_text *t, size_t more_bytes);
 void nr_text_add(struct nr_text *t, const void *data, size_t len);
 void nr_text_str(struct nr_text *t, const char *text);
 void nr_text_fmt(struct nr_text *t, const char *fmt, ...) nr_printf(2, 3);
-void nr_text_json(struct nr_text *t, struct nr_str s); /* quoted and escaped; invalid UTF-8 → U+FFFD */
-char *nr_text_take(struct nr_text *t); /* caller frees by nr_free; never NULL ("" when empty) */
+/* A JSON string with its quotes. Control characters (C0, DEL, C1), U+2028 and U+2029 are escaped,
+ * so the result is safe in a log line and in a script; each piece of invalid UTF-8 → U+FFFD. */
+void nr_text_json(struct nr_text *t, struct nr_str s);
+/* The text, freed by the caller with nr_free; never NULL ("" when empty). Look at `failed` first.
+ * t is empty afterwards and can be used again. */
+char *nr_text_take(struct nr_text *t);
 
 #endif

@@ -27,9 +27,9 @@ struct nr_io_spec {
     bool batched;                 /* shape[0] is the batch dimension */
     bool optional;
     bool ragged;
-    int64_t row_bytes;            /* bytes of one row (batched) or of the whole tensor when all dims
+    int64_t row_bytes; /* bytes of one row (batched) or of the whole tensor when all dims
                                      are static and the datatype has a size; else -1 */
-    bool reshaped;                /* the backend sees backend_shape instead of shape */
+    bool reshaped;     /* the backend sees backend_shape instead of shape */
     uint32_t backend_rank;
     int64_t backend_shape[NARU_MAX_RANK];
 };
@@ -44,7 +44,13 @@ struct nr_signature {
 
 struct nr_infer_param {
     struct nr_str name;
-    enum { NR_PARAM_BOOL, NR_PARAM_INT, NR_PARAM_UINT, NR_PARAM_DOUBLE, NR_PARAM_STRING } kind;
+    enum {
+        NR_PARAM_BOOL,
+        NR_PARAM_INT,
+        NR_PARAM_UINT,
+        NR_PARAM_DOUBLE,
+        NR_PARAM_STRING
+    } kind;
     bool b;
     int64_t i; /* NR_PARAM_UINT: the bits of a uint64_t */
     double d;
@@ -59,7 +65,7 @@ struct nr_infer_tensor {
     int64_t elements;
     const uint8_t *data; /* serialized form of tensor.h; view or arena */
     size_t bytes;
-    struct nr_buf *buf;  /* owner of data, borrowed (tied to the arena), or NULL: the arena */
+    struct nr_buf *buf; /* owner of data, borrowed (tied to the arena), or NULL: the arena */
 };
 
 struct nr_infer_output {
@@ -71,8 +77,8 @@ struct nr_infer_output {
 struct nr_infer_request {
     struct nr_str id; /* empty when the client gave none (has_id false) */
     bool has_id;
-    bool binary_default; /* binary_data_output */
-    int64_t rows;        /* batch rows; 1 for a model without a batch dimension */
+    bool binary_default;            /* binary_data_output */
+    int64_t rows;                   /* batch rows; 1 for a model without a batch dimension */
     struct nr_infer_tensor *inputs; /* [n_inputs] those that came, ascending by index */
     unsigned n_inputs;
     struct nr_infer_output *outputs; /* [n_outputs]; all of the model's when none was named */

@@ -41,7 +41,8 @@ struct nr_http_limits {
 void nr_http_limits_default(struct nr_http_limits *l);
 
 struct nr_http_stats { /* summed over loops when read */
-    uint64_t accepted, refused, open, requests, bytes_in, bytes_out, parse_errors, timeouts, abuse_closed;
+    uint64_t accepted, refused, open, requests, bytes_in, bytes_out, parse_errors, timeouts,
+        abuse_closed;
 };
 
 struct nr_server;
@@ -54,7 +55,8 @@ nr_nodiscard nr_status nr_server_new(struct nr_loop *const *loops, unsigned n_lo
  * loops run. `listener` shows up in nr_peer. */
 nr_nodiscard nr_status nr_server_listen(struct nr_server *s, const char *address, uint16_t port,
                                         uint16_t listener, uint16_t *ret_port, struct nr_err *err);
-nr_nodiscard nr_status nr_server_start(struct nr_server *s, struct nr_err *err); /* begins to accept */
+nr_nodiscard nr_status nr_server_start(struct nr_server *s,
+                                       struct nr_err *err); /* begins to accept */
 /* Stops accepting; idle connections close, HTTP/2 gets GOAWAY, responses say "connection: close".
  * Any thread. */
 void nr_server_drain(struct nr_server *s);

@@ -15,23 +15,31 @@
 
 /* Opens an operator's path. Caller closes. */
 nr_nodiscard nr_status nr_dir_open_root(const char *path, int *ret_fd, struct nr_err *err);
-/* Opens `rel` beneath dir_fd with open(2) flags (O_CLOEXEC is added); mode for O_CREAT. */
+/* Opens `rel` beneath dir_fd with open(2) flags (O_CLOEXEC is added); mode for O_CREAT. NARU_DENIED
+ * for an absolute path, a ".." component or a symbolic link anywhere on the way. "." is dir_fd's
+ * own folder. Add O_NONBLOCK where a FIFO must not block the open. */
 nr_nodiscard nr_status nr_dir_open_at(int dir_fd, const char *rel, int flags, unsigned mode,
                                       int *ret_fd, struct nr_err *err);
-/* Whole file beneath dir_fd, NUL added behind (not counted). *ret is nr_free'd by the caller.
+/* The same without openat2: what nr_dir_open_at does on older kernels; called by its tests. */
+nr_nodiscard nr_status nr_dir_open_walk(int dir_fd, const char *rel, int flags, unsigned mode,
+                                        int *ret_fd, struct nr_err *err);
+/* Whole regular file beneath dir_fd, NUL added behind (not counted). *ret is nr_free'd by the caller.
  * NARU_TOO_LARGE beyond max_bytes. */
 nr_nodiscard nr_status nr_file_read_at(int dir_fd, const char *rel, size_t max_bytes, char **ret,
                                        size_t *ret_len, struct nr_err *err);
-/* Writes whole: temporary name, fsync, rename. A failed fsync is an error, never retried. */
+/* Writes whole, mode 0644: temporary name in the same folder, fsync, rename, fsync of the folder.
+ * Readers see the old file or the new one. A failed fsync is an error, never retried. */
 nr_nodiscard nr_status nr_file_write_at(int dir_fd, const char *rel, const void *data, size_t len,
                                         struct nr_err *err);
 struct nr_dir_entry {
     char name[256];
     bool is_dir;
-    uint64_t bytes;
+    uint64_t bytes; /* st_size */
     int64_t mtime_ns;
 };
-/* Entries of dir_fd sorted by name, without "." and ".."; *ret is nr_free'd by the caller. */
+/* Entries of dir_fd sorted by name (bytes), without "." and ".."; *ret is nr_free'd by the caller,
+ * NULL when there are none. Symbolic links are listed as themselves (not is_dir). NARU_TOO_LARGE
+ * beyond max_entries. */
 nr_nodiscard nr_status nr_dir_list(int dir_fd, size_t max_entries, struct nr_dir_entry **ret,
                                    size_t *ret_n, struct nr_err *err);
 /* [A-Za-z0-9._-]{1,128}, no leading dot. Names of models, versions, files from clients. */

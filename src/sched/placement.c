@@ -1,0 +1,94 @@
+/* Placement with hysteresis; see the header for the states.
+ *
+ * DESIGN. Wall time is what the loop loses, so wall time is measured, though on a busy machine a
+ * preempted thread looks slow: such a sample costs a back-off of 100 ms, not the placement. A batch
+ * is judged by its time beyond what its rows explain, so that a full batch per turn is not taken
+ * for a slow model: the allowance grows with the rows up to the turn's budget.
+ *
+ * INVARIANTS
+ *  1. is_inline implies cfg.allowed.
+ *  2. After a demotion no promotion before retry_ns.
+ */
+#include "sched/placement.h"
+
+#include "base/clock.h"
+#include "base/status.h"
+
+#define BACKOFF_MIN_NS (100 * NR_MS_NS)
+#define BACKOFF_MAX_NS (60 * NR_S_NS)
+#define QUIET_NS (60 * NR_S_NS)
+#define WINDOW 1024
+
+void nr_placement_cfg_default(struct nr_placement_cfg *cfg)
+{
+    *cfg = (struct nr_placement_cfg){.allowed = false,
+                                     .short_ns = 30 * NR_US_NS,
+                                     .slow_ns = 1 * NR_MS_NS,
+                                     .budget_ns = 100 * NR_US_NS,
+                                     .proof = 16};
+}
+
+void nr_placement_init(struct nr_placement *p, const struct nr_placement_cfg *cfg)
+{
+    *p = (struct nr_placement){.cfg = *cfg, .backoff_ns = BACKOFF_MIN_NS};
+}
+
+int64_t nr_placement_expect(const struct nr_placement *p, int64_t rows)
+{
+    return p->run_ns + rows * p->row_ns;
+}
+
+static void smooth(struct nr_placement *p, int64_t rows, int64_t run_ns)
+{
+    /* Two unknowns, one sample at a time: single rows teach the fixed cost, larger batches the
+     * cost per row on top of it. */
+    if (rows <= 1) {
+        p->run_ns = p->run_ns == 0 ? run_ns : p->run_ns + (run_ns - p->run_ns) / 16;
+        return;
+    }
+    int64_t row_ns = NR_MAX(run_ns - p->run_ns, 0) / rows;
+    p->row_ns = p->row_ns == 0 ? row_ns : p->row_ns + (row_ns - p->row_ns) / 16;
+}
+
+static void demote(struct nr_placement *p, int64_t now_ns)
+{
+    if (now_ns - p->demoted_ns > QUIET_NS + p->backoff_ns) {
+        p->backoff_ns = NR_MAX(p->backoff_ns / 2, BACKOFF_MIN_NS);
+    }
+    p->is_inline = false;
+    p->streak = 0;
+    p->window = p->over = 0;
+    p->demoted_ns = now_ns;
+    p->retry_ns = now_ns + p->backoff_ns;
+    p->backoff_ns = NR_MIN(p->backoff_ns * 2, BACKOFF_MAX_NS);
+    p->n_demoted++;
+}
+
+void nr_placement_observe(struct nr_placement *p, int64_t rows, int64_t run_ns, int64_t now_ns)
+{
+    int64_t allowed_ns = NR_MIN(p->cfg.short_ns * NR_MAX(rows, 1), p->cfg.budget_ns);
+    bool is_short = run_ns <= allowed_ns;
+    if (is_short || !p->is_inline) {
+        smooth(p, rows, run_ns);
+    }
+    if (!p->is_inline) {
+        p->streak = is_short ? p->streak + 1 : 0;
+        if (p->cfg.allowed && p->streak >= p->cfg.proof && now_ns >= p->retry_ns) {
+            p->is_inline = true;
+            p->window = p->over = 0;
+            p->n_promoted++;
+        }
+        return;
+    }
+    p->window++;
+    p->over += !is_short;
+    if (run_ns > p->cfg.slow_ns || p->over > 1 + WINDOW / 256) {
+        demote(p, now_ns);
+    } else if (p->window >= WINDOW) {
+        if (p->over > 1) { /* p99.9 of the window is over the budget */
+            demote(p, now_ns);
+        } else {
+            p->window = p->over = 0;
+        }
+    }
+}

@@ -1,0 +1,73 @@
+/* The scheduler of one model version: admission, queue, batching, places, inline execution.
+ *
+ * A place is an instance of the plug-in together with the batch that runs in it. Requests come from
+ * I/O loops (nr_sched_submit in request.h). A version whose placement is inline collects what was
+ * submitted during one loop turn and runs it at the turn's end on the loop's thread, as one batch
+ * where the model can batch; everything else goes through the queue to the executor threads.
+ *
+ * Locks: sched.lock guards queue, idle places, placement. It is held for list work only, never
+ * while a plug-in runs or a callback of a request is called.
+ */
+#ifndef NR_SCHED_SCHED_H
+#define NR_SCHED_SCHED_H
+
+#include "base/status.h"
+#include "host/batch.h"
+#include "host/plugin.h"
+#include "sched/batcher.h"
+#include "sched/counters.h"
+#include "sched/exec.h"
+#include "sched/placement.h"
+#include "sched/request.h"
+
+struct nr_sched_limits {
+    unsigned max_queue_requests; /* 4,096 */
+    uint64_t max_queue_bytes;    /* 256 MiB of inputs */
+    int64_t max_wait_ns;         /* 5 s of work at the measured service time */
+    int64_t default_timeout_ns;  /* queue policy of the configuration; 0 none */
+    bool allow_timeout_override; /* a request's own timeout may shorten it */
+};
+void nr_sched_limits_default(struct nr_sched_limits *l);
+
+struct nr_sched_cfg {
+    const char *name; /* of the model, for texts; borrowed for the scheduler's life */
+    struct nr_exec *exec;
+    struct nr_loop *const *loops; /* borrowed array of the process's loops */
+    unsigned n_loops;
+    struct nr_plugin_model *model; /* borrowed */
+    struct nr_plugin_instance *const
+        *instances; /* [n_instances] work for the executors; borrowed */
+    unsigned n_instances;
+    struct nr_plugin_instance *const *loop_instances; /* [n_loops] or NULL: inline executions take
+                                                         an idle instance of the above */
+    const struct nr_signature *signature;             /* borrowed */
+    const uint32_t *input_map, *output_map; /* signature index → plug-in index; borrowed */
+    struct nr_batch_rules rules;
+    struct nr_placement_cfg placement;
+    struct nr_sched_limits limits;
+};
+
+nr_nodiscard nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret,
+                                    struct nr_err *err);
+/* No request may be in flight and no loop may run its hook any more. Accepts NULL. */
+void nr_sched_free(struct nr_sched *s);
+/* Runs the model with zeros until its placement is known; only for small fixed shapes. Loading
+ * thread, before the first request. */
+void nr_sched_prove(struct nr_sched *s);
+
+const struct nr_signature *nr_sched_signature(const struct nr_sched *s);
+struct nr_counters *nr_sched_counters(struct nr_sched *s);
+
+/* What is going on now. Any thread. */
+struct nr_sched_state {
+    unsigned queued, running, places;
+    uint64_t queued_bytes;
+    bool is_inline, may_inline;
+    uint64_t n_promoted, n_demoted;
+    int64_t row_ns; /* smoothed service time per row */
+    uint64_t seals[NR_SEAL_COUNT];
+    uint64_t bytes_copied, bytes_in_place;
+};
+void nr_sched_state_get(struct nr_sched *s, struct nr_sched_state *ret);
+
+#endif
