@@ -1,9 +1,9 @@
 /* The blocking pool: one mutex, one queue, one condition.
  *
  * A lock is right here: jobs take longer than a thread switch, or they would run on the loop. A
- * thread is started only when more jobs wait than threads are idle or starting, so a pool of 16 that is used
- * by one request at a time has one thread; idle threads leave, so that a server with 33 loaded
- * models does not keep the threads that loaded them.
+ * thread is started only when more jobs wait than threads are idle or starting, so a pool of 16
+ * that is used by one request at a time has one thread, two at most; idle threads leave, so that
+ * a server with 33 loaded models does not keep the threads that loaded them.
  *
  * Invariants (under lock)
  * 1. n_queued > 0 implies a thread that is awake or has been signalled: a thread leaves only when
