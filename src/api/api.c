@@ -67,8 +67,9 @@ void nr_call_grpc_bytes(struct nr_call *c, struct nr_str message)
 void nr_call_fail(struct nr_call *c, nr_status status, struct nr_str text, unsigned retry_after_s)
 {
     c->err.status = status;
-    snprintf(c->err.text, sizeof(c->err.text), NR_STR_FMT,
-             NR_STR_ARG(text)); /* for the access log */
+    if (text.ptr != c->err.text) { /* for the access log */
+        snprintf(c->err.text, sizeof(c->err.text), NR_STR_FMT, NR_STR_ARG(text));
+    }
     if (c->x->protocol == NR_GRPC) {
         struct nr_response r = {.status = 200,
                                 .grpc_status = nr_status_grpc(status),
