@@ -1,11 +1,14 @@
 /* A subcommand: name, one line for `naru --help`, and what runs it. One folder of cmd/ each. */
-#ifndef NR_CMD_NARU_COMMAND_H
-#define NR_CMD_NARU_COMMAND_H
+#ifndef NARU_COMMAND_H
+#define NARU_COMMAND_H
+
+#include "naru/option.h"
 
 struct command {
     const char *name;
     const char *summary;
     int (*run)(int argc, char **argv); /* argv[0] is the command's name; returns the exit code */
+    const struct option_table *table;
 };
 
 extern const struct command command_serve;

@@ -59,16 +59,18 @@ static bool parse_bool(struct nr_str s, bool *ret)
 static nr_status bad_value(const struct option_def *d, struct nr_str value, const char *expected,
                            struct nr_err *err)
 {
-    return nr_fail(err, NARU_INVALID, "--%s: '" NR_STR_FMT "' is not %s", d->name, NR_STR_ARG(value), expected);
+    return nr_fail(err, NARU_INVALID, "--%s: '" NR_STR_FMT "' is not %s", d->name,
+                   NR_STR_ARG(value), expected);
 }
 
 static nr_status out_of_range(const struct option_def *d, struct nr_str value, struct nr_err *err)
 {
     if (d->max == 0) {
-        return nr_fail(err, NARU_INVALID, "--%s: '" NR_STR_FMT "' is too small; the least is %llu", d->name,
-                       NR_STR_ARG(value), (unsigned long long)d->min);
+        return nr_fail(err, NARU_INVALID, "--%s: '" NR_STR_FMT "' is too small; the least is %llu",
+                       d->name, NR_STR_ARG(value), (unsigned long long)d->min);
     }
-    return nr_fail(err, NARU_INVALID, "--%s: '" NR_STR_FMT "' is out of range; expected %llu to %llu", d->name,
+    return nr_fail(err, NARU_INVALID,
+                   "--%s: '" NR_STR_FMT "' is out of range; expected %llu to %llu", d->name,
                    NR_STR_ARG(value), (unsigned long long)d->min, (unsigned long long)d->max);
 }
 
@@ -116,7 +118,8 @@ static nr_status convert(struct option_values *v, const struct option_def *d, st
         return NARU_OK;
     case OPTION_CHOICE:
         if (!is_choice(d->choices, value)) {
-            return nr_fail(err, NARU_INVALID, "--%s: '" NR_STR_FMT "' is none of %s", d->name, NR_STR_ARG(value), d->choices);
+            return nr_fail(err, NARU_INVALID, "--%s: '" NR_STR_FMT "' is none of %s", d->name,
+                           NR_STR_ARG(value), d->choices);
         }
         *(const char **)field(v, d) = own(v, copy(value));
         return NARU_OK;
@@ -135,8 +138,8 @@ static nr_status convert(struct option_values *v, const struct option_def *d, st
     return NARU_INTERNAL;
 }
 
-static nr_status assign(struct option_values *v, unsigned index, struct nr_str value, option_source source,
-                        struct nr_err *err)
+static nr_status assign(struct option_values *v, unsigned index, struct nr_str value,
+                        option_source source, struct nr_err *err)
 {
     if (source < v->source[index]) {
         return NARU_OK;
@@ -175,7 +178,8 @@ static int find(const struct option_table *table, struct nr_str name)
     return -1;
 }
 
-static nr_status unknown(const struct option_table *table, struct nr_str name, const char *where, struct nr_err *err)
+static nr_status unknown(const struct option_table *table, struct nr_str name, const char *where,
+                         struct nr_err *err)
 {
     const char *best = NULL;
     unsigned least = 4;
@@ -187,19 +191,23 @@ static nr_status unknown(const struct option_table *table, struct nr_str name, c
         }
     }
     if (best != NULL) {
-        return nr_fail(err, NARU_INVALID, "%sunknown option '" NR_STR_FMT "'; did you mean '%s'?", where, NR_STR_ARG(name), best);
+        return nr_fail(err, NARU_INVALID, "%sunknown option '" NR_STR_FMT "'; did you mean '%s'?",
+                       where, NR_STR_ARG(name), best);
     }
-    return nr_fail(err, NARU_INVALID, "%sunknown option '" NR_STR_FMT "'; 'naru %s --help' lists all", where,
+    return nr_fail(err, NARU_INVALID,
+                   "%sunknown option '" NR_STR_FMT "'; 'naru %s --help' lists all", where,
                    NR_STR_ARG(name), table->command);
 }
 
 /* --- the file and the environment --- */
 
-static nr_status set_from_file(void *ctx, struct nr_str name, struct nr_str value, struct nr_err *err)
+static nr_status set_from_file(void *ctx, struct nr_str name, struct nr_str value,
+                               struct nr_err *err)
 {
     struct option_values *v = ctx;
     int i = find(v->table, name);
-    return i < 0 ? unknown(v->table, name, "", err) : assign(v, (unsigned)i, value, OPTION_FILE, err);
+    return i < 0 ? unknown(v->table, name, "", err)
+                 : assign(v, (unsigned)i, value, OPTION_FILE, err);
 }
 
 static void environment_name(const char *name, char out[72])
@@ -270,7 +278,8 @@ static bool special(struct option_values *v, struct nr_str name)
 }
 
 /* One "--name[=value]"; *at moves when the value is the next argument. */
-static nr_status read_flag(struct option_values *v, int argc, char **argv, int *at, struct nr_err *err)
+static nr_status read_flag(struct option_values *v, int argc, char **argv, int *at,
+                           struct nr_err *err)
 {
     struct nr_str value, name = nr_str_cut(nr_str_from(argv[*at] + 2), '=', &value);
     if (value.ptr == NULL && special(v, name)) {
@@ -289,7 +298,8 @@ static nr_status read_flag(struct option_values *v, int argc, char **argv, int *
         return unknown(v->table, name, "", err);
     }
     if (i >= 0 && v->table->defs[i].kind == OPTION_BOOL) {
-        return assign(v, (unsigned)i, value.ptr != NULL ? value : NR_STR("true"), OPTION_COMMAND_LINE, err);
+        return assign(v, (unsigned)i, value.ptr != NULL ? value : NR_STR("true"),
+                      OPTION_COMMAND_LINE, err);
     }
     if (value.ptr == NULL) {
         if (*at + 1 >= argc) {
@@ -304,7 +314,8 @@ static nr_status read_flag(struct option_values *v, int argc, char **argv, int *
     return assign(v, (unsigned)i, value, OPTION_COMMAND_LINE, err);
 }
 
-static nr_status read_command_line(struct option_values *v, int argc, char **argv, struct nr_err *err)
+static nr_status read_command_line(struct option_values *v, int argc, char **argv,
+                                   struct nr_err *err)
 {
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "-h") == 0) {
@@ -319,7 +330,8 @@ static nr_status read_command_line(struct option_values *v, int argc, char **arg
                 return st;
             }
         } else if (argv[i][0] == '-' && argv[i][1] != '\0') {
-            return nr_fail(err, NARU_INVALID, "unknown option '%s'; options begin with two dashes", argv[i]);
+            return nr_fail(err, NARU_INVALID, "unknown option '%s'; options begin with two dashes",
+                           argv[i]);
         } else {
             list_add(&v->positional, argv[i]);
         }

@@ -39,16 +39,16 @@ struct option_list {
 };
 
 struct option_def {
-    const char *group;  /* heading of --help; NULL continues the group above */
-    const char *name;   /* "http-port" */
-    const char *alias;  /* another accepted name (Triton's), or NULL */
+    const char *group; /* heading of --help; NULL continues the group above */
+    const char *name;  /* "http-port" */
+    const char *alias; /* another accepted name (Triton's), or NULL */
     option_kind kind;
     size_t offset;      /* of the value in the command's struct */
     const char *preset; /* default as text; NULL: none */
     const char *arg;    /* what the value is called in help: "N", "DIR" */
     const char *choices;
-    uint64_t min, max;  /* OPTION_UINT, OPTION_BYTES; max 0: no bound */
-    uint64_t unit_ns;   /* OPTION_DURATION */
+    uint64_t min, max; /* OPTION_UINT, OPTION_BYTES; max 0: no bound */
+    uint64_t unit_ns;  /* OPTION_DURATION */
     const char *help;
 };
 
@@ -83,8 +83,8 @@ void option_done(struct option_values *v);
 
 /* option_file.c: calls set for each scalar of the YAML mapping (lists: once an item). */
 nr_nodiscard nr_status option_file_read(const char *path, void *ctx,
-                                        nr_status (*set)(void *ctx, struct nr_str name, struct nr_str value,
-                                                         struct nr_err *err),
+                                        nr_status (*set)(void *ctx, struct nr_str name,
+                                                         struct nr_str value, struct nr_err *err),
                                         struct nr_err *err);
 
 /* option_text.c */

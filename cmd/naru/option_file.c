@@ -20,7 +20,8 @@ struct reader {
     bool in_list, in_map;
 };
 
-static nr_status fail_at(const struct reader *r, const yaml_event_t *e, struct nr_err *err, const char *what)
+static nr_status fail_at(const struct reader *r, const yaml_event_t *e, struct nr_err *err,
+                         const char *what)
 {
     return nr_fail(err, NARU_INVALID, "%s line %zu: %s", r->path, e->start_mark.line + 1, what);
 }
@@ -82,7 +83,8 @@ static nr_status read_events(struct reader *r, struct nr_err *err)
     for (bool done = false; !done;) {
         yaml_event_t e;
         if (!yaml_parser_parse(&r->parser, &e)) {
-            return nr_fail(err, NARU_INVALID, "%s line %zu: %s", r->path, r->parser.problem_mark.line + 1,
+            return nr_fail(err, NARU_INVALID, "%s line %zu: %s", r->path,
+                           r->parser.problem_mark.line + 1,
                            r->parser.problem != NULL ? r->parser.problem : "not YAML");
         }
         nr_status st = on_event(r, &e, err);
@@ -96,7 +98,8 @@ static nr_status read_events(struct reader *r, struct nr_err *err)
 }
 
 nr_status option_file_read(const char *path, void *ctx,
-                           nr_status (*set)(void *ctx, struct nr_str name, struct nr_str value, struct nr_err *err),
+                           nr_status (*set)(void *ctx, struct nr_str name, struct nr_str value,
+                                            struct nr_err *err),
                            struct nr_err *err)
 {
     struct reader r = {.path = path, .ctx = ctx, .set = set};

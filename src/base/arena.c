@@ -72,6 +72,10 @@ static struct nr_arena_block *block_new(size_t bytes, bool may_fail)
 {
     struct nr_arena_block *b = NULL;
     if (bytes == NR_ARENA_BLOCK_BYTES && pool_head != NULL) {
+        /* A pooled block must be able to fail as well, or tests would depend on the pool. */
+        if (may_fail && nr_mem_must_fail()) {
+            return NULL;
+        }
         b = pool_head;
         pool_head = b->prev;
         pool_n--;

@@ -165,7 +165,7 @@ bool nr_conn_reap(struct nr_conn *c)
     struct nr_engine *e = c->e;
     if (c->ops) {
         c->ops->on_sent(c);
-        if (!c->ops->idle(c)) {
+        if (!c->ops->empty(c)) {
             return false; /* nr_conn_wake brings it back when the app answers */
         }
         c->ops->done(c);
@@ -397,6 +397,9 @@ void nr_conn_flush(struct nr_conn *c)
         return;
     }
     c->blocked = c->seg_n > 0;
+    if (left == 0 && !c->blocked) { /* a session may have more to queue: next turn */
+        nr_conn_wake(c);
+    }
     if (!c->blocked && c->out) {
         nr_block_unref(c->e, c->out);
         c->out = NULL;
@@ -404,7 +407,7 @@ void nr_conn_flush(struct nr_conn *c)
     if (c->ops) {
         c->ops->on_sent(c);
     }
-    if (c->state == NR_CONN_CLOSING && c->seg_n == 0 && (!c->ops || c->ops->idle(c))) {
+    if (c->state == NR_CONN_CLOSING && c->seg_n == 0 && (!c->ops || c->ops->quiet(c))) {
         closing_sent(c);
     }
 }

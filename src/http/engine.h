@@ -77,7 +77,8 @@ struct nr_session_ops {
     void (*drain)(struct nr_conn *c);  /* the server wants to end */
     /* The connection is gone: cancels what is unanswered and drops every response. */
     void (*abort)(struct nr_conn *c, nr_cancel_reason why);
-    bool (*idle)(const struct nr_conn *c); /* no exchange is left */
+    bool (*quiet)(const struct nr_conn *c); /* nothing more will be queued */
+    bool (*empty)(const struct nr_conn *c); /* no exchange is left */
     void (*done)(struct nr_conn *c);
 };
 extern const struct nr_session_ops nr_h1_ops;

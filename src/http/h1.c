@@ -740,9 +740,14 @@ static bool wants_input(const struct nr_conn *c)
     return !c->h1.paused && c->h1.phase != H1_END;
 }
 
-static bool idle(const struct nr_conn *c)
+static bool empty(const struct nr_conn *c)
 {
     return nr_list_empty(&c->h1.pipeline);
+}
+
+static bool quiet(const struct nr_conn *c)
+{
+    return c->h1.next_emit == &c->h1.pipeline && !c->h1.cur;
 }
 
 static int64_t body_deadline(const struct nr_conn *c)
@@ -763,8 +768,8 @@ static int64_t deadline(const struct nr_conn *c)
     const struct nr_h1 *h = &c->h1;
     switch (h->phase) {
     case H1_IDLE:
-        return idle(c) ? NR_MAX(c->rx_ns, c->tx_ns) + (int64_t)c->e->limits->keep_alive_ns
-                       : NR_NEVER;
+        return empty(c) ? NR_MAX(c->rx_ns, c->tx_ns) + (int64_t)c->e->limits->keep_alive_ns
+                        : NR_NEVER;
     case H1_HEAD:
         return h->cur->x.start_ns + (int64_t)c->e->limits->head_timeout_ns;
     case H1_END:
@@ -796,7 +801,7 @@ static void resume(struct nr_conn *c)
 
 static void drain(struct nr_conn *c)
 {
-    if (c->h1.phase == H1_IDLE && idle(c)) {
+    if (c->h1.phase == H1_IDLE && empty(c)) {
         nr_conn_close_soon(c, false);
     }
 }
@@ -843,6 +848,7 @@ const struct nr_session_ops nr_h1_ops = {
     .resume = resume,
     .drain = drain,
     .abort = h1_abort,
-    .idle = idle,
+    .quiet = quiet,
+    .empty = empty,
     .done = done,
 };

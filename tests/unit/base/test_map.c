@@ -68,8 +68,7 @@ static void test_many_keys(void **state)
         assert_true(m.n_slots == 2 * m.capacity && m.n_entries <= m.capacity);
     }
     size_t seen = 0;
-    NR_MAP_FOREACH(e, &m)
-    {
+    NR_MAP_FOREACH (e, &m) {
         const char *flag = e->value;
         assert_int_equal(*flag, 1);
         assert_int_equal(e->key.ptr[e->key.len], '\0');
@@ -77,8 +76,7 @@ static void test_many_keys(void **state)
     }
     assert_int_equal(seen, live);
     /* Removing while walking is allowed. */
-    NR_MAP_FOREACH(e, &m)
-    {
+    NR_MAP_FOREACH (e, &m) {
         nr_map_remove(&m, e->key);
     }
     assert_int_equal(m.n_live, 0);
@@ -123,15 +121,13 @@ static void test_order_of_insertion(void **state)
     nr_map_put(&m, key_of(text, 51), &values[0]); /* replaced: keeps its place */
     nr_map_put(&m, key_of(text, 0), &values[0]);  /* removed and put: at the end */
     unsigned at = 1;
-    NR_MAP_FOREACH(e, &m)
-    {
+    NR_MAP_FOREACH (e, &m) {
         assert_true(nr_str_eq(e->key, key_of(text, at == 101 ? 0 : at)));
         at += 2;
     }
     assert_int_equal(at, 103);
     nr_map_done(&m);
-    NR_MAP_FOREACH(e, &m)
-    {
+    NR_MAP_FOREACH (e, &m) {
         fail(); /* empty */
     }
 }
