@@ -678,6 +678,7 @@ nr_status serve_configure(const struct serve_options *o, const struct option_lis
                           struct nr_plugins *plugins, struct nr_node_cfg *cfg, struct nr_err *err)
 {
     nr_node_cfg_default(cfg);
+    cfg->plugins = plugins;
     const struct option_list *paths = positional->n > 0 ? positional : &o->repositories;
     if (positional->n > 0 && o->repositories.n > 0) {
         return nr_fail(err, NARU_INVALID,

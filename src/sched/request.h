@@ -55,7 +55,7 @@ struct nr_request {
 
     /* The scheduler's. */
     _Atomic uint32_t state;
-    _Atomic bool cancelled; /* read by host->request_cancelled while running */
+    _Atomic uint32_t cancelled; /* read by host->request_cancelled while running */
     bool leads;             /* stands for its batch in the counters */
     struct nr_place
         *place;           /* under the scheduler's lock, while a plug-in that can cancel runs it */
