@@ -34,7 +34,8 @@ static struct nr_str json_type(void)
 void nr_call_bytes(struct nr_call *c, int status, struct nr_str type, struct nr_str body)
 {
     struct nr_iov part = {body.ptr, body.len};
-    struct nr_response r = {.status = status, .content_type = type, .body = &part, .n_body = body.len > 0};
+    struct nr_response r = {
+        .status = status, .content_type = type, .body = &part, .n_body = body.len > 0};
     nr_exchange_respond(c->x, &r);
 }
 
@@ -66,7 +67,9 @@ void nr_call_grpc_bytes(struct nr_call *c, struct nr_str message)
 void nr_call_fail(struct nr_call *c, nr_status status, struct nr_str text, unsigned retry_after_s)
 {
     c->err.status = status;
-    snprintf(c->err.text, sizeof(c->err.text), NR_STR_FMT, NR_STR_ARG(text)); /* for the access log */
+    if (text.ptr != c->err.text) { /* for the access log */
+        snprintf(c->err.text, sizeof(c->err.text), NR_STR_FMT, NR_STR_ARG(text));
+    }
     if (c->x->protocol == NR_GRPC) {
         struct nr_response r = {.status = 200,
                                 .grpc_status = nr_status_grpc(status),
@@ -83,7 +86,8 @@ void nr_call_fail(struct nr_call *c, nr_status status, struct nr_str text, unsig
     nr_text_done(&t);
     struct nr_iov part = {body.ptr, body.len};
     struct nr_header retry = {NR_STR("retry-after"), {0}};
-    struct nr_response r = {.status = nr_status_http(status), .content_type = json_type(), .body = &part, .n_body = 1};
+    struct nr_response r = {
+        .status = nr_status_http(status), .content_type = json_type(), .body = &part, .n_body = 1};
     if (retry_after_s > 0) {
         retry.value = nr_arena_fmt(&c->x->arena, "%u", retry_after_s);
         r.headers = &retry;
@@ -191,14 +195,16 @@ static void set_body_limit(struct nr_api *a, struct nr_call *c)
     uint64_t limit = a->cfg.max_body_bytes;
     struct nr_version *v;
     if (c->route->wants_model && c->model_name.len > 0 &&
-        nr_catalog_lookup(nr_call_catalog(c), c->model_name, c->version_text, &v, NULL) == NARU_OK) {
+        nr_catalog_lookup(nr_call_catalog(c), c->model_name, c->version_text, &v, NULL) ==
+            NARU_OK) {
         uint64_t own = body_limit_of(nr_runtime_of(v)->signature);
         limit = own > 0 ? NR_MIN(own, limit) : limit;
     }
     x->body_limit = limit;
     uint64_t json_bytes;
     if (x->known.inference_header_content_length.len > 0 &&
-        nr_str_to_u64(x->known.inference_header_content_length, &json_bytes) && json_bytes < limit) {
+        nr_str_to_u64(x->known.inference_header_content_length, &json_bytes) &&
+        json_bytes < limit) {
         x->body_align_at = (size_t)json_bytes;
     }
 }
@@ -212,7 +218,8 @@ static void refuse_unrouted(struct nr_call *c, nr_status st)
     } else if (st == NARU_METHOD) {
         nr_call_fail(c, st,
                      nr_arena_fmt(&x->arena, "method " NR_STR_FMT " is not allowed for " NR_STR_FMT,
-                                  NR_STR_ARG(x->method_text), NR_STR_ARG(x->path)), 0);
+                                  NR_STR_ARG(x->method_text), NR_STR_ARG(x->path)),
+                     0);
     } else {
         nr_call_fail(c, NARU_NOT_FOUND,
                      nr_arena_fmt(&x->arena, "no such path: " NR_STR_FMT, NR_STR_ARG(x->path)), 0);
@@ -247,7 +254,8 @@ static void on_request(void *ctx, struct nr_exchange *x)
 
 /* --- inference -------------------------------------------------------------------------------- */
 
-nr_status nr_call_lookup(struct nr_call *c, struct nr_str model, struct nr_str version, struct nr_err *err)
+nr_status nr_call_lookup(struct nr_call *c, struct nr_str model, struct nr_str version,
+                         struct nr_err *err)
 {
     struct nr_catalog_reader *reader = &c->api->readers[nr_loop_index(c->x->loop)];
     nr_status st = nr_catalog_lookup(nr_catalog_get(reader), model, version, &c->version, err);
@@ -291,15 +299,23 @@ static void plugin_options(struct nr_call *c)
 
 void nr_call_submit(struct nr_call *c)
 {
+    nr_call_submit_in(c, &c->x->arena);
+}
+
+void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena)
+{
     struct nr_exchange *x = c->x;
     c->request.sched = c->runtime->sched;
     c->request.loop = x->loop;
-    c->request.arena = &x->arena;
+    c->request.arena = arena;
     c->request.in = &c->in;
     c->request.arrival_ns = x->start_ns;
     c->request.deadline_ns = x->deadline_ns;
     c->request.on_complete = on_complete;
     plugin_options(c);
+    if (c->in.has_id) { /* the log needs it when the body is gone */
+        c->in.id = nr_arena_str(&x->arena, c->in.id);
+    }
     if (c->cancelled) { /* the client went while the body was decoded on the pool */
         nr_call_fail(c, NARU_CANCELLED, NR_STR("the client has gone"), 0);
         return;
@@ -324,7 +340,8 @@ static void run_job(struct nr_job *j)
     nr_loop_post(c->x->loop, &c->msg);
 }
 
-void nr_call_offload(struct nr_call *c, void (*work)(struct nr_call *), void (*after)(struct nr_call *))
+void nr_call_offload(struct nr_call *c, void (*work)(struct nr_call *),
+                     void (*after)(struct nr_call *))
 {
     c->work = work;
     c->after = after;
@@ -351,17 +368,25 @@ static void on_cancel(void *ctx, struct nr_exchange *x, nr_cancel_reason why)
 static void access_log(struct nr_call *c)
 {
     struct nr_exchange *x = c->x;
+    bool ours = c->err.status != NARU_OK && nr_status_http(c->err.status) >= 500;
+    nr_log_level level = ours ? NR_LOG_WARN : NR_LOG_INFO;
     char id[17];
+    if (!nr_log_on(level)) {
+        return;
+    }
     snprintf(id, sizeof(id), "%016llx", (unsigned long long)x->id);
-    nr_log(c->err.status != NARU_OK && nr_status_http(c->err.status) >= 500 ? NR_LOG_WARN : NR_LOG_INFO,
-           "access", c->route != NULL ? c->route->action : "request",
-           NR_KV_STR("id", c->in.has_id ? c->in.id : nr_str_from(id)),
-           NR_KV_TEXT("exchange", id), NR_KV_TEXT("peer", x->peer->text),
-           NR_KV_STR("method", x->method_text), NR_KV_STR("path", x->path),
-           NR_KV_INT("status", x->response_status), NR_KV_INT("in", x->body.len),
-           NR_KV_INT("out", x->response_bytes),
-           NR_KV_INT("us", (nr_clock_now() - x->start_ns) / NR_US_NS),
-           NR_KV_TEXT("error", c->err.status != NARU_OK ? c->err.text : ""));
+    const struct nr_kv kvs[] = {NR_KV_STR("id", c->in.has_id ? c->in.id : nr_str_from(id)),
+                                NR_KV_TEXT("exchange", id),
+                                NR_KV_TEXT("peer", x->peer->text),
+                                NR_KV_STR("method", x->method_text),
+                                NR_KV_STR("path", x->path),
+                                NR_KV_INT("status", x->response_status),
+                                NR_KV_INT("in", x->body.len),
+                                NR_KV_INT("out", x->response_bytes),
+                                NR_KV_INT("us", (nr_clock_now() - x->start_ns) / NR_US_NS),
+                                NR_KV_TEXT("error", c->err.status != NARU_OK ? c->err.text : ""),
+                                {.kind = NR_KV_END}};
+    nr_log_write_each(level, "access", c->route != NULL ? c->route->action : "request", kvs);
 }
 
 static void on_done(void *ctx, struct nr_exchange *x)

@@ -25,7 +25,7 @@ struct nr_api_cfg {
     const char *server_version; /* "0.1.0" */
     struct nr_repository *repository;
     struct nr_runtime_host *runtime;
-    struct nr_pool *pool;       /* image decoding and large JSON bodies */
+    struct nr_pool *pool; /* image decoding and large JSON bodies */
     struct nr_loop *const *loops;
     unsigned n_loops;
     struct nr_gallery *gallery; /* NULL: nothing is stored */
@@ -33,8 +33,9 @@ struct nr_api_cfg {
     size_t inline_json_bytes;   /* larger JSON is parsed and written on the pool; 64 KiB */
     bool strict_readiness;      /* ready only when every model is */
     bool access_log;
-    bool check_browser;         /* Host and Origin on loopback listeners */
-    const char *const *allowed_hosts; /* more names that Host may have there; NULL-terminated or NULL */
+    bool check_browser; /* Host and Origin on loopback listeners */
+    const char *const
+        *allowed_hosts; /* more names that Host may have there; NULL-terminated or NULL */
     uint64_t max_image_pixels;
     unsigned max_image_side;
 };

@@ -27,13 +27,14 @@ typedef enum nr_scope {
 struct nr_call;
 
 struct nr_route {
-    const char *pattern;   /* "/v2/models/{model}/versions/{version}/infer"; gRPC: "/pkg.Svc/Method" */
-    unsigned methods;      /* 1u << NR_GET | … */
+    const char
+        *pattern;     /* "/v2/models/{model}/versions/{version}/infer"; gRPC: "/pkg.Svc/Method" */
+    unsigned methods; /* 1u << NR_GET | … */
     nr_scope scope;
     bool grpc;
-    bool wants_model;      /* {model} is looked up for the body limit */
+    bool wants_model;                  /* {model} is looked up for the body limit */
     void (*handle)(struct nr_call *c); /* body complete; loop */
-    const char *action;    /* for logs: "infer" */
+    const char *action;                /* for logs: "infer" */
 };
 
 struct nr_call {
@@ -51,10 +52,10 @@ struct nr_call {
     /* offloaded work */
     struct nr_job job;
     struct nr_msg msg;
-    void (*work)(struct nr_call *c);  /* pool thread */
-    void (*after)(struct nr_call *c); /* loop thread, when work is done */
-    void *data;                       /* the adapter's */
-    struct nr_infer_tensor *outputs;  /* what is encoded: the request's, or classified ones */
+    void (*work)(struct nr_call *c);    /* pool thread */
+    void (*after)(struct nr_call *c);   /* loop thread, when work is done */
+    void *data;                         /* the adapter's */
+    struct nr_infer_tensor *outputs;    /* what is encoded: the request's, or classified ones */
     void (*respond)(struct nr_call *c); /* loop: the request is complete (c->request.status) */
 };
 
@@ -63,12 +64,16 @@ nr_nodiscard nr_status nr_call_lookup(struct nr_call *c, struct nr_str model, st
                                       struct nr_err *err);
 /* Submits c->in to the version's scheduler; c->respond follows, maybe before this returns. Loop. */
 void nr_call_submit(struct nr_call *c);
+/* The same with another arena for the results (several requests of one call, one after another). */
+void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena);
 /* Runs work on the pool, then after on the loop. Refuses with 503 when the pool is full. Loop. */
-void nr_call_offload(struct nr_call *c, void (*work)(struct nr_call *), void (*after)(struct nr_call *));
+void nr_call_offload(struct nr_call *c, void (*work)(struct nr_call *),
+                     void (*after)(struct nr_call *));
 
 /* --- answers (loop) --- */
 void nr_call_json(struct nr_call *c, int status, struct nr_text *t); /* takes t's memory over */
-void nr_call_bytes(struct nr_call *c, int status, struct nr_str type, struct nr_str body); /* body: arena or constant */
+void nr_call_bytes(struct nr_call *c, int status, struct nr_str type,
+                   struct nr_str body); /* body: arena or constant */
 void nr_call_empty(struct nr_call *c, int status);
 /* {"error": text} with the HTTP status, or the gRPC status with the message. retry_after_s 0: none. */
 void nr_call_fail(struct nr_call *c, nr_status status, struct nr_str text, unsigned retry_after_s);
@@ -84,6 +89,9 @@ extern const struct nr_route nr_routes_v2_grpc[];
 extern const struct nr_route nr_routes_predict[];
 extern const struct nr_route nr_routes_metrics[];
 extern const struct nr_route nr_routes_page[];
+
+/* predict.c: frees what it keeps in nr_runtime.extra. */
+void nr_predict_plan_free(void *plan);
 
 /* --- route.c --- */
 struct nr_router;

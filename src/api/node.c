@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "api/call.h"
 #include "base/clock.h"
 #include "base/mem.h"
 #include "io/loop.h"
@@ -64,7 +65,8 @@ static void on_publish(void *ctx)
     }
 }
 
-static void on_state(void *ctx, const struct nr_version *v, nr_version_state state, const char *reason)
+static void on_state(void *ctx, const struct nr_version *v, nr_version_state state,
+                     const char *reason)
 {
     struct nr_node *n = ctx;
     if (n->cfg.on_state != NULL) {
@@ -113,15 +115,18 @@ static uint64_t default_budget(void)
 static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
 {
     unsigned pool_threads = n->cfg.pool_threads > 0 ? n->cfg.pool_threads : usable_cores();
-    nr_buf_set_budget(n->cfg.memory_budget_bytes > 0 ? n->cfg.memory_budget_bytes : default_budget());
+    nr_buf_set_budget(n->cfg.memory_budget_bytes > 0 ? n->cfg.memory_budget_bytes
+                                                     : default_budget());
     n->pool = nr_pool_new("naru-pool", pool_threads, n->cfg.pool_queue);
-    n->runtime = (struct nr_runtime_host){.plugins = n->cfg.plugins,
-                                          .exec = nr_exec_new(n->cfg.exec_threads, n->cfg.max_exec_threads),
-                                          .loops = n->loops,
-                                          .n_loops = n->n_loops,
-                                          .limits = n->cfg.queue,
-                                          .placement = n->cfg.placement,
-                                          .max_instances = n->cfg.max_instances};
+    n->runtime =
+        (struct nr_runtime_host){.plugins = n->cfg.plugins,
+                                 .exec = nr_exec_new(n->cfg.exec_threads, n->cfg.max_exec_threads),
+                                 .loops = n->loops,
+                                 .n_loops = n->n_loops,
+                                 .limits = n->cfg.queue,
+                                 .placement = n->cfg.placement,
+                                 .max_instances = n->cfg.max_instances,
+                                 .extra_free = nr_predict_plan_free};
     struct nr_repository_cfg rc = n->cfg.repository;
     rc.ops = nr_runtime_ops;
     rc.ops_ctx = &n->runtime;
@@ -143,7 +148,8 @@ static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
 
 static nr_status make_server(struct nr_node *n, struct nr_err *err)
 {
-    nr_status st = nr_server_new(n->loops, n->n_loops, &n->cfg.http, nr_api_app(n->api), &n->server);
+    nr_status st =
+        nr_server_new(n->loops, n->n_loops, &n->cfg.http, nr_api_app(n->api), &n->server);
     if (st != NARU_OK) {
         return nr_fail(err, st, "the HTTP server cannot be made: %s", nr_status_text(st));
     }
@@ -193,8 +199,10 @@ nr_status nr_node_start(struct nr_node *n, struct nr_err *err)
 {
     nr_repository_load_all(n->repository);
     for (; n->n_threads < n->n_loops; n->n_threads++) {
-        if (pthread_create(&n->threads[n->n_threads], NULL, loop_main, n->loops[n->n_threads]) != 0) {
-            return nr_fail(err, NARU_NOMEM, "cannot start I/O thread %u; lower --io-threads", n->n_threads);
+        if (pthread_create(&n->threads[n->n_threads], NULL, loop_main, n->loops[n->n_threads]) !=
+            0) {
+            return nr_fail(err, NARU_NOMEM, "cannot start I/O thread %u; lower --io-threads",
+                           n->n_threads);
         }
     }
     return nr_server_start(n->server, err);
@@ -272,7 +280,8 @@ void nr_node_free(struct nr_node *n)
     nr_node_stop(n);
     nr_server_free(n->server);
     nr_pool_free(n->pool);
-    nr_api_free(n->api); /* the readers' snapshots go first, or the repository would wait for them */
+    nr_api_free(
+        n->api); /* the readers' snapshots go first, or the repository would wait for them */
     n->api = NULL;
     nr_repository_free(n->repository);
     nr_exec_free(n->runtime.exec);

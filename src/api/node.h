@@ -15,20 +15,22 @@
 
 struct nr_node_listen {
     const char *address;
-    uint16_t port;      /* 0: a free one */
-    const char *what;   /* "http", "grpc", "metrics": for the banner only, every listener speaks all */
+    uint16_t port; /* 0: a free one */
+    const char
+        *what; /* "http", "grpc", "metrics": for the banner only, every listener speaks all */
     uint16_t bound_port; /* filled by nr_node_start */
 };
 
 struct nr_node_cfg {
     struct nr_node_listen listen[NR_NODE_MAX_LISTEN];
     unsigned n_listen;
-    unsigned io_threads;    /* 0: usable cores, 4 at most */
-    unsigned exec_threads;  /* 0: usable cores */
+    unsigned io_threads;   /* 0: usable cores, 4 at most */
+    unsigned exec_threads; /* 0: usable cores */
     unsigned max_exec_threads;
-    unsigned pool_threads;  /* 0: usable cores */
+    unsigned pool_threads; /* 0: usable cores */
     unsigned pool_queue;
-    uint64_t memory_budget_bytes; /* of tensor and body buffers; 0: 75 % of the machine's or cgroup's */
+    uint64_t
+        memory_budget_bytes; /* of tensor and body buffers; 0: 75 % of the machine's or cgroup's */
     struct nr_http_limits http;
     struct nr_repository_cfg repository; /* ops, ctx and callbacks are filled by the node */
     struct nr_plugins *plugins;          /* borrowed */
@@ -37,7 +39,8 @@ struct nr_node_cfg {
     unsigned max_instances;
     struct nr_api_cfg api; /* repository, runtime, pool, loops are filled by the node */
     /* A version came to rest (see nr_repository_cfg); may be NULL. */
-    void (*on_state)(void *ctx, const struct nr_version *v, nr_version_state state, const char *reason);
+    void (*on_state)(void *ctx, const struct nr_version *v, nr_version_state state,
+                     const char *reason);
     void *on_state_ctx;
 };
 void nr_node_cfg_default(struct nr_node_cfg *cfg);
@@ -45,7 +48,8 @@ void nr_node_cfg_default(struct nr_node_cfg *cfg);
 struct nr_node;
 /* Opens the repository (bad paths fail here), makes threads' objects, binds all listeners. Borrowed
  * parts of cfg must outlive the node. */
-nr_nodiscard nr_status nr_node_new(const struct nr_node_cfg *cfg, struct nr_node **ret, struct nr_err *err);
+nr_nodiscard nr_status nr_node_new(const struct nr_node_cfg *cfg, struct nr_node **ret,
+                                   struct nr_err *err);
 /* Starts threads, accepting and loading. */
 nr_nodiscard nr_status nr_node_start(struct nr_node *n, struct nr_err *err);
 /* Until every model came to rest; false when deadline_ns (monotonic, 0 none) passed first. */

@@ -19,7 +19,8 @@ struct nr_router {
     unsigned n;
 };
 
-static const struct nr_route *const tables[] = {nr_routes_v2_http, nr_routes_v2_grpc};
+static const struct nr_route *const tables[] = {nr_routes_v2_http, nr_routes_v2_grpc,
+                                                nr_routes_predict, nr_routes_metrics};
 
 nr_status nr_router_new(struct nr_router **ret, struct nr_err *err)
 {
@@ -27,7 +28,8 @@ nr_status nr_router_new(struct nr_router **ret, struct nr_err *err)
     for (unsigned t = 0; t < NR_COUNT(tables); t++) {
         for (const struct nr_route *r = tables[t]; r->pattern != NULL; r++) {
             if (r->scope == NR_SCOPE_NONE || r->handle == NULL || (r->methods == 0 && !r->grpc)) {
-                return nr_fail(err, NARU_INTERNAL, "route %s has no scope, handler or method", r->pattern);
+                return nr_fail(err, NARU_INTERNAL, "route %s has no scope, handler or method",
+                               r->pattern);
             }
             n++;
         }

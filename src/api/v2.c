@@ -15,9 +15,9 @@
 
 /* perf_analyzer looks for `statistics`; the others say what this server answers. */
 static const struct nr_str extensions[] = {
-    NR_STR_INIT("classification"),      NR_STR_INIT("model_repository"),
-    NR_STR_INIT("schedule_policy"),     NR_STR_INIT("model_configuration"),
-    NR_STR_INIT("binary_tensor_data"),  NR_STR_INIT("parameters"),
+    NR_STR_INIT("classification"),     NR_STR_INIT("model_repository"),
+    NR_STR_INIT("schedule_policy"),    NR_STR_INIT("model_configuration"),
+    NR_STR_INIT("binary_tensor_data"), NR_STR_INIT("parameters"),
     NR_STR_INIT("statistics"),
 };
 
@@ -39,10 +39,12 @@ void nr_v2_model_view(struct nr_call *c, struct nr_model_view *ret)
 {
     struct nr_arena *a = &c->x->arena;
     const struct nr_model_config *config = c->version->config;
-    const struct nr_catalog_model *m = nr_catalog_find(c->pin->catalog, nr_str_from(c->version->name));
-    *ret = (struct nr_model_view){.name = nr_str_from(c->version->name),
-                                  .platform = nr_str_from(config->platform[0] != '\0' ? config->platform : config->backend),
-                                  .sig = &config->sig};
+    const struct nr_catalog_model *m =
+        nr_catalog_find(c->pin->catalog, nr_str_from(c->version->name));
+    *ret = (struct nr_model_view){
+        .name = nr_str_from(c->version->name),
+        .platform = nr_str_from(config->platform[0] != '\0' ? config->platform : config->backend),
+        .sig = &config->sig};
     struct nr_str *versions = nr_arena_zalloc(a, (m->n_versions + 1) * sizeof(*versions));
     ret->versions = versions;
     if (c->version_text.len > 0) {
@@ -115,7 +117,8 @@ nr_status nr_v2_stats_views(struct nr_call *c, struct nr_str model, struct nr_st
         for (uint32_t k = 0; k < m->n_versions; k++) {
             const struct nr_version *v = m->versions[k].version;
             int64_t wanted = v != NULL ? v->number : 0;
-            if (v != NULL && (version.len == 0 || (nr_str_to_i64(version, &wanted) && wanted == v->number))) {
+            if (v != NULL &&
+                (version.len == 0 || (nr_str_to_i64(version, &wanted) && wanted == v->number))) {
                 stats_view(a, v, &views[(*ret_n)++]);
             }
         }
@@ -124,7 +127,8 @@ nr_status nr_v2_stats_views(struct nr_call *c, struct nr_str model, struct nr_st
     return NARU_OK;
 }
 
-void nr_v2_index_views(struct nr_call *c, bool ready_only, const struct nr_index_view **ret, unsigned *ret_n)
+void nr_v2_index_views(struct nr_call *c, bool ready_only, const struct nr_index_view **ret,
+                       unsigned *ret_n)
 {
     struct nr_arena *a = &c->x->arena;
     const struct nr_index_entry *entries;
@@ -190,7 +194,8 @@ nr_status nr_v2_classify(struct nr_call *c, struct nr_err *err)
         }
         const struct nr_labels *labels = &c->version->labels[index];
         bool batched = c->runtime->signature->outputs[index].batched;
-        nr_status st = nr_infer_classify(&c->outputs[i], batched, best, labels->items, labels->n_items, a, &outputs[i], err);
+        nr_status st = nr_infer_classify(&c->outputs[i], batched, best, labels->items,
+                                         labels->n_items, a, &outputs[i], err);
         if (st != NARU_OK) {
             return st;
         }

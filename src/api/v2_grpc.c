@@ -17,7 +17,7 @@
 #define SERVICE "/inference.GRPCInferenceService/"
 
 /* The request message by its generated unpack function, or NULL after answering what is wrong. */
-#define UNPACK(c, type_unpack)                                                                     \
+#define UNPACK(c, type_unpack) \
     type_unpack(nr_pb_arena(&(c)->x->arena), (c)->x->body.len, (const uint8_t *)(c)->x->body.ptr)
 
 static bool malformed(struct nr_call *c, const void *message)
@@ -63,15 +63,17 @@ static void handle_ready(struct nr_call *c)
 
 static void handle_health(struct nr_call *c)
 {
-    Grpc__Health__V1__HealthCheckRequest *q = UNPACK(c, grpc__health__v1__health_check_request__unpack);
+    Grpc__Health__V1__HealthCheckRequest *q =
+        UNPACK(c, grpc__health__v1__health_check_request__unpack);
     if (malformed(c, q)) {
         return;
     }
     Grpc__Health__V1__HealthCheckResponse r = GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__INIT;
     struct nr_str service = nr_str_from(q->service);
     if (service.len > 0 && !nr_str_is(service, "inference.GRPCInferenceService")) {
-        nr_call_fail(c, NARU_NOT_FOUND,
-                     nr_arena_fmt(&c->x->arena, "unknown service '" NR_STR_FMT "'", NR_STR_ARG(service)), 0);
+        nr_call_fail(
+            c, NARU_NOT_FOUND,
+            nr_arena_fmt(&c->x->arena, "unknown service '" NR_STR_FMT "'", NR_STR_ARG(service)), 0);
         return;
     }
     r.status = nr_api_ready(c->api, nr_call_catalog(c))
@@ -147,7 +149,8 @@ static void handle_stats(struct nr_call *c)
     unsigned n;
     struct nr_err err = {0};
     struct nr_str packed = {0};
-    if (nr_v2_stats_views(c, nr_str_from(q->name), nr_str_from(q->version), &views, &n, &err) != NARU_OK) {
+    if (nr_v2_stats_views(c, nr_str_from(q->name), nr_str_from(q->version), &views, &n, &err) !=
+        NARU_OK) {
         nr_call_fail_err(c, &err);
         return;
     }
@@ -202,7 +205,8 @@ static void respond_infer(struct nr_call *c)
 static void decode(struct nr_call *c)
 {
     struct nr_exchange *x = c->x;
-    c->err.status = nr_infer_pb_decode(c->runtime->signature, x->body, x->body_buf, &x->arena, &c->in, &c->err);
+    c->err.status =
+        nr_infer_pb_decode(c->runtime->signature, x->body, x->body_buf, &x->arena, &c->in, &c->err);
 }
 
 static void submit_decoded(struct nr_call *c)
@@ -253,7 +257,8 @@ const struct nr_route nr_routes_v2_grpc[] = {
     {SERVICE "ModelMetadata", 0, NR_SCOPE_METADATA, true, false, handle_model, "model_metadata"},
     {SERVICE "ModelConfig", 0, NR_SCOPE_METADATA, true, false, handle_config, "model_config"},
     {SERVICE "ModelStatistics", 0, NR_SCOPE_METADATA, true, false, handle_stats, "stats"},
-    {SERVICE "RepositoryIndex", 0, NR_SCOPE_METADATA, true, false, handle_index, "repository_index"},
+    {SERVICE "RepositoryIndex", 0, NR_SCOPE_METADATA, true, false, handle_index,
+     "repository_index"},
     {"/grpc.health.v1.Health/Check", 0, NR_SCOPE_HEALTH, true, false, handle_health, "health"},
     {0},
 };

@@ -119,11 +119,13 @@ struct encoded { /* result of encoding, made on the loop or on the pool */
     nr_status status;
 };
 
-static bool is_json(struct nr_str type)
+/* As Triton: whatever the client calls it, a body is JSON, but for bytes that are said to be bytes
+ * (and for no body at all). curl -d says application/x-www-form-urlencoded. */
+static bool is_raw(const struct nr_exchange *x)
 {
     struct nr_str rest;
-    struct nr_str head = nr_str_trim(nr_str_cut(type, ';', &rest));
-    return head.len == 0 || nr_str_eq_nocase(head, NR_STR("application/json"));
+    struct nr_str type = nr_str_trim(nr_str_cut(x->known.content_type, ';', &rest));
+    return x->body.len == 0 || nr_str_eq_nocase(type, NR_STR("application/octet-stream"));
 }
 
 /* Loop or pool: body → c->in. The status is in c->err. */
@@ -136,13 +138,14 @@ static void decode(struct nr_call *c)
     nr_status st = NARU_OK;
     if (length.ptr != NULL) {
         st = nr_infer_header_length(length, x->body.len, &json_bytes, &c->err);
-    } else if (!is_json(x->known.content_type) || x->body.len == 0) {
-        json_bytes = 0; /* as Triton: a body that is not said to be JSON is the one input */
+    } else if (is_raw(x)) {
+        json_bytes = 0;
     }
     if (st == NARU_OK && json_bytes == 0) {
         st = nr_infer_raw_decode(sig, x->body, x->body_buf, &x->arena, &c->in, &c->err);
     } else if (st == NARU_OK) {
-        st = nr_infer_json_decode(sig, x->body, json_bytes, x->body_buf, &x->arena, &c->in, &c->err);
+        st =
+            nr_infer_json_decode(sig, x->body, json_bytes, x->body_buf, &x->arena, &c->in, &c->err);
     }
     c->err.status = st;
 }
@@ -161,7 +164,8 @@ static void respond_encoded(struct nr_call *c)
                             .n_body = e->body.n_parts};
     if (e->body.has_binary) {
         char *digits = nr_arena_alloc(&c->x->arena, 24);
-        length.value = (struct nr_str){digits, (size_t)(nr_u64_write(e->body.json_bytes, digits) - digits)};
+        length.value =
+            (struct nr_str){digits, (size_t)(nr_u64_write(e->body.json_bytes, digits) - digits)};
         r.content_type = NR_STR("application/octet-stream");
         r.headers = &length;
         r.n_headers = 1;
@@ -231,9 +235,11 @@ static void handle_infer(struct nr_call *c)
         !nr_str_eq_nocase(c->x->known.content_encoding, NR_STR("identity"))) {
         nr_call_fail(c, NARU_MEDIA_TYPE,
                      nr_arena_fmt(&c->x->arena,
-                                  "content-encoding '" NR_STR_FMT "' is not supported; send the body "
+                                  "content-encoding '" NR_STR_FMT
+                                  "' is not supported; send the body "
                                   "without compression",
-                                  NR_STR_ARG(c->x->known.content_encoding)), 0);
+                                  NR_STR_ARG(c->x->known.content_encoding)),
+                     0);
         return;
     }
     if (!found(c)) {
@@ -258,19 +264,27 @@ static void handle_infer(struct nr_call *c)
 const struct nr_route nr_routes_v2_http[] = {
     /* the common ones first: the table is walked in order */
     {"/v2/models/{model}/infer", POST, NR_SCOPE_INFER, false, true, handle_infer, "infer"},
-    {"/v2/models/{model}/versions/{version}/infer", POST, NR_SCOPE_INFER, false, true, handle_infer, "infer"},
+    {"/v2/models/{model}/versions/{version}/infer", POST, NR_SCOPE_INFER, false, true, handle_infer,
+     "infer"},
     {"/v2/health/live", GET, NR_SCOPE_HEALTH, false, false, handle_live, "live"},
     {"/v2/health/ready", GET, NR_SCOPE_HEALTH, false, false, handle_ready, "ready"},
     {"/v2", GET, NR_SCOPE_METADATA, false, false, handle_server, "server_metadata"},
     {"/v2/models/stats", GET, NR_SCOPE_METADATA, false, false, handle_stats, "stats"},
     {"/v2/models/{model}", GET, NR_SCOPE_METADATA, false, false, handle_model, "model_metadata"},
-    {"/v2/models/{model}/versions/{version}", GET, NR_SCOPE_METADATA, false, false, handle_model, "model_metadata"},
-    {"/v2/models/{model}/ready", GET, NR_SCOPE_HEALTH, false, false, handle_model_ready, "model_ready"},
-    {"/v2/models/{model}/versions/{version}/ready", GET, NR_SCOPE_HEALTH, false, false, handle_model_ready, "model_ready"},
-    {"/v2/models/{model}/config", GET, NR_SCOPE_METADATA, false, false, handle_config, "model_config"},
-    {"/v2/models/{model}/versions/{version}/config", GET, NR_SCOPE_METADATA, false, false, handle_config, "model_config"},
+    {"/v2/models/{model}/versions/{version}", GET, NR_SCOPE_METADATA, false, false, handle_model,
+     "model_metadata"},
+    {"/v2/models/{model}/ready", GET, NR_SCOPE_HEALTH, false, false, handle_model_ready,
+     "model_ready"},
+    {"/v2/models/{model}/versions/{version}/ready", GET, NR_SCOPE_HEALTH, false, false,
+     handle_model_ready, "model_ready"},
+    {"/v2/models/{model}/config", GET, NR_SCOPE_METADATA, false, false, handle_config,
+     "model_config"},
+    {"/v2/models/{model}/versions/{version}/config", GET, NR_SCOPE_METADATA, false, false,
+     handle_config, "model_config"},
     {"/v2/models/{model}/stats", GET, NR_SCOPE_METADATA, false, false, handle_stats, "stats"},
-    {"/v2/models/{model}/versions/{version}/stats", GET, NR_SCOPE_METADATA, false, false, handle_stats, "stats"},
-    {"/v2/repository/index", POST, NR_SCOPE_METADATA, false, false, handle_index, "repository_index"},
+    {"/v2/models/{model}/versions/{version}/stats", GET, NR_SCOPE_METADATA, false, false,
+     handle_stats, "stats"},
+    {"/v2/repository/index", POST, NR_SCOPE_METADATA, false, false, handle_index,
+     "repository_index"},
     {0},
 };

@@ -189,6 +189,7 @@ nr_status nr_image_probe(const void *data, size_t len, const struct nr_image_lim
                        nr_image_format_name(ret->format));
     }
     struct nr_image_info info = *ret;
+    NR_ASSERT((size_t)info.format < NR_COUNT(probes));
     nr_status st = probes[info.format]((struct nr_str){data, len}, &info, err);
     if (st != NARU_OK) {
         return st;
@@ -323,6 +324,7 @@ nr_status nr_image_decode(const void *data, size_t len, enum nr_image_color colo
         return st;
     }
     nr_cleanup(nr_image_done) struct nr_image img = {0};
+    NR_ASSERT((size_t)info.format < NR_COUNT(decoders));
     st = decoders[info.format]((struct nr_str){data, len}, &info, &img, err);
     if (st != NARU_OK) {
         return st;

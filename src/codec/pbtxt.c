@@ -627,7 +627,8 @@ static nr_status message_new(struct parser *p, const ProtobufCMessageDescriptor 
     NR_ASSERT(d->n_fields <= NR_PBFIELD_MAX);
     ProtobufCMessage *m = nr_arena_try_array(p->arena, 1, d->sizeof_message);
     if (!m) {
-        return fail_memory(p);
+        (void)fail_memory(p);
+        return NARU_NOMEM; /* said here too: the caller's check is then proof enough */
     }
     protobuf_c_message_init(d, m);
     *ret = m;
@@ -681,7 +682,7 @@ static nr_status map_entry_closed(struct parser *p, const struct frame *entry)
     const ProtobufCFieldDescriptor *f = entry->field;
     const ProtobufCFieldDescriptor *value = &entry->msg->descriptor->fields[1];
     if (value->type == PROTOBUF_C_TYPE_MESSAGE && nr_pbfield_count(entry->msg, value) == 0) {
-        ProtobufCMessage *empty;
+        ProtobufCMessage *empty = NULL;
         nr_status st = message_new(p, value->descriptor, &empty);
         if (st != NARU_OK) {
             return st;
@@ -882,7 +883,7 @@ nr_status nr_pbtxt_parse(const ProtobufCMessageDescriptor *desc, struct nr_str t
                        .origin = origin,
                        .arena = a,
                        .err = err};
-    ProtobufCMessage *root;
+    ProtobufCMessage *root = NULL;
     nr_status st = advance(&p);
     if (st == NARU_OK) {
         st = message_new(&p, desc, &root);

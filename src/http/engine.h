@@ -18,7 +18,7 @@
 
 #include "http/abuse.h"
 #include "http/server.h"
-#include "llhttp.h"
+#include <llhttp.h>
 
 #define NR_BLOCK_BYTES 16384u      /* a receive or output block with its header */
 #define NR_SCRATCH_BYTES 131072u   /* shared receive buffer of a loop, for sessions that copy */

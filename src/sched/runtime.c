@@ -98,9 +98,10 @@ static nr_status open_instances(struct nr_runtime *rt, const struct nr_model_con
                                 unsigned max, struct nr_err *err)
 {
     if (n > max) {
-        return nr_fail(err, NARU_INVALID,
-                       "instance_group asks for %u instances, this server allows %u (--max-instances)",
-                       n, max);
+        return nr_fail(
+            err, NARU_INVALID,
+            "instance_group asks for %u instances, this server allows %u (--max-instances)", n,
+            max);
     }
     rt->instances = nr_new_array(struct nr_plugin_instance *, NR_MAX(n, 1u));
     for (unsigned i = 0; i < n; i++) {
@@ -133,9 +134,10 @@ static bool may_inline(const struct nr_runtime_host *host, const struct nr_runti
                        const struct nr_model_config *c)
 {
     uint64_t caps = rt->model->plugin->caps;
-    if (!host->placement.allowed || (caps & NARU_CAP_INLINE) == 0 || (caps & NARU_CAP_ONE_THREAD) != 0 ||
-        (caps & NARU_CAP_ASYNC) != 0 || (rt->model->info->flags & NARU_MODEL_STATIC_GRAPH) == 0 ||
-        c->max_queue_delay_ns > 0 || first_device(c) >= 0) {
+    if (!host->placement.allowed || (caps & NARU_CAP_INLINE) == 0 ||
+        (caps & NARU_CAP_ONE_THREAD) != 0 || (caps & NARU_CAP_ASYNC) != 0 ||
+        (rt->model->info->flags & NARU_MODEL_STATIC_GRAPH) == 0 || c->max_queue_delay_ns > 0 ||
+        first_device(c) >= 0) {
         return false;
     }
     for (unsigned i = 0; i < c->sig.n_inputs; i++) {
@@ -182,7 +184,8 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
     if (c->queue.max_queue_size > 0) {
         cfg.limits.max_queue_requests = c->queue.max_queue_size;
     }
-    cfg.limits.default_timeout_ns = (int64_t)NR_MIN(c->queue.default_timeout_ns, (uint64_t)INT64_MAX);
+    cfg.limits.default_timeout_ns =
+        (int64_t)NR_MIN(c->queue.default_timeout_ns, (uint64_t)INT64_MAX);
     cfg.limits.allow_timeout_override = c->queue.allow_override;
     return nr_sched_new(&cfg, &rt->sched, err);
 }
@@ -192,6 +195,7 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
     const struct nr_runtime_host *host = ctx;
     nr_cleanup(runtime_free_at) struct nr_runtime *rt = nr_new(struct nr_runtime);
     rt->version = v;
+    rt->extra_free = host->extra_free;
     bool says_instances = v->config->pb->n_instance_group > 0;
     nr_status st = open_model(host, v, rt, err);
     if (st != NARU_OK) {

@@ -19,6 +19,7 @@ struct nr_runtime_host {
     struct nr_sched_limits limits;
     struct nr_placement_cfg placement; /* allowed: the operator's switch for inline execution */
     unsigned max_instances;            /* over all groups of a model */
+    void (*extra_free)(void *extra);   /* frees nr_runtime.extra; NULL when nobody sets it */
 };
 
 struct nr_runtime {
@@ -30,7 +31,7 @@ struct nr_runtime {
     unsigned n_instances;
     struct nr_plugin_instance **loop_instances; /* NULL when executions share `instances` */
     unsigned n_loop_instances;
-    void *_Atomic extra; /* the edge's own, made on first use (picture plans); freed by extra_free */
+    void *_Atomic extra; /* the edge's own, made on first use; freed by the host's extra_free */
     void (*extra_free)(void *extra);
 };
 

@@ -1,0 +1,388 @@
+/* Decimal text ↔ binary floating point: the parts that are not inlined into parsers.
+ *
+ * Why our own: JSON tensors are 10^5 numbers per request. strtod takes 60-100 ns and snprintf 250 ns
+ * each and both obey the locale; these take about 10 ns.
+ *
+ * Reading, three steps of rising cost: up to 2^53 and 10^22 one exact multiplication or division
+ * (Clinger); up to 19 digits a 64 x 128 bit product whose upper bits decide the rounding
+ * (Eisel-Lemire); otherwise nr_str_to_double.
+ * Writing: Schubfach. The value and the two ends of its rounding interval are scaled by one power of
+ * ten, rounded to odd (so that comparing with the truncated values is exact), and among the multiples
+ * of 10 and 1 inside the interval the shortest, then the nearest, is taken.
+ *
+ * Invariants
+ *  1. Doubles are evaluated as doubles (FLT_EVAL_METHOD 0), or step one would round twice.
+ *  2. A result of nr_decimal_to_double is correctly rounded; where that cannot be shown it is false.
+ * No state; any thread.
+ */
+#include "codec/float.h"
+
+#include <float.h>
+#include <math.h>
+
+#include "base/str.h"
+#include "codec/pow10.h"
+
+_Static_assert(FLT_EVAL_METHOD == 0, "the exact path needs arithmetic in double precision");
+
+typedef unsigned __int128 u128;
+
+static const double exact_pow10[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,
+                                     1e8,  1e9,  1e10, 1e11, 1e12, 1e13, 1e14, 1e15,
+                                     1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
+
+static inline const struct nr_pow10 *pow10_at(int64_t q)
+{
+    return &nr_pow10[q - NR_POW10_MIN];
+}
+
+bool nr_decimal_to_double(uint64_t w, int64_t q, double *ret)
+{
+    if (w <= (UINT64_C(1) << 53) && q >= -22 && q <= 22) {
+        *ret = q < 0 ? (double)w / exact_pow10[-q] : (double)w * exact_pow10[q];
+        return true;
+    }
+    if (q < NR_POW10_MIN || q > 308) {
+        return false;
+    }
+    int lz = __builtin_clzll(w);
+    uint64_t m = w << lz;
+    const struct nr_pow10 *pow = pow10_at(q);
+    u128 product = (u128)m * pow->hi;
+    uint64_t high = (uint64_t)(product >> 64);
+    uint64_t low = (uint64_t)product;
+    if ((high & 0x1ff) == 0x1ff) { /* the low half of the power may carry into the kept bits */
+        uint64_t more = (uint64_t)(((u128)m * pow->lo) >> 64);
+        low += more;
+        high += low < more;
+        if (low == UINT64_MAX && (q < -27 || q > 55)) {
+            return false;
+        }
+    }
+    unsigned upper = (unsigned)(high >> 63);
+    uint64_t mantissa = high >> (upper + 9); /* 54 bits: one more than kept */
+    int64_t power = (((152170 + 65536) * q) >> 16) + 63 + upper - lz + 1023;
+    if (power <= 0 || power >= 2046) { /* subnormal, or near enough to overflow to be careful */
+        return false;
+    }
+    /* Exactly half way between two doubles, which only small powers can be: round to even. */
+    if (low <= 1 && q >= -4 && q <= 23 && (mantissa & 3) == 1 && mantissa << (upper + 9) == high) {
+        mantissa &= ~UINT64_C(1);
+    }
+    mantissa = (mantissa + (mantissa & 1)) >> 1;
+    if (mantissa >> 53) {
+        mantissa >>= 1;
+        power++;
+    }
+    uint64_t bits = (mantissa & ((UINT64_C(1) << 52) - 1)) | ((uint64_t)power << 52);
+    memcpy(ret, &bits, sizeof(bits));
+    return true;
+}
+
+/* A number of this many digits or more is cut: no double needs more than 768 to be told apart from
+ * its neighbours, as long as it stays known that something followed. */
+#define SLOW_DIGITS 800
+
+/* text without sign → "ddd…[1]e±x", SLOW_DIGITS significant digits at most and a 1 for the rest. */
+static struct nr_str shorten(const char *text, const char *end, char *out)
+{
+    char *o = out;
+    int64_t exp10 = 0;
+    bool fraction = false;
+    bool rest = false;
+    const char *p = text;
+    for (; p < end && (*p | 0x20) != 'e'; p++) {
+        if (*p == '.') {
+            fraction = true;
+            continue;
+        }
+        exp10 -= fraction;
+        if (o == out && *p == '0') {
+            continue;
+        }
+        if (o - out < SLOW_DIGITS) {
+            *o++ = *p;
+        } else {
+            rest = rest || *p != '0';
+            exp10++;
+        }
+    }
+    if (o == out) {
+        *o++ = '0';
+    }
+    if (rest) {
+        *o++ = '1';
+        exp10--;
+    }
+    bool minus = end - p > 1 && p[1] == '-';
+    int64_t stated = 0;
+    for (p += p < end; p < end; p++) {
+        if (*p != '-' && *p != '+' && stated < INT32_MAX) {
+            stated = stated * 10 + (*p - '0');
+        }
+    }
+    exp10 += minus ? -stated : stated;
+    *o++ = 'e';
+    o = nr_i64_write(exp10, o);
+    return (struct nr_str){out, (size_t)(o - out)};
+}
+
+bool nr_decimal_slow(const char *text, const char *end, double *ret)
+{
+    char out[SLOW_DIGITS + 32];
+    return nr_str_to_double(shorten(text, end, out), ret);
+}
+
+/* ---------------------------------------------------------------------------------------------
+ * Writing
+ */
+
+struct decimal {
+    uint64_t digits; /* value = digits * 10^exp10 */
+    int exp10;
+};
+
+static inline int floor_log10_pow2(int e, bool three_quarters) /* log10(3/4 * 2^e) if so */
+{
+    return (e * 1262611 - (three_quarters ? 524031 : 0)) >> 22;
+}
+
+static inline int floor_log2_pow10(int e)
+{
+    return (e * 1741647) >> 19;
+}
+
+/* 10^q rounded up to 128 bits: invariant 2 of pow10.c. */
+static inline struct nr_pow10 pow10_up(int q)
+{
+    struct nr_pow10 g = *pow10_at(q);
+    if (q > 55) {
+        g.lo += 1;
+        g.hi += g.lo == 0;
+    }
+    return g;
+}
+
+/* The integer part of g * c / 2^128, its last bit set as well when anything was cut off. */
+static inline uint64_t round_to_odd(struct nr_pow10 g, uint64_t c)
+{
+    u128 x = (u128)g.lo * c;
+    u128 y = (u128)g.hi * c + (uint64_t)(x >> 64);
+    return (uint64_t)(y >> 64) | ((uint64_t)y > 1);
+}
+
+static inline uint32_t round_to_odd_32(uint64_t g, uint32_t c)
+{
+    u128 p = (u128)g * c;
+    return (uint32_t)(p >> 64) | ((uint32_t)(p >> 32) > 1);
+}
+
+/* c * 2^q with its rounding interval → the shortest decimal in it. Both widths share the choice. */
+static inline struct decimal choose(uint64_t lower, uint64_t value, uint64_t upper, int k)
+{
+    uint64_t s = value / 4;
+    if (s >= 10) {
+        uint64_t tens = s / 10;
+        bool down = lower <= 40 * tens;
+        bool up = 40 * tens + 40 <= upper;
+        if (down != up) {
+            return (struct decimal){tens + up, k + 1};
+        }
+    }
+    bool down = lower <= 4 * s;
+    bool up = 4 * s + 4 <= upper;
+    if (down != up) {
+        return (struct decimal){s + up, k};
+    }
+    uint64_t middle = 4 * s + 2;
+    bool round_up = value > middle || (value == middle && (s & 1) != 0);
+    return (struct decimal){s + round_up, k};
+}
+
+static struct decimal decimal_from_double(uint64_t fraction, int exponent)
+{
+    uint64_t c = exponent ? fraction | (UINT64_C(1) << 52) : fraction;
+    int q = (exponent ? exponent : 1) - 1075;
+    if (q <= 0 && q > -53 && (c & ((UINT64_C(1) << -q) - 1)) == 0) {
+        return (struct decimal){c >> -q, 0}; /* an integer */
+    }
+    bool odd = (c & 1) != 0; /* the interval's ends round to an even value only */
+    bool closer = fraction == 0 && exponent > 1;
+    int k = floor_log10_pow2(q, closer);
+    int h = q + floor_log2_pow10(-k) + 1;
+    struct nr_pow10 g = pow10_up(-k);
+    uint64_t lower = round_to_odd(g, (4 * c - 2 + closer) << h) + odd;
+    uint64_t value = round_to_odd(g, (4 * c) << h);
+    uint64_t upper = round_to_odd(g, (4 * c + 2) << h) - odd;
+    return choose(lower, value, upper, k);
+}
+
+static struct decimal decimal_from_float(uint32_t fraction, int exponent)
+{
+    uint32_t c = exponent ? fraction | (1u << 23) : fraction;
+    int q = (exponent ? exponent : 1) - 150;
+    if (q <= 0 && q > -24 && (c & ((1u << -q) - 1)) == 0) {
+        return (struct decimal){c >> -q, 0};
+    }
+    bool odd = (c & 1) != 0;
+    bool closer = fraction == 0 && exponent > 1;
+    int k = floor_log10_pow2(q, closer);
+    int h = q + floor_log2_pow10(-k) + 1;
+    const struct nr_pow10 *pow = pow10_at(-k);
+    uint64_t g = pow->hi + (pow->lo != 0);
+    uint32_t lower = round_to_odd_32(g, (4 * c - 2 + closer) << h) + odd;
+    uint32_t value = round_to_odd_32(g, (4 * c) << h);
+    uint32_t upper = round_to_odd_32(g, (4 * c + 2) << h) - odd;
+    return choose(lower, value, upper, k);
+}
+
+static const char pairs[] =
+    "00010203040506070809101112131415161718192021222324252627282930313233343536373839"
+    "40414243444546474849505152535455565758596061626364656667686970717273747576777879"
+    "8081828384858687888990919293949596979899";
+
+static inline unsigned count_digits(uint64_t v)
+{
+    static const uint64_t limit[] = {0,
+                                     10,
+                                     100,
+                                     1000,
+                                     10000,
+                                     100000,
+                                     1000000,
+                                     10000000,
+                                     100000000,
+                                     1000000000,
+                                     10000000000u,
+                                     100000000000u,
+                                     1000000000000u,
+                                     10000000000000u,
+                                     100000000000000u,
+                                     1000000000000000u,
+                                     10000000000000000u,
+                                     100000000000000000u,
+                                     1000000000000000000u,
+                                     10000000000000000000u};
+    unsigned guess = ((64 - (unsigned)__builtin_clzll(v | 1)) * 1233) >> 12;
+    return guess + (v >= limit[guess]);
+}
+
+/* Exactly n digits of v, with leading zeros, ending before out + n. */
+static inline void put_digits(uint64_t v, char *out, unsigned n)
+{
+    char *p = out + n;
+    while (v >= UINT64_C(100000000)) { /* 32-bit divisions below are much cheaper */
+        uint32_t low = (uint32_t)(v % 100000000u);
+        v /= 100000000u;
+        for (int i = 0; i < 4; i++) {
+            p -= 2;
+            memcpy(p, pairs + (size_t)2 * (low % 100), 2);
+            low /= 100;
+        }
+    }
+    uint32_t rest = (uint32_t)v;
+    while (rest >= 100) {
+        p -= 2;
+        memcpy(p, pairs + (size_t)2 * (rest % 100), 2);
+        rest /= 100;
+    }
+    if (p - out >= 2) {
+        memcpy(p - 2, pairs + (size_t)2 * rest, 2);
+        p -= 2;
+    } else if (p > out) {
+        *--p = (char)('0' + rest);
+    }
+    while (p > out) {
+        *--p = '0';
+    }
+}
+
+char *nr_u64_write(uint64_t v, char *out)
+{
+    unsigned n = count_digits(v);
+    n += n == 0;
+    put_digits(v, out, n);
+    return out + n;
+}
+
+/* The notation of RapidJSON: plain between 1e-6 and 1e21, else d.ddde±x. */
+static inline char *write_decimal(struct decimal d, char *out)
+{
+    /* The choice above takes off one zero at most; small integers are written with theirs. */
+    while (d.exp10 != 0 && d.digits % 10 == 0) {
+        d.digits /= 10;
+        d.exp10++;
+    }
+    unsigned n = count_digits(d.digits);
+    int point = (int)n + d.exp10; /* digits before the decimal point */
+    if (d.exp10 >= 0 && point <= 21) {
+        put_digits(d.digits, out, n);
+        memset(out + n, '0', (size_t)d.exp10);
+        memcpy(out + point, ".0", 2);
+        return out + point + 2;
+    }
+    if (point > 0 && point <= 21) {
+        char text[24];
+        put_digits(d.digits, text, n);
+        memcpy(out, text, (size_t)point);
+        out[point] = '.';
+        memcpy(out + point + 1, text + point, n - (unsigned)point);
+        return out + n + 1;
+    }
+    if (point > -6 && point <= 0) {
+        memcpy(out, "0.000000", 8);
+        out += 2 - point;
+        put_digits(d.digits, out, n);
+        return out + n;
+    }
+    put_digits(d.digits, out + 1, n);
+    out[0] = out[1];
+    char *p = out + 1;
+    if (n > 1) {
+        *p = '.';
+        p += n;
+    }
+    *p++ = 'e';
+    return nr_i64_write(point - 1, p);
+}
+
+static char *write_word(const char *word, char *out)
+{
+    size_t len = strlen(word);
+    memcpy(out, word, len);
+    return out + len;
+}
+
+char *nr_double_write(double value, char *out)
+{
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof(bits));
+    uint64_t fraction = bits & ((UINT64_C(1) << 52) - 1);
+    int exponent = (int)(bits >> 52) & 0x7ff;
+    if (exponent == 0x7ff) {
+        return write_word(fraction ? "NaN" : bits >> 63 ? "-Infinity" : "Infinity", out);
+    }
+    *out = '-';
+    out += bits >> 63;
+    if ((bits << 1) == 0) {
+        return write_word("0.0", out);
+    }
+    return write_decimal(decimal_from_double(fraction, exponent), out);
+}
+
+char *nr_float_write(float value, char *out)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof(bits));
+    uint32_t fraction = bits & ((1u << 23) - 1);
+    int exponent = (int)(bits >> 23) & 0xff;
+    if (exponent == 0xff) {
+        return write_word(fraction ? "NaN" : bits >> 31 ? "-Infinity" : "Infinity", out);
+    }
+    *out = '-';
+    out += bits >> 31;
+    if ((bits << 1) == 0) {
+        return write_word("0.0", out);
+    }
+    return write_decimal(decimal_from_float(fraction, exponent), out);
+}
