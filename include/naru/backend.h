@@ -88,7 +88,7 @@ typedef struct naru_model_info { /* what the files say; arrays live as long as t
 enum naru_model_flag {
     NARU_MODEL_STATIC_GRAPH = 1u << 0,   /* no control flow, shapes fixed but for the batch */
     NARU_MODEL_SHARED_SESSION = 1u << 1, /* several instances may execute at once without copies */
-    NARU_MODEL_IO_UNKNOWN = 1u << 2 /* the files do not tell; io repeats the arguments */
+    NARU_MODEL_IO_UNKNOWN = 1u << 2      /* the files do not tell; io repeats the arguments */
 };
 
 typedef struct naru_model_args {

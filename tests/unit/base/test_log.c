@@ -166,6 +166,37 @@ static void test_cutting(void **state)
     }
 }
 
+/* Lines that end on every byte around the limit are whole: closed, with the mark when cut. */
+static void test_cutting_at_every_byte(void **state)
+{
+    (void)state;
+    static char large[2048];
+    memset(large, 'x', sizeof(large));
+    struct nr_str value = {large, sizeof(large)};
+    for (int json = 0; json < 2; json++) {
+        int n_cut = 0;
+        for (size_t len = 1850; len < 2040; len++) {
+            int fd = open_log(json);
+            struct nr_str last = {large, len};
+            nr_log_write_each(NR_LOG_INFO, "m", "edge",
+                              (const struct nr_kv[]){NR_KV_STR("a", value),
+                                                     NR_KV_STR("b", value),
+                                                     NR_KV_STR("c", value),
+                                                     NR_KV_STR("d", last),
+                                                     {.kind = NR_KV_END}});
+            const char *text = read_back(fd);
+            size_t n = strlen(text);
+            assert_in_range(n, 6000, 8191);
+            assert_string_equal(text + n - (json ? 2 : 1), json ? "}\n" : "\n");
+            bool is_cut = strstr(text, json ? ",\"cut\":1}" : " cut=1\n") != NULL;
+            assert_true(is_cut != (strstr(text, json ? "\"d\":" : " d=") != NULL));
+            n_cut += is_cut;
+            close_log(fd);
+        }
+        assert_in_range(n_cut, 1, 189); /* both kinds were met */
+    }
+}
+
 static void test_repeats_are_counted(void **state)
 {
     (void)state;
@@ -253,6 +284,7 @@ int main(void)
         cmocka_unit_test(test_levels),
         cmocka_unit_test(test_hostile_values),
         cmocka_unit_test(test_cutting),
+        cmocka_unit_test(test_cutting_at_every_byte),
         cmocka_unit_test(test_repeats_are_counted),
         cmocka_unit_test(test_lost_lines_are_told),
         cmocka_unit_test(test_threads_do_not_mix_lines),
