@@ -55,10 +55,10 @@ static inline void nr_list_splice(struct nr_list *to, struct nr_list *from)
         nr_list_init(from);
     }
 }
-#define NR_LIST_FOREACH(node, head)                                                                \
+#define NR_LIST_FOREACH(node, head) \
     for (struct nr_list *node = (head)->next; node != (head); node = node->next)
-#define NR_LIST_FOREACH_SAFE(node, tmp, head)                                                      \
-    for (struct nr_list *node = (head)->next, *tmp = node->next; node != (head);                   \
+#define NR_LIST_FOREACH_SAFE(node, tmp, head)                                    \
+    for (struct nr_list *node = (head)->next, *tmp = node->next; node != (head); \
          node = tmp, tmp = node->next)
 
 #endif

@@ -18,6 +18,10 @@
 #include <stdio.h>
 #include <string.h>
 
+/* No heap block of ours is that large (tensors of such a size are mapped, see buf.c); an allocator
+ * need not be asked, and those of the sanitizers would end the process. */
+#define TRY_MAX_BYTES ((size_t)1 << 39)
+
 static _Thread_local uint64_t thread_allocs;
 
 /* Allocations left until the failing one, which is at 1; 0: off. */
@@ -109,32 +113,30 @@ char *nr_format(const char *fmt, ...)
     return text;
 }
 
-void *nr_try_alloc(size_t bytes)
+/* Counts a fallible allocation; false when it must fail. */
+static bool may_try(size_t bytes)
 {
     thread_allocs++;
-    if (nr_mem_must_fail()) {
-        return NULL;
-    }
-    return calloc(1, bytes ? bytes : 1);
+    return !nr_mem_must_fail() && bytes <= TRY_MAX_BYTES;
+}
+
+void *nr_try_alloc(size_t bytes)
+{
+    return may_try(bytes) ? calloc(1, bytes ? bytes : 1) : NULL;
 }
 
 void *nr_try_realloc(void *ptr, size_t bytes)
 {
-    thread_allocs++;
-    if (nr_mem_must_fail()) {
-        return NULL;
-    }
-    return realloc(ptr, bytes ? bytes : 1);
+    return may_try(bytes) ? realloc(ptr, bytes ? bytes : 1) : NULL;
 }
 
 void *nr_try_alloc_aligned(size_t align, size_t bytes)
 {
-    thread_allocs++;
-    if (nr_mem_must_fail()) {
+    void *p = NULL;
+    if (!may_try(bytes) || posix_memalign(&p, align, bytes ? bytes : 1) != 0) {
         return NULL;
     }
-    void *p = NULL;
-    return posix_memalign(&p, align, bytes ? bytes : 1) == 0 ? p : NULL;
+    return p;
 }
 
 void nr_free(void *ptr)

@@ -46,13 +46,13 @@ static void set_text(struct nr_err *err, const char *text, size_t len)
     err->text[fit] = '\0';
 }
 
-nr_status nr_fail(struct nr_err *err, nr_status status, const char *fmt, ...)
+nr_status(nr_fail)(struct nr_err *err, nr_status status, const char *fmt, ...)
 {
     if (err == NULL) {
         return status;
     }
     /* Four bytes more than fits, so that the cut sees the whole last character. */
-    char text[NR_ERR_TEXT_MAX + 4];
+    nr_uninit char text[NR_ERR_TEXT_MAX + 4];
     va_list args;
     va_start(args, fmt);
     int n = vsnprintf(text, sizeof(text), fmt, args);
@@ -70,7 +70,7 @@ void nr_err_prefix(struct nr_err *err, const char *fmt, ...)
     if (err == NULL) {
         return;
     }
-    char text[2 * NR_ERR_TEXT_MAX];
+    nr_uninit char text[2 * NR_ERR_TEXT_MAX];
     va_list args;
     va_start(args, fmt);
     int n = vsnprintf(text, NR_ERR_TEXT_MAX, fmt, args);

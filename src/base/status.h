@@ -30,6 +30,8 @@ typedef naru_status nr_status;
 #define NR_MAX(a, b) ((a) > (b) ? (a) : (b))
 #define nr_container_of(ptr, type, member) \
     ((type *)(void *)((char *)(ptr) - offsetof(type, member)))
+#define nr_container_of_const(ptr, type, member) \
+    ((const type *)(const void *)((const char *)(ptr) - offsetof(type, member)))
 
 /* Hands a pointer over: evaluates to it and leaves NULL behind, so that a cleanup does nothing. */
 #define NR_TAKE(ptr)                       \
@@ -52,6 +54,21 @@ struct nr_err {
  * Arguments may point into err->text. */
 nr_status nr_fail(struct nr_err *err, nr_status status, const char *fmt, ...) nr_printf(3, 4);
 
+/* The call's value is its own argument, so that compilers and analysers see through a file's border
+ * that what a function left unset on failure is not read after its status was checked. */
+#ifdef __clang_analyzer__
+#define NR_FAILED(status) (((status) < 0) ? (void)0 : __builtin_unreachable())
+#else
+#define NR_FAILED(status) ((void)0)
+#endif
+#define nr_fail(err, status, ...)                  \
+    ({                                             \
+        const nr_status nr_failed_ = (status);     \
+        (nr_fail)((err), nr_failed_, __VA_ARGS__); \
+        NR_FAILED(nr_failed_);                     \
+        nr_failed_;                                \
+    })
+
 /* Puts "prefix: " in front of the text; keeps the status. A NULL err is fine. */
 void nr_err_prefix(struct nr_err *err, const char *fmt, ...) nr_printf(2, 3);
 
@@ -72,7 +89,7 @@ nr_status nr_status_from_errno(int error);
         }                                                \
     } while (0)
 #ifdef NDEBUG
-#define NR_DCHECK(cond) ((void)sizeof(!(cond)))
+#define NR_DCHECK(cond) ((void)(0 && (cond)))
 #else
 #define NR_DCHECK(cond) NR_ASSERT(cond)
 #endif

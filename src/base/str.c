@@ -23,6 +23,7 @@
 
 #include "base/mem.h"
 
+/* ASCII only, whatever the locale: protocol names are ASCII. */
 static char lower(char c)
 {
     return c >= 'A' && c <= 'Z' ? (char)(c + ('a' - 'A')) : c;
@@ -129,6 +130,8 @@ static size_t skip_digits(struct nr_str s, size_t at)
     return at;
 }
 
+/* What strtod takes beyond this (blanks, hexadecimal, "inf", "nan", "1e" read as 1) is refused
+ * here, so that a typing error in a configuration is one. */
 static bool has_double_grammar(struct nr_str s)
 {
     size_t at = s.len > 0 && s.ptr[0] == '-' ? 1 : 0;
@@ -168,7 +171,7 @@ static void make_c_locale(void)
 
 bool nr_str_to_double(struct nr_str s, double *ret)
 {
-    char text[1024];
+    nr_uninit char text[1024];
     if (s.len >= sizeof(text) || !has_double_grammar(s)) {
         return false;
     }
@@ -309,6 +312,7 @@ bool nr_str_is_utf8(struct nr_str s)
     const unsigned char *p = (const unsigned char *)s.ptr;
     size_t at = 0;
     while (at < s.len) {
+        /* Eight ASCII bytes at a time: nearly all text that comes here is. */
         uint64_t word;
         if (s.len - at >= sizeof(word)) {
             memcpy(&word, p + at, sizeof(word));
@@ -346,6 +350,7 @@ size_t nr_str_utf8_fit(struct nr_str s, size_t max_bytes)
 
 unsigned nr_str_distance(struct nr_str a, struct nr_str b)
 {
+    /* Wagner and Fischer's table, one row of it kept. */
     unsigned char row[64]; /* distances of a[..i] to each b[..j]; at most 63 */
     if (a.len >= sizeof(row) || b.len >= sizeof(row)) {
         return UINT_MAX;
@@ -408,7 +413,7 @@ bool nr_text_reserve(struct nr_text *t, size_t more_bytes)
     while (capacity < need) {
         capacity = capacity > SIZE_MAX / 2 ? need : capacity * 2;
     }
-    capacity = NR_MIN(capacity, t->cap + 1);
+    capacity = NR_MIN(capacity, t->cap + 1); /* the cap is on memory, too */
     char *data = nr_try_realloc(t->data, capacity);
     if (data == NULL) {
         t->failed = true;
@@ -439,6 +444,7 @@ void nr_text_fmt(struct nr_text *t, const char *fmt, ...)
     if (!nr_text_reserve(t, 0)) {
         return;
     }
+    /* First into the room there is, which mostly suffices; else once more with enough. */
     size_t room = t->capacity - t->len;
     va_list args;
     va_start(args, fmt);

@@ -7,8 +7,9 @@
  *
  * Padding by reflection goes to the right and the bottom, as numpy.pad(mode="reflect") does: the
  * edge itself is not repeated. It happens while a tensor is written; no padded picture exists.
- * Tiles all have the same size. They begin every (tile - overlap) pixels, the last of a row or
- * column is moved back so that it ends with the padded canvas. Where two tiles overlap the output
+ * Tiles all have the same size. They begin every (tile - overlap) pixels, rounded down to a
+ * multiple of multiple_of, so that networks with strides see the same grid as in the whole picture;
+ * the last of a row or column is moved back so that it ends with the padded canvas. Where two tiles overlap the output
  * is cut in the middle of what they share: for a network whose receptive field reaches no farther
  * than overlap / 2 the result is, bit by bit, that of the whole picture.
  * Everything is pure; a job is a plain value. Any thread.
@@ -22,6 +23,7 @@
 
 struct nr_image_job {
     const struct nr_image_plan *plan; /* borrowed */
+    uint32_t src_w, src_h;            /* the picture's size */
     struct nr_fit fit;                /* how the picture becomes the canvas */
     uint32_t canvas_w, canvas_h;      /* pixels before padding by reflection */
     uint32_t padded_w, padded_h;      /* after it */
@@ -56,16 +58,16 @@ void nr_image_tile_write(const struct nr_image_job *job, const struct nr_image *
 /* Collects outputs of tiles into one picture. {0} before use. */
 struct nr_image_stitch {
     struct nr_image_job job;
-    uint32_t factor; /* output pixels per input pixel; 0 before the first tile */
-    struct nr_image out;
-    bool whole; /* output size has nothing to do with the input's: taken as it is */
+    struct nr_image out; /* {0} before the first tile */
+    uint32_t factor;     /* output pixels per input pixel; 0: the output's size has nothing to do
+                            with the input's, and is taken as it is */
 };
 void nr_image_stitch_init(struct nr_image_stitch *s, const struct nr_image_job *job);
 
 /* Adds one tile's output: one row of the plan's output tensor, shape[rank] with or without leading
  * dimensions of 1; layout as the plan's, 1 or 3 channels. Values are multiplied by output_scale,
  * rounded half up (floor(x + 0.5)) and clipped to 0..255; NaN gives 0. BGR plans give BGR outputs.
- * The tensor may be larger than the tile by a whole factor (super resolution). NARU_INVALID when
+ * The tensor may be larger than the tile by a whole factor of up to 16 (super resolution). NARU_INVALID when
  * shape, dtype or byte count do not fit. Data may have any alignment. */
 nr_nodiscard nr_status nr_image_stitch_add(struct nr_image_stitch *s, uint32_t tile, int32_t dtype,
                                            uint32_t rank, const int64_t *shape, const void *data,

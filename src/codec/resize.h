@@ -1,9 +1,10 @@
 /* Resizing with the filters, and the arithmetic, of the Python Imaging Library (Pillow).
  *
- * Two passes, horizontal then vertical; the filter's support grows with the scale when shrinking;
- * coefficients are 22-bit fixed point, each pass rounds to 8 bits. Results equal Pillow's
- * Image.resize(size, filter) within 1 of 255 (in practice they are the same bytes), so a model
- * trained with torchvision's PIL transforms sees what it was trained on.
+ * Two passes, in the order of Pillow 13 (older releases always ran the horizontal one first, which
+ * differs for pictures that lose many more rows than columns); the filter's support grows with the
+ * scale when shrinking; coefficients are 22-bit fixed point, each pass rounds to 8 bits. Results
+ * equal Pillow's Image.resize(size, filter) within 1 of 255 (in practice they are the same bytes),
+ * so a model trained with torchvision's PIL transforms sees what it was trained on.
  * Pure; any thread; work memory comes from nr_try_alloc and is freed before return.
  */
 #ifndef NR_CODEC_RESIZE_H

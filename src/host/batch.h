@@ -52,19 +52,17 @@ struct nr_batch_cfg {
     /* Memory for gathered inputs and for outputs; NULL: nr_buf_try_new. For shared memory, tests. */
     struct nr_buf *(*alloc)(void *arg, size_t bytes);
     void *alloc_arg;
-    /* Called when a run that returned NARU_PENDING is over, on the plug-in's thread: it must only
-     * pass a message on. May be NULL for plug-ins without NARU_CAP_ASYNC and cancel. */
+    /* Called when a run that returned NARU_PENDING is over, on a thread of the plug-in or that of
+     * nr_batch_cancel: it should only pass a message on. NULL: nr_batch_run waits until it is over. */
     void (*on_done)(struct nr_batch *b, void *arg);
     void *on_done_arg;
 };
 
 struct nr_batch_input { /* one input of one request */
-    const void *data; /* serialized form of naru/tensor.h; NULL: left out (optional inputs only) */
-    size_t bytes;
-    struct nr_buf
-        *buf; /* the buffer that data lies in, borrowed; NULL: other memory of the caller */
-    const int64_t
-        *shape; /* [rank] as the backend sees it, rows first when there is a batch dimension */
+    const void *data;   /* serialized form of naru/tensor.h; NULL: left out (optional ones only) */
+    size_t bytes;       /* of data */
+    struct nr_buf *buf; /* borrowed buffer that data lies in; NULL: other memory of the caller */
+    const int64_t *shape; /* [rank] as the backend sees it, rows first where there is a batch */
     uint32_t rank;
 };
 
@@ -73,14 +71,13 @@ struct nr_batch_request {
     const uint8_t *wanted;               /* [n_outputs of cfg] 1: asked for; NULL: all. Copied */
     uint32_t rows;                       /* 1 without a batch dimension; 0 is allowed */
     uint32_t n_options;
-    const char *id;      /* borrowed; NULL: none */
-    int64_t deadline_ns; /* 0: none */
+    const naru_option *options; /* borrowed */
+    const char *id;             /* borrowed; NULL: none */
+    int64_t deadline_ns;        /* 0: none */
     uint64_t sequence_id;
     uint32_t sequence_flags;
-    const naru_option *options; /* borrowed */
-    const _Atomic bool
-        *cancelled; /* borrowed, set by the client's side; NULL: cannot be cancelled */
-    void *user;     /* given back by nr_batch_user */
+    const _Atomic uint32_t *cancelled; /* borrowed, not 0 once the client has gone; NULL: never */
+    void *user;                        /* given back by nr_batch_user */
 };
 
 struct nr_batch_slice { /* one output of one request; all borrowed until nr_batch_clear */
@@ -131,8 +128,9 @@ void nr_batch_cancel(struct nr_batch *b, uint32_t request);
 /* Result of one request after completion; *err gets the text when it failed. */
 nr_status nr_batch_result(const struct nr_batch *b, uint32_t request, struct nr_err *err);
 /* Slice of output `output` (index of cfg.outputs) for a request whose result is NARU_OK.
- * NARU_NOT_FOUND: no request of the batch asked for it. */
-nr_nodiscard nr_status nr_batch_output(const struct nr_batch *b, uint32_t output, uint32_t request,
+ * NARU_NOT_FOUND: no request of the batch asked for it; NARU_INTERNAL: a BYTES output whose lengths
+ * do not add up. */
+nr_nodiscard nr_status nr_batch_output(struct nr_batch *b, uint32_t output, uint32_t request,
                                        struct nr_batch_slice *ret);
 /* Ready for the next round: forgets requests and results, keeps memory. */
 void nr_batch_clear(struct nr_batch *b);

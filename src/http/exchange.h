@@ -46,7 +46,12 @@ typedef enum nr_method {
     NR_METHOD_OTHER
 } nr_method;
 
-typedef enum nr_protocol { NR_HTTP_1_0, NR_HTTP_1_1, NR_HTTP_2, NR_GRPC } nr_protocol;
+typedef enum nr_protocol {
+    NR_HTTP_1_0,
+    NR_HTTP_1_1,
+    NR_HTTP_2,
+    NR_GRPC
+} nr_protocol;
 
 struct nr_header {
     struct nr_str name; /* lower case in requests */
@@ -66,16 +71,17 @@ struct nr_exchange;
 struct nr_session_ops; /* the engine's: HTTP/1.1 or HTTP/2 */
 
 struct nr_peer {
-    char text[64]; /* "127.0.0.1:53211" */
+    char text[80]; /* "127.0.0.1:53211" (NR_SOCK_TEXT_MAX) */
     bool loopback;
     uint16_t listener; /* index given to nr_server_listen */
 };
 
 typedef enum nr_cancel_reason {
-    NR_CANCEL_RESET,     /* RST, RST_STREAM, GOAWAY, write error: nobody can read an answer */
+    NR_CANCEL_RESET,      /* RST, RST_STREAM, GOAWAY, write error: nobody can read an answer */
     NR_CANCEL_HALF_CLOSE, /* FIN with the request unanswered: cancel what has not begun */
-    NR_CANCEL_DEADLINE,  /* the request's deadline passed */
-    NR_CANCEL_SHUTDOWN   /* second SIGTERM */
+    NR_CANCEL_DEADLINE,   /* the request's deadline passed */
+    NR_CANCEL_SHUTDOWN,   /* second SIGTERM */
+    NR_CANCEL_REFUSED     /* the engine answered by itself: body too large, malformed, too slow */
 } nr_cancel_reason;
 
 struct nr_exchange {
@@ -103,10 +109,10 @@ struct nr_exchange {
     int64_t deadline_ns;    /* from grpc-timeout; 0 none. The app may set it in on_head */
 
     /* set by the app in on_head */
-    void *app;             /* the app's own */
-    uint64_t body_limit;   /* bytes; preset to the server's default */
-    size_t body_align_at;  /* this offset of the body should be 64-byte aligned (binary tensors) */
-    uint8_t forwarded;     /* the app's: unused by the engine */
+    void *app;            /* the app's own */
+    uint64_t body_limit;  /* bytes; preset to the server's default */
+    size_t body_align_at; /* this offset of the body should be 64-byte aligned (binary tensors) */
+    uint8_t forwarded;    /* the app's: unused by the engine */
 
     /* the body, complete at on_request */
     struct nr_str body;
@@ -116,20 +122,21 @@ struct nr_exchange {
     /* the engine's; read-only for the app */
     bool responded;
     bool cancelled;
-    int response_status;      /* HTTP status or, for gRPC, the grpc-status + 1000, for the access log */
-    uint64_t response_bytes;  /* of the body */
-    void *session_data[4];    /* the session's */
+    int response_status; /* HTTP status or, for gRPC, the grpc-status + 1000, for the access log */
+    uint64_t response_bytes; /* of the body */
+    void *session_data[4];   /* the session's */
 };
 
 struct nr_response {
-    int status; /* HTTP; ignored for gRPC (always 200) */
-    struct nr_str content_type; /* empty: no body type. gRPC: ignored */
+    int status;                      /* HTTP; ignored for gRPC (always 200) */
+    struct nr_str content_type;      /* empty: no body type. gRPC: ignored */
     const struct nr_header *headers; /* more fields, names in lower case; borrowed until return */
     unsigned n_headers;
-    const struct nr_iov *body; /* parts in order; the array is borrowed, the bytes see invariant 2 */
+    const struct nr_iov
+        *body; /* parts in order; the array is borrowed, the bytes see invariant 2 */
     unsigned n_body;
-    bool close;               /* close the connection after this response (HTTP/1.1) */
-    int grpc_status;          /* gRPC: status of the trailers; 0 with a message */
+    bool close;      /* close the connection after this response (HTTP/1.1) */
+    int grpc_status; /* gRPC: status of the trailers; 0 with a message */
     struct nr_str grpc_message;
 };
 

@@ -41,7 +41,8 @@ struct nr_http_limits {
 void nr_http_limits_default(struct nr_http_limits *l);
 
 struct nr_http_stats { /* summed over loops when read */
-    uint64_t accepted, refused, open, requests, bytes_in, bytes_out, parse_errors, timeouts, abuse_closed;
+    uint64_t accepted, refused, open, requests, bytes_in, bytes_out, parse_errors, timeouts,
+        abuse_closed;
 };
 
 struct nr_server;
@@ -54,7 +55,8 @@ nr_nodiscard nr_status nr_server_new(struct nr_loop *const *loops, unsigned n_lo
  * loops run. `listener` shows up in nr_peer. */
 nr_nodiscard nr_status nr_server_listen(struct nr_server *s, const char *address, uint16_t port,
                                         uint16_t listener, uint16_t *ret_port, struct nr_err *err);
-nr_nodiscard nr_status nr_server_start(struct nr_server *s, struct nr_err *err); /* begins to accept */
+nr_nodiscard nr_status nr_server_start(struct nr_server *s,
+                                       struct nr_err *err); /* begins to accept */
 /* Stops accepting; idle connections close, HTTP/2 gets GOAWAY, responses say "connection: close".
  * Any thread. */
 void nr_server_drain(struct nr_server *s);
@@ -63,6 +65,8 @@ void nr_server_stats(const struct nr_server *s, struct nr_http_stats *ret);
 /* Cuts what is left (NR_CANCEL_SHUTDOWN). Posts to the loops; connections are gone when
  * nr_server_connections is 0. Any thread. */
 void nr_server_abort(struct nr_server *s);
-void nr_server_free(struct nr_server *s); /* after the loops have ended */
+/* After the loops have ended. With connections left (no abort, or not waited for) their memory is
+ * not given back, and the loops must be freed before the server. */
+void nr_server_free(struct nr_server *s);
 
 #endif

@@ -67,6 +67,7 @@ static nr_status check_rel(const char *rel, struct nr_err *err)
     return NARU_OK;
 }
 
+/* The error of an open, from errno. */
 static nr_status open_failed(const char *rel, struct nr_err *err)
 {
     int error = errno;
@@ -101,6 +102,8 @@ nr_status nr_dir_open_walk(int dir_fd, const char *rel, int flags, unsigned mode
     if (status != NARU_OK) {
         return status;
     }
+    /* All parts but the last are folders, opened with O_PATH, which needs search permission only,
+     * as a path given to the kernel as a whole would. */
     int fd = dir_fd;
     struct nr_str rest = nr_str_from(rel);
     struct nr_str part = nr_str_cut(rest, '/', &rest);
@@ -139,6 +142,7 @@ nr_status nr_dir_open_at(int dir_fd, const char *rel, int flags, unsigned mode, 
     if (status != NARU_OK) {
         return status;
     }
+    /* openat2 is strict: a mode without a creating flag is EINVAL. */
     bool takes_mode = (flags & O_CREAT) != 0 || (flags & O_TMPFILE) == O_TMPFILE;
     struct open_how how = {
         .flags = (uint64_t)(unsigned)(flags | O_CLOEXEC),
@@ -245,7 +249,9 @@ static bool write_and_sync(int fd, const char *data, size_t len)
     return fsync(fd) == 0;
 }
 
-/* Makes a new file in the folder; its name goes into `name`. */
+/* Makes a new file in the folder; its name goes into `name`. The time in it keeps a file that a
+ * crashed process with our number left behind from being in the way; the leading dot keeps it out
+ * of nr_name_valid, so no client can name it. */
 static int make_temp(int parent_fd, char name[64])
 {
     int fd;

@@ -22,7 +22,8 @@
  *    the cookie of the eventfd and of events that were unwatched while they waited.
  * 2. events[at_event + 1 .. n_events) are the events still to be delivered in this turn; outside
  *    the delivery n_events is 0.
- * 3. An armed hook is in `hooks`, or in the list that this turn works off; h->armed says so.
+ * 3. An armed hook is in `hooks`, in `late_hooks`, or in the list that this turn works off;
+ *    h->armed says so.
  * Threads: inbox, asleep and stop are shared; everything else is the owner's.
  */
 #include "io/loop.h"
@@ -54,7 +55,7 @@ struct nr_loop {
     int64_t due_ns; /* timers up to here run in this turn */
     bool in_timers; /* they are running: */
     bool has_late;  /* one was set for a time <= due_ns, and moved to due_ns + 1 */
-    struct nr_list hooks;
+    struct nr_list hooks, late_hooks;
     int n_events, at_event;
     struct epoll_event events[BATCH];
 
@@ -87,6 +88,7 @@ nr_status nr_loop_new(unsigned index, struct nr_loop **ret, struct nr_err *err)
     }
     *l = (struct nr_loop){.index = index, .has_pwait2 = true};
     nr_list_init(&l->hooks);
+    nr_list_init(&l->late_hooks);
     l->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     l->wake_fd = l->epoll_fd >= 0 ? eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) : -1;
     struct epoll_event ev = {.events = EPOLLIN | EPOLLET, .data.ptr = NULL};
@@ -237,7 +239,7 @@ void nr_loop_hook_arm(struct nr_loop *l, struct nr_turn_hook *h)
     NR_DCHECK(is_owner(l) && h->on_turn != NULL);
     if (!h->armed) {
         h->armed = true;
-        nr_list_append(&l->hooks, &h->node);
+        nr_list_append(h->late ? &l->late_hooks : &l->hooks, &h->node);
     }
 }
 
@@ -286,7 +288,7 @@ static int wait_events(struct nr_loop *l, int64_t wait_ns)
 /* How long this turn may sleep, at most wait_ns (< 0: without end). */
 static int64_t sleep_ns(const struct nr_loop *l, int64_t wait_ns)
 {
-    if (!nr_list_empty(&l->hooks) || l->has_late) {
+    if (!nr_list_empty(&l->hooks) || !nr_list_empty(&l->late_hooks) || l->has_late) {
         return 0;
     }
     int64_t next = nr_timer_heap_next(&l->timers);
@@ -373,11 +375,11 @@ static void run_events(struct nr_loop *l)
     l->at_event = 0;
 }
 
-static void run_hooks(struct nr_loop *l)
+static void run_hooks(struct nr_list *hooks)
 {
     struct nr_list due;
     nr_list_init(&due);
-    nr_list_splice(&due, &l->hooks);
+    nr_list_splice(&due, hooks);
     for (struct nr_list *node = nr_list_pop(&due); node != NULL; node = nr_list_pop(&due)) {
         struct nr_turn_hook *h = nr_container_of(node, struct nr_turn_hook, node);
         h->armed = false;
@@ -391,7 +393,8 @@ static void turn(struct nr_loop *l, int64_t wait_ns)
     run_timers(l);
     run_messages(l);
     run_events(l);
-    run_hooks(l);
+    run_hooks(&l->hooks);
+    run_hooks(&l->late_hooks);
 }
 
 bool nr_loop_turn(struct nr_loop *l, int64_t wait_ns)

@@ -42,11 +42,14 @@ struct nr_msg {
     void (*run)(struct nr_msg *m); /* may free or post m again */
 };
 
-/* Called at the end of every turn in which it was armed with nr_loop_hook_arm. */
+/* Called at the end of every turn in which it was armed with nr_loop_hook_arm. Late hooks run
+ * behind all others, also when one of those armed them in the same turn: what a batch hook answers
+ * is sent by the late hook of the connections without waiting for another turn. */
 struct nr_turn_hook {
     struct nr_list node;
     void (*on_turn)(struct nr_turn_hook *h); /* disarmed when called; may free or re-arm h */
     bool armed;
+    bool late;
 };
 
 nr_nodiscard nr_status nr_loop_new(unsigned index, struct nr_loop **ret, struct nr_err *err);

@@ -1,9 +1,9 @@
 /* The blocking pool: one mutex, one queue, one condition.
  *
  * A lock is right here: jobs take longer than a thread switch, or they would run on the loop. A
- * thread is started only when more jobs wait than threads are idle, so a pool of 16 that is used
- * by one request at a time has one thread; idle threads leave, so that a server with 33 loaded
- * models does not keep the threads that loaded them.
+ * thread is started only when more jobs wait than threads are idle or starting, so a pool of 16
+ * that is used by one request at a time has one thread, two at most; idle threads leave, so that
+ * a server with 33 loaded models does not keep the threads that loaded them.
  *
  * Invariants (under lock)
  * 1. n_queued > 0 implies a thread that is awake or has been signalled: a thread leaves only when
@@ -42,7 +42,8 @@ struct nr_pool {
     struct nr_list queue;
     unsigned n_queued, max_queue;
     unsigned n_idle, n_running;
-    unsigned n_places; /* constant */
+    unsigned n_starting; /* running, but have not looked at the queue yet */
+    unsigned n_places;   /* constant */
     int64_t idle_ns;
     bool ending;
     char name[11]; /* constant */
@@ -75,7 +76,7 @@ struct nr_pool *nr_pool_new(const char *name, unsigned threads, unsigned max_que
 static bool wait_for_job(struct nr_pool *p)
 {
     struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
+    clock_gettime(CLOCK_MONOTONIC, &until); /* lint: allow clock_gettime: the condition's clock */
     int64_t nsec = until.tv_nsec + p->idle_ns % NR_S_NS;
     until.tv_sec += (time_t)(p->idle_ns / NR_S_NS + nsec / NR_S_NS);
     until.tv_nsec = (long)(nsec % NR_S_NS);
@@ -93,6 +94,7 @@ static void *work(void *arg)
     struct worker *w = arg;
     struct nr_pool *p = w->pool;
     pthread_mutex_lock(&p->lock);
+    p->n_starting--;
     while (p->n_queued > 0 || wait_for_job(p)) {
         struct nr_list *node = nr_list_pop(&p->queue);
         p->n_queued--;
@@ -132,6 +134,7 @@ static bool start_worker(struct nr_pool *p)
     pthread_setname_np(w->thread, name);
     w->state = WORKER_RUNNING;
     p->n_running++;
+    p->n_starting++;
     return true;
 }
 
@@ -145,8 +148,8 @@ nr_status nr_pool_submit(struct nr_pool *p, struct nr_job *j)
     } else {
         nr_list_append(&p->queue, &j->node);
         p->n_queued++;
-        if (p->n_queued > p->n_idle && p->n_running < p->n_places && !start_worker(p) &&
-            p->n_running == 0) {
+        bool is_short = p->n_queued > p->n_idle + p->n_starting && p->n_running < p->n_places;
+        if (is_short && !start_worker(p) && p->n_running == 0) {
             nr_list_remove(&j->node);
             p->n_queued--;
             status = NARU_EXHAUSTED;

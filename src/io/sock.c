@@ -36,6 +36,7 @@ static struct sockaddr_in6 *as_v6(struct nr_sock_addr *a)
     return (struct sockaddr_in6 *)(void *)&a->addr;
 }
 
+/* A kernel without IPv6 (or with it switched off at boot) refuses the socket itself. */
 static bool has_ipv6(void)
 {
     int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -79,6 +80,7 @@ nr_status nr_sock_addr_parse(const char *host, uint16_t port, struct nr_sock_add
     if (text.len > 2 && text.ptr[0] == '[' && text.ptr[text.len - 1] == ']') {
         text = (struct nr_str){text.ptr + 1, text.len - 2};
     }
+    /* inet_pton wants a NUL; it accepts complete dotted quads only, unlike inet_aton ("127.1"). */
     char name[INET6_ADDRSTRLEN];
     if (text.len < sizeof(name)) {
         memcpy(name, text.ptr, text.len);
@@ -148,6 +150,7 @@ static bool set_flag(int fd, int level, int option, int value)
     return setsockopt(fd, level, option, &value, sizeof(value)) == 0;
 }
 
+/* The address in the text is the resolved one: the operator sees what "*" or "localhost" meant. */
 static nr_status listen_failed(const struct nr_sock_addr *a, struct nr_err *err)
 {
     int error = errno;
@@ -230,7 +233,9 @@ void nr_sock_acceptor_done(struct nr_sock_acceptor *a)
     a->reserve_fd = -1;
 }
 
-/* Spends the reserve on one waiting connection. */
+/* Spends the reserve on one waiting connection, whose client sees an end of stream at once rather
+ * than a time-out. Another thread may take the free descriptor in between: then the connection
+ * stays in the backlog and the next turn tries again. */
 static void turn_away(struct nr_sock_acceptor *a, int listen_fd)
 {
     nr_close(a->reserve_fd);

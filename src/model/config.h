@@ -37,6 +37,8 @@
 #define NR_CONFIG_MAX_INSTANCES 1024      /* over all groups of a model */
 #define NR_CONFIG_DEFAULT_BATCH 64        /* no configuration, batchable model */
 #define NR_CONFIG_DEFAULT_BATCH_TRITON 4  /* a configuration that leaves it open */
+/* Inputs and outputs of one batch of the default size take at most this; else it is halved. */
+#define NR_CONFIG_DEFAULT_BATCH_BYTES (UINT64_C(256) << 20)
 
 struct nr_queue_policy {
     bool delay_on_timeout;       /* DELAY instead of REJECT */
@@ -85,7 +87,7 @@ struct nr_model_config {
     const uint32_t *input_map, *output_map;
     uint32_t n_groups;
     const struct nr_instance_group *groups;
-    uint32_t n_instances; /* sum of the CPU groups' counts that are not passive */
+    uint32_t n_instances; /* over all groups and their devices, without the passive ones */
 
     bool dynamic_batching;
     bool preserve_ordering;
@@ -96,7 +98,11 @@ struct nr_model_config {
     uint64_t default_priority;
     struct nr_queue_policy queue; /* default_queue_policy */
 
-    /* for naru_model_args: `parameters` in file order, then `optimization` as naru.opt.<path> */
+    /* For naru_model_args, ready after step 2: `parameters` in file order, then what `optimization`
+     * says, by path within the configuration: naru.opt.graph.level, naru.opt.priority,
+     * naru.opt.cuda.graphs, naru.opt.cuda.busy_wait_events, naru.opt.cuda.output_copy_stream,
+     * naru.opt.execution_accelerators.gpu_execution_accelerator.<i>.name (and, for cpu_…, likewise;
+     * i from 0), ….<i>.parameters.<key>. Booleans are "true". */
     uint32_t n_options;
     const naru_option *options;
     /* shapes of the configuration for naru_model_args, batch dimension included; empty when it
@@ -124,20 +130,16 @@ nr_nodiscard nr_status nr_config_files(struct nr_model_config *c, int version_fd
                                        const char *bare_file, struct nr_err *err);
 
 struct nr_config_opts {
-    bool auto_complete;    /* false: everything must be configured */
-    int32_t default_batch; /* 0: NR_CONFIG_DEFAULT_BATCH, for models without configuration */
-    int32_t
-        default_batch_open; /* 0: NR_CONFIG_DEFAULT_BATCH_TRITON, for configurations that leave it open */
+    bool auto_complete; /* false: inputs, outputs and max_batch_size are taken as configured */
+    /* max_batch_size of a batchable model that says none; 0: the default above, -1: no batching.
+     * Without any configuration, and with one that leaves it open: */
+    int32_t default_batch;
+    int32_t default_batch_open;
 };
 /* Step 3. info: borrowed for the call; NULL when the backend knows nothing of its model. */
 nr_nodiscard nr_status nr_config_complete(struct nr_model_config *c, const naru_model_info *info,
                                           const struct nr_config_opts *opts, struct nr_err *err);
 void nr_config_free(struct nr_model_config *c); /* accepts NULL */
-
-/* "INPUT0 FP32 [-1,16], INPUT1 …" for error texts; into t. */
-void nr_io_describe(struct nr_text *t, const struct nr_io_spec *specs, uint32_t n);
-/* "TYPE_FP32" or "FP32" → NARU_FP32; 0 when it is no datatype. */
-int32_t nr_dtype_parse(struct nr_str name);
 
 /* Backend that opens files of this name ("model.onnx" → "onnxruntime"), NULL when none does. */
 const char *nr_config_backend_of(const char *file);

@@ -66,8 +66,10 @@ struct nr_repository_cfg {
     void *ops_ctx;
     void (*on_publish)(
         void *ctx); /* after each new snapshot, on whatever thread made it; may be NULL */
-    /* A version came to rest: READY or UNAVAILABLE with a reason (for the edge's one log line).
-     * On the loading thread, without locks; v is held for the call. May be NULL. */
+    /* A version came to rest: READY or UNAVAILABLE with a reason (for the edge's one log line). v is
+     * held for the call; its number is -1 for a model as a whole that cannot even be tried (bad
+     * configuration, no versions, two places), then nothing but its name is set. On a loading
+     * thread, or within nr_repository_load_all for whole models; without locks. May be NULL. */
     void (*on_state)(void *ctx, const struct nr_version *v, nr_version_state state,
                      const char *reason);
     void *event_ctx; /* of the two above */

@@ -5,11 +5,12 @@
  *                           │ any error                                       UNAVAILABLE "unloaded"
  *                           └──────────────────▶ UNAVAILABLE (reason)
  *
- * Reference counts: the repository holds one from UNKNOWN to the end; every catalog snapshot
- * (repository.h) in which the version is READY holds one; anybody else who keeps a pointer beyond
- * the life of a snapshot takes one. READY → UNLOADING takes the version out of the next snapshot;
- * when the snapshots and users are gone, ops.close runs on the loading pool, never on the thread
- * that dropped the last reference. Request code takes no reference at all: it pins the snapshot.
+ * Reference counts: the repository holds one while the version is READY; every catalog snapshot
+ * (repository.h) in which it is READY holds one; anybody else who keeps a pointer beyond the life of
+ * a snapshot takes one. READY → UNLOADING takes the version out of the next snapshot and gives the
+ * repository's reference back; when the snapshots and users are gone too, ops.close runs on the
+ * loading pool, never on the thread that dropped the last reference. Request code takes no
+ * reference at all: it pins the snapshot. The struct itself lives as long as the repository.
  *
  * Threads: fields above the line are constant once the version is READY. `state`, `reason` are
  * written under the repository's lock; state may be read by anyone.

@@ -47,9 +47,9 @@ bool nr_batcher_compatible(const struct nr_infer_request *a, const struct nr_inf
     return true;
 }
 
-static struct nr_request *request_of(const struct nr_list *node)
+static const struct nr_request *request_of(const struct nr_list *node)
 {
-    return nr_container_of(node, struct nr_request, node);
+    return nr_container_of_const(node, struct nr_request, node);
 }
 
 /* The longest prefix that may run together, and what ended it. NR_SEAL_IDLE: the queue did. */
@@ -75,7 +75,7 @@ static struct prefix longest_prefix(const struct nr_batch_rules *rules, const st
 {
     struct prefix p = {.end = NR_SEAL_IDLE};
     const struct nr_request *first = request_of(queue->next);
-    NR_LIST_FOREACH(node, queue) {
+    NR_LIST_FOREACH (node, queue) {
         const struct nr_request *r = request_of(node);
         if (p.n > 0 && p.rows + r->in->rows > rules->max_rows) {
             p.end = p.rows == rules->max_rows ? NR_SEAL_FULL : NR_SEAL_NEXT_TOO_BIG;
@@ -98,8 +98,8 @@ static struct prefix longest_prefix(const struct nr_batch_rules *rules, const st
     return p;
 }
 
-struct nr_batch_plan nr_batcher_plan(const struct nr_batch_rules *rules, const struct nr_list *queue,
-                                     int64_t now_ns)
+struct nr_batch_plan nr_batcher_plan(const struct nr_batch_rules *rules,
+                                     const struct nr_list *queue, int64_t now_ns)
 {
     struct nr_batch_plan plan = {0};
     if (nr_list_empty(queue)) {
@@ -107,7 +107,8 @@ struct nr_batch_plan nr_batcher_plan(const struct nr_batch_rules *rules, const s
     }
     const struct nr_request *first = request_of(queue->next);
     if (!rules->batching) {
-        return (struct nr_batch_plan){.n_requests = 1, .rows = first->in->rows, .why = NR_SEAL_SINGLE};
+        return (struct nr_batch_plan){
+            .n_requests = 1, .rows = first->in->rows, .why = NR_SEAL_SINGLE};
     }
     struct prefix p = longest_prefix(rules, queue);
     struct nr_batch_plan all = {.n_requests = p.n, .rows = p.rows, .why = p.end};

@@ -14,21 +14,21 @@
 #define NR_BATCH_MAX_PREFERRED 16
 
 struct nr_batch_rules {
-    int64_t max_rows;   /* max_batch_size; 1 request per execution when batching is off */
-    bool batching;      /* dynamic batching is on */
-    int64_t delay_ns;   /* max_queue_delay_microseconds */
+    int64_t max_rows; /* max_batch_size; 1 request per execution when batching is off */
+    bool batching;    /* dynamic batching is on */
+    int64_t delay_ns; /* max_queue_delay_microseconds */
     unsigned n_preferred;
     int64_t preferred[NR_BATCH_MAX_PREFERRED]; /* ascending, <= max_rows */
 };
 
 /* Why a batch was sealed where it was; counted for `why` and the metrics. */
-#define NR_SEAL_MAP(X)                                                                             \
-    X(NR_SEAL_SINGLE, "single")       /* batching is off or the model has no batch dimension */    \
-    X(NR_SEAL_FULL, "full")           /* max_batch_size reached */                                 \
-    X(NR_SEAL_PREFERRED, "preferred") /* a preferred size reached */                               \
-    X(NR_SEAL_SHAPE, "shape")         /* the next request's shapes or inputs differ */             \
-    X(NR_SEAL_NEXT_TOO_BIG, "next")   /* the next request would exceed the maximum */              \
-    X(NR_SEAL_DELAY, "delay")         /* the oldest request has waited its delay */                \
+#define NR_SEAL_MAP(X)                                                                          \
+    X(NR_SEAL_SINGLE, "single")       /* batching is off or the model has no batch dimension */ \
+    X(NR_SEAL_FULL, "full")           /* max_batch_size reached */                              \
+    X(NR_SEAL_PREFERRED, "preferred") /* a preferred size reached */                            \
+    X(NR_SEAL_SHAPE, "shape")         /* the next request's shapes or inputs differ */          \
+    X(NR_SEAL_NEXT_TOO_BIG, "next")   /* the next request would exceed the maximum */           \
+    X(NR_SEAL_DELAY, "delay")         /* the oldest request has waited its delay */             \
     X(NR_SEAL_IDLE, "idle")           /* an instance was idle and nothing else was queued */
 typedef enum nr_seal {
 #define NR_SEAL_ENUM(symbol, text) symbol,
@@ -39,15 +39,15 @@ typedef enum nr_seal {
 const char *nr_seal_text(nr_seal why);
 
 struct nr_batch_plan {
-    unsigned n_requests;   /* from the head of the queue; 0: wait or nothing to do */
+    unsigned n_requests; /* from the head of the queue; 0: wait or nothing to do */
     int64_t rows;
     int64_t wait_until_ns; /* when n_requests is 0 and the queue is not empty */
     nr_seal why;
 };
 
 /* queue: struct nr_request by .node, oldest first. */
-struct nr_batch_plan nr_batcher_plan(const struct nr_batch_rules *rules, const struct nr_list *queue,
-                                     int64_t now_ns);
+struct nr_batch_plan nr_batcher_plan(const struct nr_batch_rules *rules,
+                                     const struct nr_list *queue, int64_t now_ns);
 
 /* True when b may be in one batch with a: same inputs, same shapes but for the batch dimension. */
 bool nr_batcher_compatible(const struct nr_infer_request *a, const struct nr_infer_request *b);

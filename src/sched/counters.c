@@ -52,7 +52,8 @@ const char *nr_stage_text(nr_stage s)
 /* Single writer: no locked instruction is needed. */
 static void add(_Atomic uint64_t *c, uint64_t n)
 {
-    atomic_store_explicit(c, atomic_load_explicit(c, memory_order_relaxed) + n, memory_order_relaxed);
+    atomic_store_explicit(c, atomic_load_explicit(c, memory_order_relaxed) + n,
+                          memory_order_relaxed);
 }
 
 static uint64_t get(const _Atomic uint64_t *c)
@@ -86,7 +87,8 @@ static struct set *set_of(struct nr_counters *c, unsigned loop)
     struct set *s = atomic_load_explicit(&c->sets[loop], memory_order_relaxed);
     if (NR_UNLIKELY(s == NULL)) {
         s = nr_alloc(sizeof(*s) + c->n_pages * sizeof(s->pages[0]));
-        atomic_store_explicit(&c->sets[loop], s, memory_order_release); /* pairs with nr_counters_read */
+        atomic_store_explicit(&c->sets[loop], s,
+                              memory_order_release); /* pairs with nr_counters_read */
     }
     return s;
 }
@@ -110,10 +112,12 @@ static uint64_t span(int64_t from_ns, int64_t to_ns)
     return to_ns > from_ns ? (uint64_t)(to_ns - from_ns) : 0;
 }
 
-void nr_counters_success(struct nr_counters *c, unsigned loop, const struct nr_request *r, bool leads)
+void nr_counters_success(struct nr_counters *c, unsigned loop, const struct nr_request *r,
+                         bool leads)
 {
     struct set *s = set_of(c, loop);
-    uint64_t request_ns = span(r->arrival_ns, r->end_ns), queue_ns = span(r->queued_ns, r->begin_ns);
+    uint64_t request_ns = span(r->arrival_ns, r->end_ns),
+             queue_ns = span(r->queued_ns, r->begin_ns);
     uint64_t input_ns = span(r->begin_ns, r->infer_begin_ns);
     uint64_t infer_ns = span(r->infer_begin_ns, r->infer_end_ns);
     uint64_t output_ns = span(r->infer_end_ns, r->end_ns);

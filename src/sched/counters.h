@@ -14,10 +14,10 @@
 #include "sched/request.h"
 
 /* Why requests failed, with Triton's label values. */
-#define NR_FAIL_MAP(X)                                                                             \
-    X(NR_FAIL_REJECTED, "REJECTED")                                                                \
-    X(NR_FAIL_CANCELED, "CANCELED")                                                                \
-    X(NR_FAIL_BACKEND, "BACKEND")                                                                  \
+#define NR_FAIL_MAP(X)              \
+    X(NR_FAIL_REJECTED, "REJECTED") \
+    X(NR_FAIL_CANCELED, "CANCELED") \
+    X(NR_FAIL_BACKEND, "BACKEND")   \
     X(NR_FAIL_OTHER, "OTHER")
 typedef enum nr_fail_reason {
 #define NR_FAIL_ENUM(symbol, text) symbol,
@@ -47,7 +47,7 @@ struct nr_counts {
     uint64_t rows, executions, inline_executions, last_wall_ms;
     uint64_t failed[NR_FAIL_COUNT];
     struct nr_hist_coarse stage[NR_STAGE_COUNT];
-    unsigned n_batches; /* distinct batch sizes, ascending by rows */
+    unsigned n_batches;             /* distinct batch sizes, ascending by rows */
     struct nr_batch_count *batches; /* in the arena given to nr_counters_read */
 };
 
@@ -55,8 +55,10 @@ struct nr_counters;
 struct nr_counters *nr_counters_new(unsigned n_loops, int64_t max_rows);
 void nr_counters_free(struct nr_counters *c); /* accepts NULL */
 /* On the loop with this index. `leads`: the request stands for its whole batch's execution. */
-void nr_counters_success(struct nr_counters *c, unsigned loop, const struct nr_request *r, bool leads);
+void nr_counters_success(struct nr_counters *c, unsigned loop, const struct nr_request *r,
+                         bool leads);
 void nr_counters_failure(struct nr_counters *c, unsigned loop, nr_fail_reason why, int64_t took_ns);
-void nr_counters_read(const struct nr_counters *c, struct nr_arena *a, struct nr_counts *ret); /* any thread */
+void nr_counters_read(const struct nr_counters *c, struct nr_arena *a,
+                      struct nr_counts *ret); /* any thread */
 
 #endif

@@ -91,7 +91,7 @@ static void enqueue(struct nr_exec *e, struct nr_runnable *r, int64_t now_ns)
 static int64_t collect_due(struct nr_exec *e, int64_t now_ns)
 {
     int64_t next = INT64_MAX;
-    NR_LIST_FOREACH_SAFE(node, tmp, &e->timed) {
+    NR_LIST_FOREACH_SAFE (node, tmp, &e->timed) {
         struct nr_runnable *r = nr_container_of(node, struct nr_runnable, timed_node);
         if (r->at_ns <= now_ns) {
             enqueue(e, r, now_ns);
@@ -106,7 +106,7 @@ static int64_t collect_due(struct nr_exec *e, int64_t now_ns)
 static unsigned computing(struct nr_exec *e, int64_t now_ns)
 {
     unsigned n = 0;
-    NR_LIST_FOREACH(node, &e->workers) {
+    NR_LIST_FOREACH (node, &e->workers) {
         struct worker *w = nr_container_of(node, struct worker, node);
         clockid_t id;
         struct timespec ts;

@@ -23,10 +23,10 @@ struct nr_runnable {
     /* The executor's, under its lock. */
     struct nr_list node;
     bool queued;
-    int64_t since_ns;  /* queued at */
-    int64_t at_ns;     /* timed wake, 0 none */
+    int64_t since_ns; /* queued at */
+    int64_t at_ns;    /* timed wake, 0 none */
     struct nr_list timed_node;
-    unsigned running;  /* threads inside run */
+    unsigned running; /* threads inside run */
 };
 
 /* threads: 0 means the cores this process may use. */

@@ -16,11 +16,11 @@
 #include <stdint.h>
 
 struct nr_placement_cfg {
-    bool allowed;        /* the model qualifies: static graph, one-thread session, never blocks */
-    int64_t short_ns;    /* an execution shorter than this may run inline (a thread hop) */
-    int64_t slow_ns;     /* longer than this once: back to the pool at once */
-    int64_t budget_ns;   /* of executions per loop turn */
-    unsigned proof;      /* executions in a row that must be short */
+    bool allowed;      /* the model qualifies: static graph, one-thread session, never blocks */
+    int64_t short_ns;  /* an execution shorter than this may run inline (a thread hop) */
+    int64_t slow_ns;   /* longer than this once: back to the pool at once */
+    int64_t budget_ns; /* of executions per loop turn */
+    unsigned proof;    /* executions in a row that must be short */
 };
 void nr_placement_cfg_default(struct nr_placement_cfg *cfg);
 
@@ -32,8 +32,8 @@ struct nr_placement {
     int64_t retry_ns;      /* not inline before */
     int64_t backoff_ns;
     int64_t demoted_ns;
-    int64_t run_ns;        /* smoothed fixed cost of an execution */
-    int64_t row_ns;        /* smoothed cost per row */
+    int64_t run_ns; /* smoothed fixed cost of an execution */
+    int64_t row_ns; /* smoothed cost per row */
     uint64_t n_promoted, n_demoted;
 };
 void nr_placement_init(struct nr_placement *p, const struct nr_placement_cfg *cfg);

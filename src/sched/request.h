@@ -45,21 +45,22 @@ struct nr_request {
 
     /* Results, valid in on_complete. Tensor bytes are tied to the arena. */
     nr_status status;
-    struct nr_str error;              /* text for people when status is not NARU_OK */
-    unsigned retry_after_s;           /* with NARU_UNAVAILABLE: 0 means "do not say" */
-    struct nr_infer_tensor *outputs;  /* in the order of in->outputs */
+    struct nr_str error;             /* text for people when status is not NARU_OK */
+    unsigned retry_after_s;          /* with NARU_UNAVAILABLE: 0 means "do not say" */
+    struct nr_infer_tensor *outputs; /* in the order of in->outputs */
     unsigned n_outputs;
     bool ran_inline;
-    uint32_t batch_rows;              /* of the batch it ran in */
+    uint32_t batch_rows;                                               /* of the batch it ran in */
     int64_t queued_ns, begin_ns, infer_begin_ns, infer_end_ns, end_ns; /* stage times, monotonic */
 
     /* The scheduler's. */
     _Atomic uint32_t state;
-    _Atomic bool cancelled; /* read by host->request_cancelled while running */
+    _Atomic uint32_t cancelled; /* read by host->request_cancelled while running */
     bool leads;             /* stands for its batch in the counters */
-    struct nr_place *place; /* under the scheduler's lock, while a plug-in that can cancel runs it */
-    uint32_t place_index;   /* its number in the batch */
-    struct nr_list node;        /* queue or turn list */
+    struct nr_place
+        *place;           /* under the scheduler's lock, while a plug-in that can cancel runs it */
+    uint32_t place_index; /* its number in the batch */
+    struct nr_list node;  /* queue or turn list */
     struct nr_msg msg;
     struct nr_timer timer;
     size_t bytes; /* charged to the queue */

@@ -81,9 +81,8 @@ static _Thread_local struct {
 
 void nr_sched_limits_default(struct nr_sched_limits *l)
 {
-    *l = (struct nr_sched_limits){.max_queue_requests = 4096,
-                                  .max_queue_bytes = 256u << 20,
-                                  .max_wait_ns = 5 * NR_S_NS};
+    *l = (struct nr_sched_limits){
+        .max_queue_requests = 4096, .max_queue_bytes = 256u << 20, .max_wait_ns = 5 * NR_S_NS};
 }
 
 static struct nr_request *request_of(struct nr_list *node)
@@ -136,8 +135,8 @@ static void fail(struct nr_request *r, nr_status status, const char *text)
 /* --- running one batch ------------------------------------------------------------------------ */
 
 /* shape with the backend's view of it: the k-th open dimension takes the k-th open value. */
-static uint32_t map_shape(uint32_t rank, const int64_t *spec, const int64_t *value, uint32_t to_rank,
-                          const int64_t *to_spec, int64_t *to)
+static uint32_t map_shape(uint32_t rank, const int64_t *spec, const int64_t *value,
+                          uint32_t to_rank, const int64_t *to_spec, int64_t *to)
 {
     uint32_t from = 0;
     for (uint32_t i = 0; i < to_rank; i++) {
@@ -204,10 +203,12 @@ static nr_status take_output(struct nr_place *p, struct nr_request *r, unsigned 
         return st;
     }
     struct nr_infer_tensor *t = &r->outputs[k];
-    *t = (struct nr_infer_tensor){.index = index, .dtype = slice.dtype, .rank = slice.rank, .bytes = slice.bytes};
+    *t = (struct nr_infer_tensor){
+        .index = index, .dtype = slice.dtype, .rank = slice.rank, .bytes = slice.bytes};
     memcpy(t->shape, slice.shape, slice.rank * sizeof(t->shape[0]));
     if (spec->reshaped) {
-        t->rank = map_shape(slice.rank, spec->backend_shape, slice.shape, spec->rank, spec->shape, t->shape);
+        t->rank = map_shape(slice.rank, spec->backend_shape, slice.shape, spec->rank, spec->shape,
+                            t->shape);
     }
     t->elements = 1;
     for (uint32_t d = 0; d < t->rank; d++) {
@@ -280,7 +281,8 @@ static void deliver(struct nr_place *p)
 
 /* Moves the first n requests of `list` into the place. A request that the batch refuses (shapes
  * that disagree with its bytes) is left out and returned in *refused. */
-static void fill_place(struct nr_place *p, struct nr_list *list, unsigned n, struct nr_list *refused)
+static void fill_place(struct nr_place *p, struct nr_list *list, unsigned n,
+                       struct nr_list *refused)
 {
     if (n > p->taken_capacity) {
         p->taken_capacity = NR_MAX(n, 2 * p->taken_capacity);
@@ -513,7 +515,8 @@ static void prepare(struct nr_sched *s, struct nr_request *r)
 {
     const struct nr_sched_limits *l = &s->cfg.limits;
     int64_t timeout_ns = l->default_timeout_ns;
-    if (l->allow_timeout_override && r->in->timeout_us > 0 && r->in->timeout_us < INT64_MAX / 1000) {
+    if (l->allow_timeout_override && r->in->timeout_us > 0 &&
+        r->in->timeout_us < INT64_MAX / 1000) {
         int64_t own_ns = (int64_t)r->in->timeout_us * 1000;
         timeout_ns = timeout_ns == 0 ? own_ns : NR_MIN(timeout_ns, own_ns);
     }
@@ -672,7 +675,7 @@ void nr_sched_cancel(struct nr_request *r, nr_status status, bool running_too)
         /* In the queue or in this loop's pending list: both are lists that forget it alike. */
         struct turn *turn = &s->turns[nr_loop_index(r->loop)];
         bool pending = false;
-        NR_LIST_FOREACH(node, &turn->pending) {
+        NR_LIST_FOREACH (node, &turn->pending) {
             pending = pending || node == &r->node;
         }
         nr_list_remove(&r->node);
@@ -690,8 +693,8 @@ void nr_sched_cancel(struct nr_request *r, nr_status status, bool running_too)
 
 /* --- life ------------------------------------------------------------------------------------- */
 
-static nr_status place_init(struct nr_place *p, struct nr_sched *s, struct nr_plugin_instance *instance,
-                            struct nr_err *err)
+static nr_status place_init(struct nr_place *p, struct nr_sched *s,
+                            struct nr_plugin_instance *instance, struct nr_err *err)
 {
     const naru_model_info *info = s->cfg.model->info;
     struct nr_batch_cfg cfg = {.plugin = s->cfg.model->plugin,
@@ -814,7 +817,8 @@ void nr_sched_state_get(struct nr_sched *s, struct nr_sched_state *ret)
 static bool zero_request(const struct nr_signature *sig, int64_t rows, struct nr_arena *a,
                          struct nr_infer_request *in)
 {
-    *in = (struct nr_infer_request){.rows = rows, .n_inputs = sig->n_inputs, .n_outputs = sig->n_outputs};
+    *in = (struct nr_infer_request){
+        .rows = rows, .n_inputs = sig->n_inputs, .n_outputs = sig->n_outputs};
     in->inputs = nr_arena_zalloc(a, NR_MAX(sig->n_inputs, 1u) * sizeof(in->inputs[0]));
     in->outputs = nr_arena_zalloc(a, NR_MAX(sig->n_outputs, 1u) * sizeof(in->outputs[0]));
     for (unsigned i = 0; i < sig->n_outputs; i++) {
@@ -850,7 +854,8 @@ void nr_sched_prove(struct nr_sched *s)
         int64_t rows = i % 4 == 3 ? many : 1;
         nr_arena_init(&a, 0);
         struct nr_request r = {.sched = s, .arena = &a, .in = &in};
-        bool ok = zero_request(s->cfg.signature, rows, &a, &in) && add_request(p, &r, NULL) == NARU_OK;
+        bool ok =
+            zero_request(s->cfg.signature, rows, &a, &in) && add_request(p, &r, NULL) == NARU_OK;
         int64_t begin_ns = nr_clock_now();
         ok = ok && nr_batch_run(p->batch, p->instance) == NARU_OK &&
              nr_batch_result(p->batch, 0, NULL) == NARU_OK;

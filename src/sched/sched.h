@@ -34,13 +34,14 @@ struct nr_sched_cfg {
     struct nr_exec *exec;
     struct nr_loop *const *loops; /* borrowed array of the process's loops */
     unsigned n_loops;
-    struct nr_plugin_model *model;           /* borrowed */
-    struct nr_plugin_instance *const *instances; /* [n_instances] work for the executors; borrowed */
+    struct nr_plugin_model *model; /* borrowed */
+    struct nr_plugin_instance *const
+        *instances; /* [n_instances] work for the executors; borrowed */
     unsigned n_instances;
     struct nr_plugin_instance *const *loop_instances; /* [n_loops] or NULL: inline executions take
                                                          an idle instance of the above */
-    const struct nr_signature *signature;    /* borrowed */
-    const uint32_t *input_map, *output_map;  /* signature index → plug-in index; borrowed */
+    const struct nr_signature *signature;             /* borrowed */
+    const uint32_t *input_map, *output_map; /* signature index → plug-in index; borrowed */
     struct nr_batch_rules rules;
     struct nr_placement_cfg placement;
     struct nr_sched_limits limits;

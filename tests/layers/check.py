@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The direction of the stairs: reads every #include of the tree and fails on a breach.
 
-Checks, each counted as one test per file or rule:
+Four rules; check() returns the breaches of each:
   1. every #include "..." of include/, src/, cmd/ and backends/ names a header that its folder's row
      in layers.txt allows, and that exists (or is made at build time);
   2. base names of source files are unique: two arena.c (or arena.h) would be confused in logs, in
@@ -9,7 +9,8 @@ Checks, each counted as one test per file or rule:
   3. every header is guarded by a macro named after its path;
   4. every row of src/ agrees with the USES of its naru_folder() line in CMakeLists.txt.
 
-With --root DIR another tree is checked by the same rules (tests/layers/test of the check itself).
+With --root DIR another tree is checked by the same rules. test_layers.py plants breaches and looks
+whether each is found.
 """
 import fnmatch
 import re
@@ -80,9 +81,9 @@ def resolve(root, source, name, generated):
 
 
 def check(root):
-    """Returns (number of checks, [breach, ...])."""
+    """Returns {rule: [breach, ...]}."""
     rows, generated = read_table(root / "tests" / "layers" / "layers.txt")
-    checks, breaches, by_name = 0, [], {}
+    breaches, guards, by_name = [], [], {}
     sources = sorted(path for folder in ("include", "src", "cmd", "backends")
                      for path in (root / folder).glob("**/*") if path.suffix in (".c", ".h", ".cc"))
     for path in sources:
@@ -90,7 +91,6 @@ def check(root):
         folder = room(relative)
         allowed = allowed_by(rows, folder)
         text = COMMENT.sub(lambda m: "\n" * m.group().count("\n"), path.read_text(errors="replace"))
-        checks += 1
         if allowed is None:
             breaches.append(f"{relative}: no row of layers.txt covers {folder}")
             continue
@@ -104,20 +104,19 @@ def check(root):
         if relative.parts[0] in ("src", "cmd"):
             by_name.setdefault(relative.name, []).append(str(relative))
         if path.suffix == ".h":
-            checks += 1
-            breaches += guard_breach(relative, text)
-    checks += 1
-    breaches += [f"two files are called {name}: {', '.join(where)}"
-                 for name, where in sorted(by_name.items()) if len(where) > 1]
-    checks += 1
-    breaches += cmake_breaches(root, rows)
-    return checks, breaches
+            guards += guard_breach(relative, text)
+    names = [f"two files are called {name}: {', '.join(where)}"
+             for name, where in sorted(by_name.items()) if len(where) > 1]
+    return {"includes": breaches, "names": names, "guards": guards, "links": cmake_breaches(root, rows)}
 
 
 def guard_breach(relative, text):
-    parts = relative.parts[1:] if relative.parts[0] in ("include", "src") else relative.parts
+    top, *parts = relative.parts
     stem = re.sub(r"[^A-Za-z0-9]+", "_", "_".join(parts)).upper()
-    want = stem if relative.parts[0] == "include" else f"NR_{stem}"
+    if top in ("include", "cmd"):  # naru/tensor.h, serve/banner.h: NARU_TENSOR_H, NARU_SERVE_BANNER_H
+        want = stem if stem.startswith("NARU_") else f"NARU_{stem}"
+    else:
+        want = f"NR_{stem}"
     match = GUARD.search(text)
     if not match or match.group(1) != match.group(2):
         return [f"{relative}: no include guard (expected {want})"]
@@ -147,12 +146,13 @@ def main():
     root = Path(__file__).resolve().parent.parent.parent
     if sys.argv[1:2] == ["--root"]:
         root = Path(sys.argv[2]).resolve()
-    checks, breaches = check(root)
-    for breach in breaches:
-        print(breach)
-    failed = min(len(breaches), checks)
-    print(f"{checks - failed} passed, {failed} failed")
-    return 1 if breaches else 0
+    result = check(root)
+    for breaches in result.values():
+        for breach in breaches:
+            print(breach)
+    failed = sum(1 for breaches in result.values() if breaches)
+    print(f"{len(result) - failed} passed, {failed} failed")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

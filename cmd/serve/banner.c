@@ -1,0 +1,141 @@
+/* The banner and sd_notify. The protocol of the latter: sd_notify(3), a datagram of "KEY=VALUE"
+ * lines to the Unix socket in $NOTIFY_SOCKET ('@' begins an abstract name). */
+#include "serve/banner.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "codec/tensor.h"
+#include "sched/runtime.h"
+
+static void print_bytes(FILE *out, uint64_t bytes)
+{
+    if (bytes >= 1u << 20) {
+        fprintf(out, "%.1f MiB", (double)bytes / (1u << 20));
+    } else {
+        fprintf(out, "%.1f KiB", (double)bytes / 1024);
+    }
+}
+
+static void print_io(FILE *out, const char *what, const struct nr_io_spec *specs, unsigned n)
+{
+    fprintf(out, "      %-4s", what);
+    for (unsigned i = 0; i < n; i++) {
+        char shape[NR_SHAPE_TEXT_MAX];
+        fprintf(out, "%s " NR_STR_FMT " %s %s", i > 0 ? "," : "", NR_STR_ARG(specs[i].name),
+                naru_dtype_name(specs[i].dtype),
+                nr_shape_text(specs[i].shape, specs[i].rank, shape, sizeof(shape)));
+    }
+    fprintf(out, "\n");
+}
+
+static void print_version(FILE *out, const struct nr_version *v)
+{
+    const struct nr_model_config *c = v->config;
+    struct nr_sched_state s;
+    nr_sched_state_get(nr_runtime_of(v)->sched, &s);
+    fprintf(out, "  %s version %lld: ready in %.1f ms, %s", v->name, (long long)v->number,
+            (double)v->load_ns / 1e6, c->backend);
+    if (v->memory_bytes > 0) {
+        fprintf(out, ", ");
+        print_bytes(out, v->memory_bytes);
+    }
+    fprintf(out, "\n      config %s; ",
+            c->from_file ? "config.pbtxt" : "none, completed from the model");
+    if (c->batched) {
+        fprintf(out, "batches up to %d%s", c->max_batch_size,
+                c->dynamic_batching ? " (dynamic)" : "");
+    } else {
+        fprintf(out, "no batching");
+    }
+    fprintf(out, "; %u instance%s%s\n", s.places, s.places == 1 ? "" : "s",
+            s.is_inline ? "; runs on the I/O threads" : "");
+    print_io(out, "in", c->sig.inputs, c->sig.n_inputs);
+    print_io(out, "out", c->sig.outputs, c->sig.n_outputs);
+}
+
+static void print_models(struct nr_node *node, const struct nr_catalog *catalog, FILE *out)
+{
+    for (uint32_t i = 0; i < catalog->n_models; i++) {
+        const struct nr_catalog_model *m = &catalog->models[i];
+        for (uint32_t k = 0; k < m->n_versions; k++) {
+            if (m->versions[k].version != NULL) {
+                print_version(out, m->versions[k].version);
+            } else {
+                fprintf(out, "  %s version %lld: NOT ready: %s\n", m->name,
+                        (long long)m->versions[k].number, m->versions[k].reason);
+            }
+        }
+        if (m->n_versions == 0) {
+            fprintf(out, "  %s: NOT ready: %s\n", m->name, m->reason);
+        }
+    }
+    struct nr_repository_counts n = nr_repository_count(nr_node_repository(node));
+    if (n.models == 0) {
+        fprintf(out, "  no models found\n");
+    }
+}
+
+static void print_next(const struct nr_node_cfg *cfg, const struct nr_catalog *catalog, FILE *out)
+{
+    const struct nr_catalog_model *first = NULL;
+    for (uint32_t i = 0; i < catalog->n_models && first == NULL; i++) {
+        first = catalog->models[i].best != NULL ? &catalog->models[i] : NULL;
+    }
+    const char *host = strchr(cfg->listen[0].address, ':') != NULL ? "[::1]" : "127.0.0.1";
+    unsigned port = cfg->listen[0].bound_port;
+    fprintf(out, "try\n  a browser at http://%s:%u/\n  curl http://%s:%u/v2\n", host, port, host,
+            port);
+    if (first != NULL) {
+        fprintf(out, "  curl http://%s:%u/v2/models/%s\n", host, port, first->name);
+        fprintf(out,
+                "  curl -T photo.jpg http://%s:%u/v2/models/%s/predict     (models that take "
+                "pictures)\n",
+                host, port, first->name);
+    }
+}
+
+void serve_banner(struct nr_node *node, int64_t since_ns, FILE *out)
+{
+    const struct nr_node_cfg *cfg = nr_node_cfg(node);
+    struct nr_catalog_reader reader;
+    nr_catalog_reader_init(&reader, nr_node_repository(node));
+    const struct nr_catalog *catalog = nr_catalog_get(&reader);
+    fprintf(out, "naru %s\nmodels\n", NARU_VERSION);
+    print_models(node, catalog, out);
+    fprintf(out, "listening (HTTP/1.1, HTTP/2 and gRPC on each)\n");
+    for (unsigned i = 0; i < cfg->n_listen; i++) {
+        fprintf(out, "  %s:%u  %s\n", cfg->listen[i].address, cfg->listen[i].bound_port,
+                cfg->listen[i].what);
+    }
+    print_next(cfg, catalog, out);
+    fprintf(out, "ready after %.0f ms\n", (double)(nr_clock_now() - since_ns) / 1e6);
+    fflush(out);
+    nr_catalog_reader_done(&reader);
+}
+
+void serve_notify(const char *state)
+{
+    const char *path = getenv("NOTIFY_SOCKET");
+    struct sockaddr_un to = {.sun_family = AF_UNIX};
+    size_t len = path != NULL ? strlen(path) : 0;
+    if (len < 2 || len >= sizeof(to.sun_path)) {
+        return;
+    }
+    memcpy(to.sun_path, path, len);
+    if (to.sun_path[0] == '@') {
+        to.sun_path[0] = '\0';
+    }
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd >= 0) {
+        socklen_t bytes = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + len);
+        ssize_t sent =
+            sendto(fd, state, strlen(state), MSG_NOSIGNAL, (struct sockaddr *)&to, bytes);
+        (void)sent; /* nobody to tell when the supervisor does not listen */
+        close(fd);
+    }
+}

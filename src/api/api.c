@@ -1,0 +1,494 @@
+/* The life of a call: head → checks → body → handler → (pool) → scheduler → answer → log.
+ *
+ * DESIGN. Everything before the handler is the same for every route and done once, here: browser
+ * safety, route and method, scope, body limit. Handlers of the adapters never see a request that
+ * fails these.
+ *
+ * INVARIANTS
+ *  1. Every exchange that reached on_head is answered exactly once: each path below ends in one
+ *     nr_exchange_respond, and a call whose work or inference is under way is answered by it, even
+ *     when the client has gone (the engine drops the answer).
+ *  2. A call's model is pinned exactly while c->pin is set, and released in on_done.
+ *  3. While c->job is with the pool the loop does not touch the call, but for c->cancelled.
+ *
+ * THREADS. Loop threads, but for `work`.
+ */
+#include "api/api.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "api/call.h"
+#include "api/state.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+
+/* --- answers ---------------------------------------------------------------------------------- */
+
+static struct nr_str json_type(void)
+{
+    return NR_STR("application/json");
+}
+
+void nr_call_bytes(struct nr_call *c, int status, struct nr_str type, struct nr_str body)
+{
+    struct nr_iov part = {body.ptr, body.len};
+    struct nr_response r = {
+        .status = status, .content_type = type, .body = &part, .n_body = body.len > 0};
+    nr_exchange_respond(c->x, &r);
+}
+
+void nr_call_json(struct nr_call *c, int status, struct nr_text *t)
+{
+    if (t->failed) {
+        nr_text_done(t);
+        nr_call_fail(c, NARU_NOMEM, NR_STR("the answer does not fit into memory"), 0);
+        return;
+    }
+    struct nr_str body = {t->data, t->len};
+    nr_arena_defer(&c->x->arena, nr_free, nr_text_take(t));
+    nr_call_bytes(c, status, json_type(), body);
+}
+
+void nr_call_empty(struct nr_call *c, int status)
+{
+    struct nr_response r = {.status = status};
+    nr_exchange_respond(c->x, &r);
+}
+
+void nr_call_grpc_bytes(struct nr_call *c, struct nr_str message)
+{
+    struct nr_iov part = {message.ptr, message.len};
+    struct nr_response r = {.status = 200, .body = &part, .n_body = message.len > 0};
+    nr_exchange_respond(c->x, &r);
+}
+
+void nr_call_fail(struct nr_call *c, nr_status status, struct nr_str text, unsigned retry_after_s)
+{
+    c->err.status = status;
+    if (text.ptr != c->err.text) { /* for the access log */
+        snprintf(c->err.text, sizeof(c->err.text), NR_STR_FMT, NR_STR_ARG(text));
+    }
+    if (c->x->protocol == NR_GRPC) {
+        struct nr_response r = {.status = 200,
+                                .grpc_status = nr_status_grpc(status),
+                                .grpc_message = nr_arena_str(&c->x->arena, text)};
+        nr_exchange_respond(c->x, &r);
+        return;
+    }
+    struct nr_text t;
+    nr_text_init(&t, 8 * NR_ERR_TEXT_MAX);
+    nr_text_str(&t, "{\"error\":");
+    nr_text_json(&t, text);
+    nr_text_str(&t, "}");
+    struct nr_str body = nr_arena_str(&c->x->arena, (struct nr_str){t.data, t.len});
+    nr_text_done(&t);
+    struct nr_iov part = {body.ptr, body.len};
+    struct nr_header retry = {NR_STR("retry-after"), {0}};
+    struct nr_response r = {
+        .status = nr_status_http(status), .content_type = json_type(), .body = &part, .n_body = 1};
+    if (retry_after_s > 0) {
+        retry.value = nr_arena_fmt(&c->x->arena, "%u", retry_after_s);
+        r.headers = &retry;
+        r.n_headers = 1;
+    }
+    nr_exchange_respond(c->x, &r);
+}
+
+void nr_call_fail_err(struct nr_call *c, const struct nr_err *err)
+{
+    struct nr_str text = nr_str_from(err->text);
+    nr_call_fail(c, err->status, text.len > 0 ? text : nr_str_from(nr_status_text(err->status)), 0);
+}
+
+/* --- browser safety --------------------------------------------------------------------------- */
+
+/* "name:port" or "[v6]:port" without the port. */
+static struct nr_str host_name(struct nr_str host)
+{
+    if (host.len > 0 && host.ptr[0] == '[') {
+        int64_t end = nr_str_find(host, ']');
+        return end < 0 ? host : (struct nr_str){host.ptr, (size_t)end + 1};
+    }
+    int64_t colon = nr_str_find(host, ':');
+    return colon < 0 ? host : (struct nr_str){host.ptr, (size_t)colon};
+}
+
+static bool host_allowed(const struct nr_api *a, struct nr_str name)
+{
+    static const char *const own[] = {"localhost", "127.0.0.1", "[::1]", NULL};
+    for (unsigned i = 0; own[i] != NULL; i++) {
+        if (nr_str_eq_nocase(name, nr_str_from(own[i]))) {
+            return true;
+        }
+    }
+    for (unsigned i = 0; a->cfg.allowed_hosts != NULL && a->cfg.allowed_hosts[i] != NULL; i++) {
+        if (nr_str_eq_nocase(name, nr_str_from(a->cfg.allowed_hosts[i]))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A page of another site must not reach a server on loopback: by a name that it has pointed here
+ * (Host), or by a form or script of its own (Origin). Programs send no Origin and a plain Host. */
+static nr_status check_browser(struct nr_api *a, struct nr_exchange *x, struct nr_err *err)
+{
+    if (!a->cfg.check_browser || !x->peer->loopback) {
+        return NARU_OK;
+    }
+    struct nr_str host = host_name(x->known.host);
+    if (host.len > 0 && !host_allowed(a, host)) {
+        return nr_fail(err, NARU_DENIED,
+                       "host '" NR_STR_FMT "' is not a name of this server on loopback; use "
+                       "localhost, or start it with --allow-host " NR_STR_FMT,
+                       NR_STR_ARG(host), NR_STR_ARG(host));
+    }
+    struct nr_str origin = x->known.origin;
+    if (origin.len > 0) {
+        struct nr_str rest = origin;
+        for (size_t i = 0; i + 2 < origin.len; i++) {
+            if (memcmp(origin.ptr + i, "://", 3) == 0) {
+                rest = (struct nr_str){origin.ptr + i + 3, origin.len - i - 3};
+                break;
+            }
+        }
+        if (rest.ptr == origin.ptr || !host_allowed(a, host_name(rest))) {
+            return nr_fail(err, NARU_DENIED, "requests from pages of '" NR_STR_FMT "' are refused",
+                           NR_STR_ARG(origin));
+        }
+    }
+    return NARU_OK;
+}
+
+/* --- head ------------------------------------------------------------------------------------- */
+
+const struct nr_catalog *nr_call_catalog(struct nr_call *c)
+{
+    return nr_catalog_get(&c->api->readers[nr_loop_index(c->x->loop)]);
+}
+
+/* What an inference of this model can need at most: its tensors as JSON text (32 bytes an element
+ * is more than any number takes), times the batch. 0: the signature does not say. */
+static uint64_t body_limit_of(const struct nr_signature *sig)
+{
+    uint64_t bytes = 64u << 10;
+    for (unsigned i = 0; i < sig->n_inputs; i++) {
+        const struct nr_io_spec *io = &sig->inputs[i];
+        uint32_t size = naru_dtype_bytes(io->dtype);
+        if (io->row_bytes < 0 || size == 0) {
+            return 0;
+        }
+        uint64_t rows = (uint64_t)NR_MAX(sig->max_batch_size, 1), all;
+        if (__builtin_mul_overflow((uint64_t)io->row_bytes / size * 32, rows, &all) ||
+            __builtin_add_overflow(bytes, all, &bytes)) {
+            return 0;
+        }
+    }
+    return bytes;
+}
+
+static void set_body_limit(struct nr_api *a, struct nr_call *c)
+{
+    struct nr_exchange *x = c->x;
+    uint64_t limit = a->cfg.max_body_bytes;
+    struct nr_version *v;
+    if (c->route->wants_model && c->model_name.len > 0 &&
+        nr_catalog_lookup(nr_call_catalog(c), c->model_name, c->version_text, &v, NULL) ==
+            NARU_OK) {
+        uint64_t own = body_limit_of(nr_runtime_of(v)->signature);
+        limit = own > 0 ? NR_MIN(own, limit) : limit;
+    }
+    x->body_limit = limit;
+    uint64_t json_bytes;
+    if (x->known.inference_header_content_length.len > 0 &&
+        nr_str_to_u64(x->known.inference_header_content_length, &json_bytes) &&
+        json_bytes < limit) {
+        x->body_align_at = (size_t)json_bytes;
+    }
+}
+
+static void refuse_unrouted(struct nr_call *c, nr_status st)
+{
+    struct nr_exchange *x = c->x;
+    if (x->protocol == NR_GRPC) {
+        nr_call_fail(c, NARU_UNSUPPORTED,
+                     nr_arena_fmt(&x->arena, "unknown method " NR_STR_FMT, NR_STR_ARG(x->path)), 0);
+    } else if (st == NARU_METHOD) {
+        nr_call_fail(c, st,
+                     nr_arena_fmt(&x->arena, "method " NR_STR_FMT " is not allowed for " NR_STR_FMT,
+                                  NR_STR_ARG(x->method_text), NR_STR_ARG(x->path)),
+                     0);
+    } else {
+        nr_call_fail(c, NARU_NOT_FOUND,
+                     nr_arena_fmt(&x->arena, "no such path: " NR_STR_FMT, NR_STR_ARG(x->path)), 0);
+    }
+}
+
+static void on_head(void *ctx, struct nr_exchange *x)
+{
+    struct nr_api *a = ctx;
+    struct nr_call *c = nr_arena_new(&x->arena, struct nr_call);
+    c->api = a;
+    c->x = x;
+    x->app = c;
+    if (check_browser(a, x, &c->err) != NARU_OK) {
+        nr_call_fail_err(c, &c->err);
+        return;
+    }
+    nr_status st = nr_router_match(a->router, c);
+    if (st != NARU_OK) {
+        refuse_unrouted(c, st);
+        return;
+    }
+    set_body_limit(a, c);
+}
+
+static void on_request(void *ctx, struct nr_exchange *x)
+{
+    (void)ctx;
+    struct nr_call *c = x->app;
+    c->route->handle(c);
+}
+
+/* --- inference -------------------------------------------------------------------------------- */
+
+nr_status nr_call_lookup(struct nr_call *c, struct nr_str model, struct nr_str version,
+                         struct nr_err *err)
+{
+    struct nr_catalog_reader *reader = &c->api->readers[nr_loop_index(c->x->loop)];
+    nr_status st = nr_catalog_lookup(nr_catalog_get(reader), model, version, &c->version, err);
+    if (st == NARU_OK) {
+        c->pin = nr_catalog_pin(reader);
+        c->runtime = nr_runtime_of(c->version);
+    }
+    return st;
+}
+
+static void on_complete(struct nr_request *r)
+{
+    struct nr_call *c = nr_container_of(r, struct nr_call, request);
+    c->completed = true;
+    c->outputs = r->outputs;
+    c->respond(c);
+}
+
+/* Parameters that the server does not interpret, as text for the plug-in. */
+static void plugin_options(struct nr_call *c)
+{
+    unsigned n = c->in.n_params;
+    if (n == 0) {
+        return;
+    }
+    struct nr_arena *a = &c->x->arena;
+    naru_option *options = nr_arena_alloc(a, n * sizeof(*options));
+    for (unsigned i = 0; i < n; i++) {
+        const struct nr_infer_param *p = &c->in.params[i];
+        struct nr_str text = p->kind == NR_PARAM_STRING ? nr_arena_str(a, p->s)
+                             : p->kind == NR_PARAM_BOOL ? nr_str_from(p->b ? "true" : "false")
+                             : p->kind == NR_PARAM_DOUBLE
+                                 ? nr_arena_fmt(a, "%.17g", p->d)
+                                 : nr_arena_fmt(a, p->kind == NR_PARAM_UINT ? "%llu" : "%lld",
+                                                (unsigned long long)p->i);
+        options[i] = (naru_option){nr_arena_strz(a, p->name), text.ptr};
+    }
+    c->request.options = options;
+    c->request.n_options = n;
+}
+
+void nr_call_submit(struct nr_call *c)
+{
+    nr_call_submit_in(c, &c->x->arena);
+}
+
+void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena)
+{
+    struct nr_exchange *x = c->x;
+    c->request.sched = c->runtime->sched;
+    c->request.loop = x->loop;
+    c->request.arena = arena;
+    c->request.in = &c->in;
+    c->request.arrival_ns = x->start_ns;
+    c->request.deadline_ns = x->deadline_ns;
+    c->request.on_complete = on_complete;
+    plugin_options(c);
+    if (c->in.has_id) { /* the log needs it when the body is gone */
+        c->in.id = nr_arena_str(&x->arena, c->in.id);
+    }
+    if (c->cancelled) { /* the client went while the body was decoded on the pool */
+        nr_call_fail(c, NARU_CANCELLED, NR_STR("the client has gone"), 0);
+        return;
+    }
+    c->submitted = true;
+    nr_sched_submit(&c->request);
+}
+
+/* --- the pool --------------------------------------------------------------------------------- */
+
+static void after_job(struct nr_msg *m)
+{
+    struct nr_call *c = nr_container_of(m, struct nr_call, msg);
+    c->after(c);
+}
+
+static void run_job(struct nr_job *j)
+{
+    struct nr_call *c = nr_container_of(j, struct nr_call, job);
+    c->work(c);
+    c->msg.run = after_job;
+    nr_loop_post(c->x->loop, &c->msg);
+}
+
+void nr_call_offload(struct nr_call *c, void (*work)(struct nr_call *),
+                     void (*after)(struct nr_call *))
+{
+    c->work = work;
+    c->after = after;
+    c->job.run = run_job;
+    if (nr_pool_submit(c->api->cfg.pool, &c->job) != NARU_OK) {
+        nr_call_fail(c, NARU_UNAVAILABLE,
+                     NR_STR("too many large requests are being decoded; try again later"), 1);
+    }
+}
+
+/* --- end -------------------------------------------------------------------------------------- */
+
+static void on_cancel(void *ctx, struct nr_exchange *x, nr_cancel_reason why)
+{
+    (void)ctx;
+    struct nr_call *c = x->app;
+    c->cancelled = true;
+    if (c->submitted && !c->completed) {
+        nr_status st = why == NR_CANCEL_DEADLINE ? NARU_DEADLINE : NARU_CANCELLED;
+        nr_sched_cancel(&c->request, st, why != NR_CANCEL_HALF_CLOSE);
+    }
+}
+
+static void access_log(struct nr_call *c)
+{
+    struct nr_exchange *x = c->x;
+    bool ours = c->err.status != NARU_OK && nr_status_http(c->err.status) >= 500;
+    nr_log_level level = ours ? NR_LOG_WARN : NR_LOG_INFO;
+    char id[17];
+    if (!nr_log_on(level)) {
+        return;
+    }
+    snprintf(id, sizeof(id), "%016llx", (unsigned long long)x->id);
+    const struct nr_kv kvs[] = {NR_KV_STR("id", c->in.has_id ? c->in.id : nr_str_from(id)),
+                                NR_KV_TEXT("exchange", id),
+                                NR_KV_TEXT("peer", x->peer->text),
+                                NR_KV_STR("method", x->method_text),
+                                NR_KV_STR("path", x->path),
+                                NR_KV_INT("status", x->response_status),
+                                NR_KV_INT("in", x->body.len),
+                                NR_KV_INT("out", x->response_bytes),
+                                NR_KV_INT("us", (nr_clock_now() - x->start_ns) / NR_US_NS),
+                                NR_KV_TEXT("error", c->err.status != NARU_OK ? c->err.text : ""),
+                                {.kind = NR_KV_END}};
+    nr_log_write_each(level, "access", c->route != NULL ? c->route->action : "request", kvs);
+}
+
+static void on_done(void *ctx, struct nr_exchange *x)
+{
+    struct nr_api *a = ctx;
+    struct nr_call *c = x->app;
+    if (c == NULL) {
+        return;
+    }
+    if (a->cfg.access_log) {
+        access_log(c);
+    } else if (c->err.status != NARU_OK && nr_status_http(c->err.status) >= 500) {
+        access_log(c); /* an error of ours is always worth its one line */
+    }
+    if (c->pin != NULL) {
+        nr_catalog_unpin(c->pin);
+        c->pin = NULL;
+    }
+}
+
+/* --- the catalog ------------------------------------------------------------------------------ */
+
+static void refresh_reader(struct nr_msg *m)
+{
+    struct nr_catalog_msg *cm = nr_container_of(m, struct nr_catalog_msg, msg);
+    atomic_store_explicit(&cm->posted, false, memory_order_release); /* before the look, so that a
+                                                   change during it posts again */
+    nr_catalog_refresh(&cm->api->readers[cm->loop]);
+}
+
+void nr_api_catalog_changed(struct nr_api *a)
+{
+    for (unsigned i = 0; i < a->cfg.n_loops; i++) {
+        struct nr_catalog_msg *cm = &a->catalog_msgs[i];
+        if (!atomic_exchange(&cm->posted, true)) {
+            cm->msg.run = refresh_reader;
+            nr_loop_post(a->cfg.loops[i], &cm->msg);
+        }
+    }
+}
+
+bool nr_api_ready(struct nr_api *a, const struct nr_catalog *catalog)
+{
+    if (atomic_load_explicit(&a->draining, memory_order_relaxed)) {
+        return false;
+    }
+    return !a->cfg.strict_readiness || catalog->all_ready;
+}
+
+void nr_api_set_draining(struct nr_api *a)
+{
+    atomic_store(&a->draining, true);
+}
+
+void nr_api_set_server(struct nr_api *a, struct nr_server *server)
+{
+    a->server = server;
+}
+
+/* --- life ------------------------------------------------------------------------------------- */
+
+nr_status nr_api_new(const struct nr_api_cfg *cfg, struct nr_api **ret, struct nr_err *err)
+{
+    struct nr_api *a = nr_new(struct nr_api);
+    a->cfg = *cfg;
+    a->start_wall_ns = nr_clock_wall();
+    a->app = (struct nr_http_app){.ctx = a,
+                                  .on_head = on_head,
+                                  .on_request = on_request,
+                                  .on_cancel = on_cancel,
+                                  .on_done = on_done};
+    nr_status st = nr_router_new(&a->router, err);
+    if (st != NARU_OK) {
+        nr_free(a);
+        return st;
+    }
+    a->readers = nr_new_array(struct nr_catalog_reader, cfg->n_loops);
+    a->catalog_msgs = nr_new_array(struct nr_catalog_msg, cfg->n_loops);
+    for (unsigned i = 0; i < cfg->n_loops; i++) {
+        nr_catalog_reader_init(&a->readers[i], cfg->repository);
+        a->catalog_msgs[i].api = a;
+        a->catalog_msgs[i].loop = i;
+    }
+    *ret = a;
+    return NARU_OK;
+}
+
+void nr_api_free(struct nr_api *a)
+{
+    if (a == NULL) {
+        return;
+    }
+    for (unsigned i = 0; i < a->cfg.n_loops; i++) {
+        nr_catalog_reader_done(&a->readers[i]);
+    }
+    nr_router_free(a->router);
+    nr_free(a->readers);
+    nr_free(a->catalog_msgs);
+    nr_free(a);
+}
+
+const struct nr_http_app *nr_api_app(struct nr_api *a)
+{
+    return &a->app;
+}

@@ -1,0 +1,104 @@
+/* What protocol adapters share: a call is an exchange with its route and, for inference, its model
+ * version and scheduler request.
+ *
+ * A call lives in the exchange's arena. Its model version is pinned (nr_catalog_pin) from lookup to
+ * on_done. Handlers run on the loop; work that is long goes to the pool through nr_call_offload,
+ * during which the loop touches neither the call nor its arena.
+ */
+#ifndef NR_API_CALL_H
+#define NR_API_CALL_H
+
+#include "api/api.h"
+#include "codec/infer.h"
+#include "sched/request.h"
+
+/* Who may use a route. Checked for every route of the table in one place; with authentication (a
+ * later issue) a key carries scopes. */
+typedef enum nr_scope {
+    NR_SCOPE_NONE, /* not a scope: a route that has it does not start */
+    NR_SCOPE_HEALTH,
+    NR_SCOPE_METADATA,
+    NR_SCOPE_INFER,
+    NR_SCOPE_METRICS,
+    NR_SCOPE_CONTROL,
+    NR_SCOPE_PAGE
+} nr_scope;
+
+struct nr_call;
+
+struct nr_route {
+    const char
+        *pattern;     /* "/v2/models/{model}/versions/{version}/infer"; gRPC: "/pkg.Svc/Method" */
+    unsigned methods; /* 1u << NR_GET | … */
+    nr_scope scope;
+    bool grpc;
+    bool wants_model;                  /* {model} is looked up for the body limit */
+    void (*handle)(struct nr_call *c); /* body complete; loop */
+    const char *action;                /* for logs: "infer" */
+};
+
+struct nr_call {
+    struct nr_api *api;
+    struct nr_exchange *x;
+    const struct nr_route *route;
+    struct nr_str model_name, version_text, extra; /* path parameters; {path} is extra */
+    struct nr_catalog_view *pin;
+    struct nr_version *version;
+    struct nr_runtime *runtime;
+    struct nr_infer_request in;
+    struct nr_request request;
+    bool submitted, completed, cancelled;
+    struct nr_err err;
+    /* offloaded work */
+    struct nr_job job;
+    struct nr_msg msg;
+    void (*work)(struct nr_call *c);    /* pool thread */
+    void (*after)(struct nr_call *c);   /* loop thread, when work is done */
+    void *data;                         /* the adapter's */
+    struct nr_infer_tensor *outputs;    /* what is encoded: the request's, or classified ones */
+    void (*respond)(struct nr_call *c); /* loop: the request is complete (c->request.status) */
+};
+
+/* Pins the current catalog and finds the version; errors as nr_catalog_lookup. Loop. */
+nr_nodiscard nr_status nr_call_lookup(struct nr_call *c, struct nr_str model, struct nr_str version,
+                                      struct nr_err *err);
+/* Submits c->in to the version's scheduler; c->respond follows, maybe before this returns. Loop. */
+void nr_call_submit(struct nr_call *c);
+/* The same with another arena for the results (several requests of one call, one after another). */
+void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena);
+/* Runs work on the pool, then after on the loop. Refuses with 503 when the pool is full. Loop. */
+void nr_call_offload(struct nr_call *c, void (*work)(struct nr_call *),
+                     void (*after)(struct nr_call *));
+
+/* --- answers (loop) --- */
+void nr_call_json(struct nr_call *c, int status, struct nr_text *t); /* takes t's memory over */
+void nr_call_bytes(struct nr_call *c, int status, struct nr_str type,
+                   struct nr_str body); /* body: arena or constant */
+void nr_call_empty(struct nr_call *c, int status);
+/* {"error": text} with the HTTP status, or the gRPC status with the message. retry_after_s 0: none. */
+void nr_call_fail(struct nr_call *c, nr_status status, struct nr_str text, unsigned retry_after_s);
+void nr_call_fail_err(struct nr_call *c, const struct nr_err *err);
+void nr_call_grpc_bytes(struct nr_call *c, struct nr_str message); /* message: arena */
+
+const struct nr_catalog *nr_call_catalog(struct nr_call *c); /* newest; for this turn only */
+bool nr_api_ready(struct nr_api *a, const struct nr_catalog *catalog);
+
+/* --- adapters' route tables, joined by route.c; each ends with pattern NULL --- */
+extern const struct nr_route nr_routes_v2_http[];
+extern const struct nr_route nr_routes_v2_grpc[];
+extern const struct nr_route nr_routes_predict[];
+extern const struct nr_route nr_routes_metrics[];
+extern const struct nr_route nr_routes_page[];
+
+/* predict.c: frees what it keeps in nr_runtime.extra. */
+void nr_predict_plan_free(void *plan);
+
+/* --- route.c --- */
+struct nr_router;
+nr_nodiscard nr_status nr_router_new(struct nr_router **ret, struct nr_err *err);
+void nr_router_free(struct nr_router *r);
+/* NARU_NOT_FOUND: no pattern matches; NARU_METHOD: one does, but not for this method. Fills the
+ * call's path parameters (views on the path, percent-decoded into the arena where needed). */
+nr_nodiscard nr_status nr_router_match(const struct nr_router *r, struct nr_call *c);
+
+#endif

@@ -1,0 +1,285 @@
+/* GET /metrics: Prometheus text, Triton's names first, then what Triton lacks.
+ *
+ * DESIGN. Nothing is kept for this page: it reads the per-loop counters of each ready version, sums
+ * them and writes text, so a scrape costs a few microseconds per model and serving costs nothing
+ * more. All families of one name stand together, as the format demands, hence the table of families
+ * walked outside and the models inside.
+ *
+ * Names: Triton's metrics (triton.md section 4); naru_* for our own. Units: Triton's _us counters
+ * are microseconds; ours are seconds, as Prometheus advises.
+ */
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "api/call.h"
+#include "api/state.h"
+#include "api/v2.h"
+#include "base/buf.h"
+#include "base/clock.h"
+#include "base/mem.h"
+#include "sched/counters.h"
+
+#define METRICS_MAX (64u << 20)
+
+struct row { /* one ready version */
+    const struct nr_version *version;
+    struct nr_str labels; /* model="…",version="…" */
+    struct nr_counts counts;
+    struct nr_sched_state state;
+};
+
+/* Counters that are one number of struct nr_counts. */
+struct family {
+    const char *name, *help;
+    size_t offset;
+    uint64_t divide;
+};
+#define AT(field) offsetof(struct nr_counts, field)
+static const struct family families[] = {
+    {"nv_inference_request_success", "Number of successful inference requests, all batch sizes",
+     AT(success), 1},
+    {"nv_inference_count", "Number of inferences performed (does not include cached requests)",
+     AT(rows), 1},
+    {"nv_inference_exec_count",
+     "Number of model executions performed (does not include cached requests)", AT(executions), 1},
+    {"nv_inference_request_duration_us",
+     "Cumulative inference request duration in microseconds (includes cached requests)",
+     AT(success_ns), 1000},
+    {"nv_inference_queue_duration_us",
+     "Cumulative inference queuing duration in microseconds (includes cached requests)",
+     AT(queue_ns), 1000},
+    {"nv_inference_compute_input_duration_us",
+     "Cumulative compute input duration in microseconds (does not include cached requests)",
+     AT(input_ns), 1000},
+    {"nv_inference_compute_infer_duration_us",
+     "Cumulative compute inference duration in microseconds (does not include cached requests)",
+     AT(infer_ns), 1000},
+    {"nv_inference_compute_output_duration_us",
+     "Cumulative inference compute output duration in microseconds (does not include cached "
+     "requests)",
+     AT(output_ns), 1000},
+    {"naru_inline_executions_total", "Executions that ran on the I/O thread which read the request",
+     AT(inline_executions), 1},
+};
+
+static void head(struct nr_text *t, const char *name, const char *type, const char *help)
+{
+    nr_text_fmt(t, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
+}
+
+static void write_counters(struct nr_text *t, const struct row *rows, unsigned n)
+{
+    for (unsigned f = 0; f < NR_COUNT(families); f++) {
+        head(t, families[f].name, "counter", families[f].help);
+        for (unsigned i = 0; i < n; i++) {
+            uint64_t value;
+            memcpy(&value, (const char *)&rows[i].counts + families[f].offset, sizeof(value));
+            nr_text_fmt(t, "%s{" NR_STR_FMT "} %llu\n", families[f].name,
+                        NR_STR_ARG(rows[i].labels),
+                        (unsigned long long)(value / families[f].divide));
+        }
+    }
+}
+
+static void write_failures(struct nr_text *t, const struct row *rows, unsigned n)
+{
+    head(t, "nv_inference_request_failure", "counter",
+         "Number of failed inference requests, all batch sizes");
+    for (unsigned i = 0; i < n; i++) {
+        for (unsigned k = 0; k < NR_FAIL_COUNT; k++) {
+            nr_text_fmt(t, "nv_inference_request_failure{" NR_STR_FMT ",reason=\"%s\"} %llu\n",
+                        NR_STR_ARG(rows[i].labels), nr_fail_reason_text((nr_fail_reason)k),
+                        (unsigned long long)rows[i].counts.failed[k]);
+        }
+    }
+}
+
+static void write_gauges(struct nr_text *t, const struct row *rows, unsigned n)
+{
+    head(t, "nv_inference_pending_request_count", "gauge",
+         "Instantaneous number of pending requests awaiting execution per-model.");
+    for (unsigned i = 0; i < n; i++) {
+        nr_text_fmt(t, "nv_inference_pending_request_count{" NR_STR_FMT "} %u\n",
+                    NR_STR_ARG(rows[i].labels), rows[i].state.queued);
+    }
+    head(t, "nv_model_load_duration_secs", "gauge", "Model load time in seconds");
+    for (unsigned i = 0; i < n; i++) {
+        nr_text_fmt(t, "nv_model_load_duration_secs{" NR_STR_FMT "} %.6f\n",
+                    NR_STR_ARG(rows[i].labels), (double)rows[i].version->load_ns / 1e9);
+    }
+    head(t, "naru_model_inline", "gauge", "1 when executions run on the I/O thread now");
+    for (unsigned i = 0; i < n; i++) {
+        nr_text_fmt(t, "naru_model_inline{" NR_STR_FMT "} %d\n", NR_STR_ARG(rows[i].labels),
+                    rows[i].state.is_inline);
+    }
+    head(t, "naru_placement_changes_total", "counter",
+         "Moves of a model to the I/O thread and back to the executors");
+    for (unsigned i = 0; i < n; i++) {
+        nr_text_fmt(t,
+                    "naru_placement_changes_total{" NR_STR_FMT
+                    ",to=\"inline\"} %llu\nnaru_placement_changes_total{" NR_STR_FMT
+                    ",to=\"pool\"} %llu\n",
+                    NR_STR_ARG(rows[i].labels), (unsigned long long)rows[i].state.n_promoted,
+                    NR_STR_ARG(rows[i].labels), (unsigned long long)rows[i].state.n_demoted);
+    }
+    head(t, "naru_batches_sealed_total", "counter",
+         "Batches by the reason that ended their forming");
+    for (unsigned i = 0; i < n; i++) {
+        for (unsigned k = 0; k < NR_SEAL_COUNT; k++) {
+            nr_text_fmt(t, "naru_batches_sealed_total{" NR_STR_FMT ",why=\"%s\"} %llu\n",
+                        NR_STR_ARG(rows[i].labels), nr_seal_text((nr_seal)k),
+                        (unsigned long long)rows[i].state.seals[k]);
+        }
+    }
+}
+
+/* One histogram of each stage. Buckets without a new count are left out but for +Inf: cumulative
+ * counts stay right, and a quiet model costs two lines. */
+static void write_stage(struct nr_text *t, const struct row *r, nr_stage stage)
+{
+    const struct nr_hist_coarse *h = &r->counts.stage[stage];
+    uint64_t sum = 0;
+    for (unsigned b = 0; b < NR_HIST_COARSE_BUCKETS; b++) {
+        uint64_t count = atomic_load_explicit(&h->count[b], memory_order_relaxed);
+        sum += count;
+        bool last = b + 1 == NR_HIST_COARSE_BUCKETS;
+        if (count == 0 || last) {
+            continue;
+        }
+        nr_text_fmt(
+            t, "naru_stage_duration_seconds_bucket{" NR_STR_FMT ",stage=\"%s\",le=\"%.9g\"} %llu\n",
+            NR_STR_ARG(r->labels), nr_stage_text(stage), (double)nr_hist_coarse_bound(b) / 1e9,
+            (unsigned long long)sum);
+    }
+    nr_text_fmt(t,
+                "naru_stage_duration_seconds_bucket{" NR_STR_FMT ",stage=\"%s\",le=\"+Inf\"} %llu\n"
+                "naru_stage_duration_seconds_sum{" NR_STR_FMT ",stage=\"%s\"} %.9f\n"
+                "naru_stage_duration_seconds_count{" NR_STR_FMT ",stage=\"%s\"} %llu\n",
+                NR_STR_ARG(r->labels), nr_stage_text(stage), (unsigned long long)sum,
+                NR_STR_ARG(r->labels), nr_stage_text(stage),
+                (double)atomic_load_explicit(&h->sum_ns, memory_order_relaxed) / 1e9,
+                NR_STR_ARG(r->labels), nr_stage_text(stage), (unsigned long long)sum);
+}
+
+static void write_process(struct nr_text *t, struct nr_api *a)
+{
+    struct rusage u;
+    unsigned long long pages = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+    char line[128] = "";
+    if (f != NULL) {
+        if (fgets(line, sizeof(line), f) != NULL) {
+            struct nr_str rest, first = nr_str_cut(nr_str_from(line), ' ', &rest);
+            uint64_t resident = 0;
+            (void)first;
+            if (nr_str_to_u64(nr_str_cut(rest, ' ', &rest), &resident)) {
+                pages = resident;
+            }
+        }
+        fclose(f);
+    }
+    getrusage(RUSAGE_SELF, &u);
+    head(t, "process_cpu_seconds_total", "counter", "Processor time used");
+    nr_text_fmt(t, "process_cpu_seconds_total %.6f\n",
+                (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
+                    (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6);
+    head(t, "process_resident_memory_bytes", "gauge", "Resident memory");
+    nr_text_fmt(t, "process_resident_memory_bytes %llu\n",
+                pages * (unsigned long long)sysconf(_SC_PAGESIZE));
+    head(t, "process_start_time_seconds", "gauge", "Start, seconds since 1970");
+    nr_text_fmt(t, "process_start_time_seconds %.3f\n", (double)a->start_wall_ns / 1e9);
+    head(t, "naru_buffer_bytes", "gauge", "Bytes of live tensor and body buffers");
+    nr_text_fmt(t, "naru_buffer_bytes %llu\n", (unsigned long long)nr_buf_live_bytes());
+}
+
+static void write_http(struct nr_text *t, struct nr_api *a)
+{
+    struct nr_http_stats s;
+    if (a->server == NULL) {
+        return;
+    }
+    nr_server_stats(a->server, &s);
+    const struct {
+        const char *name, *type, *help;
+        uint64_t value;
+    } rows[] = {
+        {"naru_http_connections", "gauge", "Open connections", s.open},
+        {"naru_http_connections_accepted_total", "counter", "Connections accepted", s.accepted},
+        {"naru_http_connections_refused_total", "counter", "Connections refused over a limit",
+         s.refused},
+        {"naru_http_requests_total", "counter", "Requests whose head was read", s.requests},
+        {"naru_http_received_bytes_total", "counter", "Bytes read from clients", s.bytes_in},
+        {"naru_http_sent_bytes_total", "counter", "Bytes written to clients", s.bytes_out},
+        {"naru_http_parse_errors_total", "counter", "Requests that were no valid HTTP",
+         s.parse_errors},
+        {"naru_http_timeouts_total", "counter", "Connections closed for slowness", s.timeouts},
+        {"naru_http_abuse_closed_total", "counter", "Connections closed for abuse of the protocol",
+         s.abuse_closed},
+    };
+    for (unsigned i = 0; i < NR_COUNT(rows); i++) {
+        head(t, rows[i].name, rows[i].type, rows[i].help);
+        nr_text_fmt(t, "%s %llu\n", rows[i].name, (unsigned long long)rows[i].value);
+    }
+}
+
+static unsigned collect(struct nr_call *c, struct row **ret)
+{
+    struct nr_arena *a = &c->x->arena;
+    const struct nr_catalog *catalog = nr_call_catalog(c);
+    unsigned most = 0, n = 0;
+    for (uint32_t i = 0; i < catalog->n_models; i++) {
+        most += catalog->models[i].n_versions;
+    }
+    struct row *rows = nr_arena_zalloc(a, (most + 1) * sizeof(*rows));
+    for (uint32_t i = 0; i < catalog->n_models; i++) {
+        for (uint32_t k = 0; k < catalog->models[i].n_versions; k++) {
+            const struct nr_version *v = catalog->models[i].versions[k].version;
+            if (v == NULL) {
+                continue;
+            }
+            /* model names are [A-Za-z0-9._-]: nothing to escape */
+            rows[n].version = v;
+            rows[n].labels =
+                nr_arena_fmt(a, "model=\"%s\",version=\"%lld\"", v->name, (long long)v->number);
+            nr_counters_read(nr_sched_counters(nr_runtime_of(v)->sched), a, &rows[n].counts);
+            nr_sched_state_get(nr_runtime_of(v)->sched, &rows[n].state);
+            n++;
+        }
+    }
+    *ret = rows;
+    return n;
+}
+
+static void handle_metrics(struct nr_call *c)
+{
+    struct row *rows;
+    struct nr_text t;
+    unsigned n = collect(c, &rows);
+    nr_text_init(&t, METRICS_MAX);
+    write_counters(&t, rows, n);
+    write_failures(&t, rows, n);
+    write_gauges(&t, rows, n);
+    head(&t, "naru_stage_duration_seconds", "histogram", "Time of successful requests by stage");
+    for (unsigned i = 0; i < n; i++) {
+        for (unsigned s = 0; s < NR_STAGE_COUNT; s++) {
+            write_stage(&t, &rows[i], (nr_stage)s);
+        }
+    }
+    write_http(&t, c->api);
+    write_process(&t, c->api);
+    if (t.failed) {
+        nr_text_done(&t);
+        nr_call_fail(c, NARU_NOMEM, NR_STR("the metrics do not fit into memory"), 0);
+        return;
+    }
+    struct nr_str body = {t.data, t.len};
+    nr_arena_defer(&c->x->arena, nr_free, nr_text_take(&t));
+    nr_call_bytes(c, 200, NR_STR("text/plain; charset=utf-8"), body);
+}
+
+const struct nr_route nr_routes_metrics[] = {
+    {"/metrics", 1u << NR_GET, NR_SCOPE_METRICS, false, false, handle_metrics, "metrics"},
+    {0},
+};

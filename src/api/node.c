@@ -1,0 +1,294 @@
+/* Putting a serving process together and taking it apart in the right order.
+ *
+ * ORDER. Up: loops → executors, pool → repository (scan) → edge → listeners → loop threads →
+ * accepting, loading. Down: drain → abort connections → loops end (so no request is submitted) →
+ * repository unloads (schedulers free) → executors, pool → the rest. Nothing is freed while a
+ * thread that could touch it lives.
+ */
+#include "api/node.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "api/call.h"
+#include "base/clock.h"
+#include "base/mem.h"
+#include "io/loop.h"
+
+struct nr_node {
+    struct nr_node_cfg cfg;
+    struct nr_loop **loops;
+    pthread_t *threads;
+    unsigned n_loops, n_threads;
+    struct nr_runtime_host runtime;
+    struct nr_pool *pool;
+    struct nr_repository *repository;
+    struct nr_api *api;
+    struct nr_server *server;
+    bool stopped;
+};
+
+static unsigned usable_cores(void)
+{
+    cpu_set_t set;
+    int n = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+    return n > 0 ? (unsigned)n : 1;
+}
+
+void nr_node_cfg_default(struct nr_node_cfg *cfg)
+{
+    *cfg = (struct nr_node_cfg){.max_exec_threads = 64, .pool_queue = 256, .max_instances = 64};
+    nr_http_limits_default(&cfg->http);
+    nr_sched_limits_default(&cfg->queue);
+    nr_placement_cfg_default(&cfg->placement);
+    cfg->placement.allowed = true;
+    cfg->repository.config.auto_complete = true;
+    cfg->api = (struct nr_api_cfg){.server_name = "naru",
+                                   .server_version = NARU_VERSION,
+                                   .max_body_bytes = 64u << 20,
+                                   .inline_json_bytes = 64u << 10,
+                                   .strict_readiness = true,
+                                   .check_browser = true,
+                                   .max_image_pixels = 50000000,
+                                   .max_image_side = 16384};
+}
+
+static void on_publish(void *ctx)
+{
+    struct nr_node *n = ctx;
+    if (n->api != NULL) {
+        nr_api_catalog_changed(n->api);
+    }
+}
+
+static void on_state(void *ctx, const struct nr_version *v, nr_version_state state,
+                     const char *reason)
+{
+    struct nr_node *n = ctx;
+    if (n->cfg.on_state != NULL) {
+        n->cfg.on_state(n->cfg.on_state_ctx, v, state, reason);
+    }
+}
+
+static nr_status make_loops(struct nr_node *n, struct nr_err *err)
+{
+    unsigned want = n->cfg.io_threads > 0 ? n->cfg.io_threads : NR_MIN(usable_cores(), 4u);
+    n->loops = nr_new_array(struct nr_loop *, want);
+    n->threads = nr_new_array(pthread_t, want);
+    for (; n->n_loops < want; n->n_loops++) {
+        nr_status st = nr_loop_new(n->n_loops, &n->loops[n->n_loops], err);
+        if (st != NARU_OK) {
+            return st;
+        }
+    }
+    return NARU_OK;
+}
+
+/* 75 % of what this process may use: the cgroup's limit (v2, then v1), else the machine's memory. */
+static uint64_t default_budget(void)
+{
+    static const char *const files[] = {"/sys/fs/cgroup/memory.max",
+                                        "/sys/fs/cgroup/memory/memory.limit_in_bytes"};
+    uint64_t all = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    for (unsigned i = 0; i < NR_COUNT(files); i++) {
+        char text[32] = "";
+        uint64_t limit;
+        FILE *f = fopen(files[i], "re");
+        size_t len = f != NULL ? fread(text, 1, sizeof(text) - 1, f) : 0;
+        if (f != NULL) {
+            fclose(f);
+        }
+        while (len > 0 && text[len - 1] == '\n') {
+            len--;
+        }
+        if (nr_str_to_u64((struct nr_str){text, len}, &limit) && limit > 0) {
+            all = NR_MIN(all, limit);
+        }
+    }
+    return all / 4 * 3;
+}
+
+static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
+{
+    unsigned pool_threads = n->cfg.pool_threads > 0 ? n->cfg.pool_threads : usable_cores();
+    nr_buf_set_budget(n->cfg.memory_budget_bytes > 0 ? n->cfg.memory_budget_bytes
+                                                     : default_budget());
+    n->pool = nr_pool_new("naru-pool", pool_threads, n->cfg.pool_queue);
+    n->runtime =
+        (struct nr_runtime_host){.plugins = n->cfg.plugins,
+                                 .exec = nr_exec_new(n->cfg.exec_threads, n->cfg.max_exec_threads),
+                                 .loops = n->loops,
+                                 .n_loops = n->n_loops,
+                                 .limits = n->cfg.queue,
+                                 .placement = n->cfg.placement,
+                                 .max_instances = n->cfg.max_instances,
+                                 .extra_free = nr_predict_plan_free};
+    struct nr_repository_cfg rc = n->cfg.repository;
+    rc.ops = nr_runtime_ops;
+    rc.ops_ctx = &n->runtime;
+    rc.on_publish = on_publish;
+    rc.on_state = on_state;
+    rc.event_ctx = n;
+    nr_status st = nr_repository_new(&rc, &n->repository, err);
+    if (st != NARU_OK) {
+        return st;
+    }
+    struct nr_api_cfg ac = n->cfg.api;
+    ac.repository = n->repository;
+    ac.runtime = &n->runtime;
+    ac.pool = n->pool;
+    ac.loops = n->loops;
+    ac.n_loops = n->n_loops;
+    return nr_api_new(&ac, &n->api, err);
+}
+
+static nr_status make_server(struct nr_node *n, struct nr_err *err)
+{
+    nr_status st =
+        nr_server_new(n->loops, n->n_loops, &n->cfg.http, nr_api_app(n->api), &n->server);
+    if (st != NARU_OK) {
+        return nr_fail(err, st, "the HTTP server cannot be made: %s", nr_status_text(st));
+    }
+    nr_api_set_server(n->api, n->server);
+    for (unsigned i = 0; i < n->cfg.n_listen; i++) {
+        struct nr_node_listen *l = &n->cfg.listen[i];
+        st = nr_server_listen(n->server, l->address, l->port, (uint16_t)i, &l->bound_port, err);
+        if (st != NARU_OK) {
+            return st;
+        }
+    }
+    return NARU_OK;
+}
+
+nr_status nr_node_new(const struct nr_node_cfg *cfg, struct nr_node **ret, struct nr_err *err)
+{
+    struct nr_node *n = nr_new(struct nr_node);
+    n->cfg = *cfg;
+    nr_status st = make_loops(n, err);
+    if (st == NARU_OK) {
+        st = make_rooms(n, err);
+    }
+    if (st == NARU_OK) {
+        st = make_server(n, err);
+    }
+    if (st != NARU_OK) {
+        nr_node_free(n);
+        return st;
+    }
+    *ret = n;
+    return NARU_OK;
+}
+
+static void *loop_main(void *arg)
+{
+    struct nr_loop *l = arg;
+    char name[16];
+    snprintf(name, sizeof(name), "naru-io-%u", nr_loop_index(l) % 1000);
+    pthread_setname_np(pthread_self(), name);
+    nr_loop_run(l);
+    nr_arena_thread_done();
+    nr_buf_thread_done();
+    return NULL;
+}
+
+nr_status nr_node_start(struct nr_node *n, struct nr_err *err)
+{
+    nr_repository_load_all(n->repository);
+    for (; n->n_threads < n->n_loops; n->n_threads++) {
+        if (pthread_create(&n->threads[n->n_threads], NULL, loop_main, n->loops[n->n_threads]) !=
+            0) {
+            return nr_fail(err, NARU_NOMEM, "cannot start I/O thread %u; lower --io-threads",
+                           n->n_threads);
+        }
+    }
+    return nr_server_start(n->server, err);
+}
+
+bool nr_node_wait_ready(struct nr_node *n, int64_t deadline_ns)
+{
+    return nr_repository_wait(n->repository, deadline_ns);
+}
+
+const struct nr_node_cfg *nr_node_cfg(const struct nr_node *n)
+{
+    return &n->cfg;
+}
+
+struct nr_repository *nr_node_repository(struct nr_node *n)
+{
+    return n->repository;
+}
+
+struct nr_server *nr_node_server(struct nr_node *n)
+{
+    return n->server;
+}
+
+static void nap(int64_t ns)
+{
+    struct timespec ts = {.tv_nsec = (long)ns};
+    nanosleep(&ts, NULL);
+}
+
+static bool wait_connections(struct nr_node *n, int64_t deadline_ns, const volatile int *abort)
+{
+    while (nr_server_connections(n->server) > 0) {
+        if ((abort != NULL && *abort) || nr_clock_now() >= deadline_ns) {
+            return false;
+        }
+        nap(2 * NR_MS_NS);
+    }
+    return true;
+}
+
+bool nr_node_drain(struct nr_node *n, int64_t deadline_ns, const volatile int *abort)
+{
+    nr_api_set_draining(n->api);
+    nr_server_drain(n->server);
+    return wait_connections(n, deadline_ns, abort);
+}
+
+void nr_node_stop(struct nr_node *n)
+{
+    if (n->stopped) {
+        return;
+    }
+    n->stopped = true;
+    if (n->server != NULL && n->n_threads > 0) {
+        nr_server_abort(n->server);
+        /* Running batches still complete to their loops; wait for them, not for ever. */
+        wait_connections(n, nr_clock_now() + 5 * NR_S_NS, NULL);
+    }
+    for (unsigned i = 0; i < n->n_threads; i++) {
+        nr_loop_stop(n->loops[i]);
+    }
+    for (unsigned i = 0; i < n->n_threads; i++) {
+        pthread_join(n->threads[i], NULL);
+    }
+    n->n_threads = 0;
+}
+
+void nr_node_free(struct nr_node *n)
+{
+    if (n == NULL) {
+        return;
+    }
+    nr_node_stop(n);
+    nr_server_free(n->server);
+    nr_pool_free(n->pool);
+    nr_api_free(
+        n->api); /* the readers' snapshots go first, or the repository would wait for them */
+    n->api = NULL;
+    nr_repository_free(n->repository);
+    nr_exec_free(n->runtime.exec);
+    for (unsigned i = 0; i < n->n_loops; i++) {
+        nr_loop_free(n->loops[i]);
+    }
+    nr_free(n->loops);
+    nr_free(n->threads);
+    nr_free(n);
+}

@@ -1,0 +1,158 @@
+/* The one table of routes.
+ *
+ * DESIGN. Patterns are literal segments and {parameters}, one segment each ({path} takes the rest).
+ * There are a few dozen routes, so a match walks those whose first literal bytes agree; the common
+ * inference routes stand first. Matching is exact: a trailing slash, a doubled slash, "." and ".."
+ * segments or an encoded slash match nothing, so no spelling reaches a handler past its scope.
+ *
+ * INVARIANTS
+ *  1. Every route has a scope and a handler; nr_router_new refuses a table that breaks this.
+ *  2. A parameter is never empty, and never "." or "..".
+ */
+#include <string.h>
+
+#include "api/call.h"
+#include "base/mem.h"
+
+struct nr_router {
+    const struct nr_route **routes;
+    unsigned n;
+};
+
+static const struct nr_route *const tables[] = {nr_routes_v2_http, nr_routes_v2_grpc,
+                                                nr_routes_predict, nr_routes_metrics};
+
+nr_status nr_router_new(struct nr_router **ret, struct nr_err *err)
+{
+    unsigned n = 0;
+    for (unsigned t = 0; t < NR_COUNT(tables); t++) {
+        for (const struct nr_route *r = tables[t]; r->pattern != NULL; r++) {
+            if (r->scope == NR_SCOPE_NONE || r->handle == NULL || (r->methods == 0 && !r->grpc)) {
+                return nr_fail(err, NARU_INTERNAL, "route %s has no scope, handler or method",
+                               r->pattern);
+            }
+            n++;
+        }
+    }
+    struct nr_router *router = nr_new(struct nr_router);
+    router->routes = nr_new_array(const struct nr_route *, n);
+    for (unsigned t = 0; t < NR_COUNT(tables); t++) {
+        for (const struct nr_route *r = tables[t]; r->pattern != NULL; r++) {
+            router->routes[router->n++] = r;
+        }
+    }
+    *ret = router;
+    return NARU_OK;
+}
+
+void nr_router_free(struct nr_router *r)
+{
+    if (r != NULL) {
+        nr_free(r->routes);
+        nr_free(r);
+    }
+}
+
+static int hex(char c)
+{
+    return c >= '0' && c <= '9'   ? c - '0'
+           : c >= 'a' && c <= 'f' ? c - 'a' + 10
+           : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                  : -1;
+}
+
+/* Percent-decodes one segment; false for what must not be in a name. */
+static bool decode_segment(struct nr_arena *a, struct nr_str s, struct nr_str *ret)
+{
+    if (s.len == 0 || nr_str_is(s, ".") || nr_str_is(s, "..")) {
+        return false;
+    }
+    if (nr_str_find(s, '%') < 0) {
+        *ret = s;
+        return true;
+    }
+    char *out = nr_arena_alloc(a, s.len + 1);
+    size_t n = 0;
+    for (size_t i = 0; i < s.len; i++) {
+        char c = s.ptr[i];
+        if (c == '%') {
+            int hi = i + 2 < s.len ? hex(s.ptr[i + 1]) : -1;
+            int lo = i + 2 < s.len ? hex(s.ptr[i + 2]) : -1;
+            if (hi < 0 || lo < 0) {
+                return false;
+            }
+            c = (char)(hi * 16 + lo);
+            i += 2;
+        }
+        if (c == '/' || c == '\0') {
+            return false;
+        }
+        out[n++] = c;
+    }
+    out[n] = '\0';
+    *ret = (struct nr_str){out, n};
+    return n > 0 && !nr_str_is(*ret, ".") && !nr_str_is(*ret, "..");
+}
+
+static struct nr_str *parameter(struct nr_call *c, struct nr_str name)
+{
+    if (nr_str_is(name, "model")) {
+        return &c->model_name;
+    }
+    return nr_str_is(name, "version") ? &c->version_text : &c->extra;
+}
+
+static bool is_version(struct nr_str s)
+{
+    for (size_t i = 0; i < s.len; i++) {
+        if (s.ptr[i] < '0' || s.ptr[i] > '9') {
+            return false;
+        }
+    }
+    return s.len > 0;
+}
+
+static bool match_pattern(const struct nr_route *r, struct nr_call *c)
+{
+    struct nr_str path = c->x->path, pattern = nr_str_from(r->pattern);
+    c->model_name = c->version_text = c->extra = (struct nr_str){0};
+    while (pattern.ptr != NULL && path.ptr != NULL) {
+        struct nr_str want_rest, have_rest;
+        struct nr_str want = nr_str_cut(pattern, '/', &want_rest);
+        struct nr_str have = nr_str_cut(path, '/', &have_rest);
+        if (want.len > 2 && want.ptr[0] == '{') {
+            struct nr_str name = {want.ptr + 1, want.len - 2};
+            struct nr_str value;
+            if (!decode_segment(&c->x->arena, have, &value) ||
+                (nr_str_is(name, "version") && !is_version(value))) {
+                return false;
+            }
+            *parameter(c, name) = value;
+        } else if (!nr_str_eq(want, have)) {
+            return false;
+        }
+        pattern = want_rest;
+        path = have_rest;
+    }
+    return pattern.ptr == NULL && path.ptr == NULL;
+}
+
+nr_status nr_router_match(const struct nr_router *router, struct nr_call *c)
+{
+    bool other_method = false;
+    bool grpc = c->x->protocol == NR_GRPC;
+    for (unsigned i = 0; i < router->n; i++) {
+        const struct nr_route *r = router->routes[i];
+        if (r->grpc != grpc || !match_pattern(r, c)) {
+            continue;
+        }
+        /* gRPC is always POST; HEAD is GET without the body. */
+        unsigned bit = 1u << (c->x->method == NR_HEAD ? NR_GET : c->x->method);
+        if (grpc || (r->methods & bit) != 0) {
+            c->route = r;
+            return NARU_OK;
+        }
+        other_method = true;
+    }
+    return other_method ? NARU_METHOD : NARU_NOT_FOUND;
+}

@@ -1,0 +1,206 @@
+/* Views of models, statistics and the index for the v2 adapters.
+ *
+ * All memory is the call's arena; catalog strings are read from the snapshot of this turn, or from
+ * the pinned one.
+ */
+#include "api/v2.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <yyjson.h>
+
+#include "api/state.h"
+#include "codec/infer_json.h"
+#include "sched/counters.h"
+
+/* perf_analyzer looks for `statistics`; the others say what this server answers. */
+static const struct nr_str extensions[] = {
+    NR_STR_INIT("classification"),     NR_STR_INIT("model_repository"),
+    NR_STR_INIT("schedule_policy"),    NR_STR_INIT("model_configuration"),
+    NR_STR_INIT("binary_tensor_data"), NR_STR_INIT("parameters"),
+    NR_STR_INIT("statistics"),
+};
+
+void nr_v2_server_view(struct nr_api *a, struct nr_server_view *ret)
+{
+    *ret = (struct nr_server_view){.name = nr_str_from(a->cfg.server_name),
+                                   .version = nr_str_from(a->cfg.server_version),
+                                   .extensions = extensions,
+                                   .n_extensions = NR_COUNT(extensions)};
+}
+
+struct nr_str nr_v2_version_text(const struct nr_version *v, struct nr_arena *a)
+{
+    static const struct nr_str one = NR_STR_INIT("1");
+    return v->number == 1 ? one : nr_arena_fmt(a, "%lld", (long long)v->number);
+}
+
+void nr_v2_model_view(struct nr_call *c, struct nr_model_view *ret)
+{
+    struct nr_arena *a = &c->x->arena;
+    const struct nr_model_config *config = c->version->config;
+    const struct nr_catalog_model *m =
+        nr_catalog_find(c->pin->catalog, nr_str_from(c->version->name));
+    *ret = (struct nr_model_view){
+        .name = nr_str_from(c->version->name),
+        .platform = nr_str_from(config->platform[0] != '\0' ? config->platform : config->backend),
+        .sig = &config->sig};
+    struct nr_str *versions = nr_arena_zalloc(a, (m->n_versions + 1) * sizeof(*versions));
+    ret->versions = versions;
+    if (c->version_text.len > 0) {
+        versions[ret->n_versions++] = nr_v2_version_text(c->version, a);
+        return;
+    }
+    for (uint32_t i = 0; i < m->n_versions; i++) {
+        if (m->versions[i].version != NULL) {
+            versions[ret->n_versions++] = nr_v2_version_text(m->versions[i].version, a);
+        }
+    }
+}
+
+static void stats_view(struct nr_arena *a, const struct nr_version *v, struct nr_stats_view *s)
+{
+    struct nr_counts n;
+    nr_counters_read(nr_sched_counters(nr_runtime_of(v)->sched), a, &n);
+    *s = (struct nr_stats_view){.name = nr_str_from(v->name),
+                                .version = nr_v2_version_text(v, a),
+                                .last_inference_ms = n.last_wall_ms,
+                                .inference_count = n.rows,
+                                .execution_count = n.executions,
+                                .success = {n.success, n.success_ns},
+                                .fail = {n.fail, n.fail_ns},
+                                .queue = {n.success, n.queue_ns},
+                                .compute_input = {n.success, n.input_ns},
+                                .compute_infer = {n.success, n.infer_ns},
+                                .compute_output = {n.success, n.output_ns}};
+    struct nr_batch_stats_view *batches = nr_arena_zalloc(a, (n.n_batches + 1) * sizeof(*batches));
+    for (unsigned i = 0; i < n.n_batches; i++) {
+        const struct nr_batch_count *b = &n.batches[i];
+        batches[i] = (struct nr_batch_stats_view){.batch_size = b->rows,
+                                                  .compute_input = {b->executions, b->input_ns},
+                                                  .compute_infer = {b->executions, b->infer_ns},
+                                                  .compute_output = {b->executions, b->output_ns}};
+    }
+    s->batches = batches;
+    s->n_batches = n.n_batches;
+    if (v->memory_bytes > 0) {
+        struct nr_memory_view *memory = nr_arena_new(a, struct nr_memory_view);
+        *memory = (struct nr_memory_view){.type = NR_STR("CPU"), .byte_size = v->memory_bytes};
+        s->memory = memory;
+        s->n_memory = 1;
+    }
+}
+
+nr_status nr_v2_stats_views(struct nr_call *c, struct nr_str model, struct nr_str version,
+                            const struct nr_stats_view **ret, unsigned *ret_n, struct nr_err *err)
+{
+    struct nr_arena *a = &c->x->arena;
+    const struct nr_catalog *catalog = nr_call_catalog(c);
+    if (model.len > 0) {
+        struct nr_version *v;
+        nr_status st = nr_catalog_lookup(catalog, model, version, &v, err);
+        if (st != NARU_OK) {
+            return st;
+        }
+    }
+    unsigned n = 0;
+    for (uint32_t i = 0; i < catalog->n_models; i++) {
+        n += catalog->models[i].n_versions;
+    }
+    struct nr_stats_view *views = nr_arena_zalloc(a, (n + 1) * sizeof(*views));
+    *ret_n = 0;
+    for (uint32_t i = 0; i < catalog->n_models; i++) {
+        const struct nr_catalog_model *m = &catalog->models[i];
+        if (model.len > 0 && !nr_str_is(model, m->name)) {
+            continue;
+        }
+        for (uint32_t k = 0; k < m->n_versions; k++) {
+            const struct nr_version *v = m->versions[k].version;
+            int64_t wanted = v != NULL ? v->number : 0;
+            if (v != NULL &&
+                (version.len == 0 || (nr_str_to_i64(version, &wanted) && wanted == v->number))) {
+                stats_view(a, v, &views[(*ret_n)++]);
+            }
+        }
+    }
+    *ret = views;
+    return NARU_OK;
+}
+
+void nr_v2_index_views(struct nr_call *c, bool ready_only, const struct nr_index_view **ret,
+                       unsigned *ret_n)
+{
+    struct nr_arena *a = &c->x->arena;
+    const struct nr_index_entry *entries;
+    uint32_t n;
+    nr_repository_index(c->api->cfg.repository, ready_only, a, &entries, &n);
+    struct nr_index_view *views = nr_arena_zalloc(a, (n + 1) * sizeof(*views));
+    for (uint32_t i = 0; i < n; i++) {
+        views[i].name = nr_str_from(entries[i].name);
+        if (entries[i].version >= 0) {
+            views[i].version = nr_arena_fmt(a, "%lld", (long long)entries[i].version);
+        }
+        /* A model that was never loaded appears with its name only. */
+        if (entries[i].state != NR_VERSION_UNKNOWN) {
+            views[i].state = nr_str_from(nr_version_state_text(entries[i].state));
+            views[i].reason = nr_str_from(entries[i].reason);
+        }
+    }
+    *ret = views;
+    *ret_n = n;
+}
+
+nr_status nr_v2_index_body(struct nr_str body, bool *ret_ready_only, struct nr_err *err)
+{
+    *ret_ready_only = false;
+    if (body.len == 0) {
+        return NARU_OK;
+    }
+    yyjson_read_err why;
+    yyjson_doc *doc = yyjson_read_opts((char *)(uintptr_t)body.ptr, body.len, 0, NULL, &why);
+    if (doc == NULL) {
+        return nr_fail(err, NARU_INVALID, "the body is no JSON: %s at byte %zu", why.msg, why.pos);
+    }
+    yyjson_val *root = yyjson_doc_get_root(doc);
+    yyjson_val *ready = yyjson_obj_get(root, "ready");
+    nr_status st = NARU_OK;
+    if (!yyjson_is_obj(root)) {
+        st = nr_fail(err, NARU_INVALID, "the body must be a JSON object like {\"ready\": true}");
+    } else if (ready != NULL && !yyjson_is_bool(ready)) {
+        st = nr_fail(err, NARU_INVALID, "'ready' must be true or false");
+    } else {
+        *ret_ready_only = yyjson_get_bool(ready);
+    }
+    yyjson_doc_free(doc);
+    return st;
+}
+
+nr_status nr_v2_classify(struct nr_call *c, struct nr_err *err)
+{
+    bool any = false;
+    for (unsigned i = 0; i < c->in.n_outputs; i++) {
+        any = any || c->in.outputs[i].classification > 0;
+    }
+    if (!any) {
+        return NARU_OK;
+    }
+    struct nr_arena *a = &c->x->arena;
+    struct nr_infer_tensor *outputs = nr_arena_alloc(a, c->in.n_outputs * sizeof(*outputs));
+    memcpy(outputs, c->outputs, c->in.n_outputs * sizeof(*outputs));
+    for (unsigned i = 0; i < c->in.n_outputs; i++) {
+        uint32_t best = c->in.outputs[i].classification, index = c->in.outputs[i].index;
+        if (best == 0) {
+            continue;
+        }
+        const struct nr_labels *labels = &c->version->labels[index];
+        bool batched = c->runtime->signature->outputs[index].batched;
+        nr_status st = nr_infer_classify(&c->outputs[i], batched, best, labels->items,
+                                         labels->n_items, a, &outputs[i], err);
+        if (st != NARU_OK) {
+            return st;
+        }
+        outputs[i].index = index;
+    }
+    c->outputs = outputs;
+    return NARU_OK;
+}

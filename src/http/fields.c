@@ -1,0 +1,219 @@
+/* Header fields that the engine knows, request targets, reason phrases: what HTTP/1.1 and HTTP/2
+ * share. Pure functions.
+ *
+ * Names are found by length first, then one memcmp: no hash, no table to build, and an unknown name
+ * of a length that nobody has costs one branch. */
+#include "http/engine.h"
+
+#define IS(lit) (memcmp(n.ptr, "" lit, sizeof(lit) - 1) == 0)
+
+enum nr_field nr_field_find(struct nr_str n)
+{
+    switch (n.len) {
+    case 2:
+        return IS("te") ? NR_FIELD_TE : NR_FIELD_OTHER;
+    case 4:
+        return IS("host") ? NR_FIELD_HOST : NR_FIELD_OTHER;
+    case 6:
+        return IS("accept")   ? NR_FIELD_ACCEPT
+               : IS("origin") ? NR_FIELD_ORIGIN
+               : IS("expect") ? NR_FIELD_EXPECT
+               : IS("cookie") ? NR_FIELD_COOKIE
+                              : NR_FIELD_OTHER;
+    case 7:
+        return IS("upgrade") ? NR_FIELD_HOP : NR_FIELD_OTHER;
+    case 10:
+        return IS("user-agent")   ? NR_FIELD_USER_AGENT
+               : IS("connection") ? NR_FIELD_HOP
+               : IS("keep-alive") ? NR_FIELD_HOP
+                                  : NR_FIELD_OTHER;
+    case 11:
+        return IS("traceparent") ? NR_FIELD_TRACEPARENT : NR_FIELD_OTHER;
+    case 12:
+        return IS("content-type")   ? NR_FIELD_CONTENT_TYPE
+               : IS("x-request-id") ? NR_FIELD_REQUEST_ID
+               : IS("grpc-timeout") ? NR_FIELD_GRPC_TIMEOUT
+                                    : NR_FIELD_OTHER;
+    case 13:
+        return IS("authorization")   ? NR_FIELD_AUTHORIZATION
+               : IS("grpc-encoding") ? NR_FIELD_GRPC_ENCODING
+                                     : NR_FIELD_OTHER;
+    case 14:
+        return IS("content-length")   ? NR_FIELD_CONTENT_LENGTH
+               : IS("sec-fetch-site") ? NR_FIELD_SEC_FETCH_SITE
+                                      : NR_FIELD_OTHER;
+    case 15:
+        return IS("accept-encoding") ? NR_FIELD_ACCEPT_ENCODING : NR_FIELD_OTHER;
+    case 16:
+        return IS("content-encoding")   ? NR_FIELD_CONTENT_ENCODING
+               : IS("proxy-connection") ? NR_FIELD_HOP
+                                        : NR_FIELD_OTHER;
+    case 17:
+        return IS("transfer-encoding") ? NR_FIELD_TRANSFER_ENCODING : NR_FIELD_OTHER;
+    case 31:
+        return IS("inference-header-content-length") ? NR_FIELD_INFERENCE_LENGTH : NR_FIELD_OTHER;
+    default:
+        return NR_FIELD_OTHER;
+    }
+}
+
+bool nr_field_known(struct nr_exchange *x, enum nr_field f, struct nr_str value)
+{
+    struct nr_known_headers *k = &x->known;
+    struct nr_str *slots[] = {
+        &k->content_type,
+        &k->content_encoding,
+        &k->accept,
+        &k->accept_encoding,
+        &k->host,
+        &k->origin,
+        &k->inference_header_content_length,
+        &k->authorization,
+        &k->traceparent,
+        &k->request_id,
+        &k->user_agent,
+        &k->sec_fetch_site,
+    };
+    struct nr_str *slot = slots[f - NR_FIELD_KNOWN_FIRST];
+    if (!slot->ptr) {
+        *slot = value;
+        return true;
+    }
+    switch (f) {
+    case NR_FIELD_ACCEPT: /* lists: the lines are one list (RFC 9110 section 5.3) */
+    case NR_FIELD_ACCEPT_ENCODING:
+    case NR_FIELD_CONTENT_ENCODING: {
+        size_t len = slot->len + 2 + value.len;
+        char *both = nr_arena_alloc(&x->arena, len);
+        memcpy(both, slot->ptr, slot->len);
+        memcpy(both + slot->len, ", ", 2);
+        memcpy(both + slot->len + 2, value.ptr, value.len);
+        *slot = (struct nr_str){both, len};
+        return true;
+    }
+    case NR_FIELD_USER_AGENT: /* for logs only: the first one stands */
+    case NR_FIELD_TRACEPARENT:
+    case NR_FIELD_REQUEST_ID:
+        return true;
+    default:
+        return false;
+    }
+}
+
+nr_method nr_method_find(struct nr_str n)
+{
+    switch (n.len) {
+    case 3:
+        return IS("GET") ? NR_GET : IS("PUT") ? NR_PUT : NR_METHOD_OTHER;
+    case 4:
+        return IS("POST") ? NR_POST : IS("HEAD") ? NR_HEAD : NR_METHOD_OTHER;
+    case 5:
+        return IS("PATCH") ? NR_PATCH : NR_METHOD_OTHER;
+    case 6:
+        return IS("DELETE") ? NR_DELETE : NR_METHOD_OTHER;
+    case 7:
+        return IS("OPTIONS") ? NR_OPTIONS : NR_METHOD_OTHER;
+    default:
+        return NR_METHOD_OTHER;
+    }
+}
+
+/* RFC 3986 authority without userinfo: letters, digits, "-._~", sub-delims, percent, and the
+ * brackets and colons of addresses and ports. An empty Host is legal. */
+bool nr_host_valid(struct nr_str host)
+{
+    for (size_t i = 0; i < host.len; i++) {
+        unsigned char ch = (unsigned char)host.ptr[i];
+        bool alnum = (ch >= '0' && ch <= '9') || ((ch | 0x20) >= 'a' && (ch | 0x20) <= 'z');
+        if (!alnum && (ch == 0 || !memchr("-._~!$&'()*+,;=%[]:", ch, 19))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool nr_target_split(struct nr_str target, nr_method method, struct nr_str *ret_path,
+                     struct nr_str *ret_query)
+{
+    *ret_query = (struct nr_str){NULL, 0};
+    if (target.len == 1 && target.ptr[0] == '*') {
+        *ret_path = target;
+        return method == NR_OPTIONS;
+    }
+    if (target.len == 0 || target.ptr[0] != '/') {
+        return false;
+    }
+    size_t query = target.len;
+    for (size_t i = 0; i < target.len; i++) {
+        unsigned char ch = (unsigned char)target.ptr[i];
+        if (NR_UNLIKELY(ch <= 0x20 || ch >= 0x7f || ch == '#')) {
+            return false;
+        }
+        if (ch == '?' && query == target.len) {
+            query = i;
+        }
+    }
+    *ret_path = (struct nr_str){target.ptr, query};
+    if (query < target.len) {
+        *ret_query = (struct nr_str){target.ptr + query + 1, target.len - query - 1};
+    }
+    return true;
+}
+
+const char *nr_reason(int status)
+{
+    static const struct {
+        int status;
+        const char *text;
+    } table[] = {
+        {200, "OK"},
+        {201, "Created"},
+        {202, "Accepted"},
+        {204, "No Content"},
+        {206, "Partial Content"},
+        {301, "Moved Permanently"},
+        {302, "Found"},
+        {303, "See Other"},
+        {304, "Not Modified"},
+        {307, "Temporary Redirect"},
+        {308, "Permanent Redirect"},
+        {400, "Bad Request"},
+        {401, "Unauthorized"},
+        {403, "Forbidden"},
+        {404, "Not Found"},
+        {405, "Method Not Allowed"},
+        {406, "Not Acceptable"},
+        {408, "Request Timeout"},
+        {409, "Conflict"},
+        {411, "Length Required"},
+        {412, "Precondition Failed"},
+        {413, "Content Too Large"},
+        {414, "URI Too Long"},
+        {415, "Unsupported Media Type"},
+        {416, "Range Not Satisfiable"},
+        {417, "Expectation Failed"},
+        {421, "Misdirected Request"},
+        {422, "Unprocessable Content"},
+        {429, "Too Many Requests"},
+        {431, "Request Header Fields Too Large"},
+        {499, "Client Closed Request"},
+        {500, "Internal Server Error"},
+        {501, "Not Implemented"},
+        {502, "Bad Gateway"},
+        {503, "Service Unavailable"},
+        {504, "Gateway Timeout"},
+        {505, "HTTP Version Not Supported"},
+        {507, "Insufficient Storage"},
+    };
+    for (size_t i = 0; i < NR_COUNT(table); i++) {
+        if (table[i].status == status) {
+            return table[i].text;
+        }
+    }
+    return ""; /* the phrase is optional (RFC 9112 section 4) */
+}
+
+struct nr_str nr_error_body(struct nr_arena *a, const char *text)
+{
+    return nr_arena_fmt(a, "{\"error\":\"%s\"}", text);
+}

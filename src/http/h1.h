@@ -1,0 +1,17 @@
+/* HTTP/1.1: what the reading half (h1.c) and the writing half (h1_write.c) share. */
+#ifndef NR_HTTP_H1_H
+#define NR_HTTP_H1_H
+
+#include "http/engine.h"
+
+/* Answers the message being read with an error of the engine; the connection ends behind it.
+ * `text` needs no JSON escapes. */
+void nr_h1_refuse(struct nr_conn *c, int status, const char *text);
+/* Queues a response, or keeps it in the exchange until its turn comes. */
+void nr_h1_emit(struct nr_xp *xp, const struct nr_response *r);
+/* Sends 100-continue when the message being read waits for it and all before it are answered. */
+void nr_h1_continue(struct nr_conn *c);
+/* Finishes exchanges whose bytes are gone. */
+void nr_h1_sent(struct nr_conn *c);
+
+#endif

@@ -1,0 +1,235 @@
+/* From a version's directory to something that answers requests, and back.
+ *
+ * DESIGN. The model is opened exactly once: configuration (parsed already) → plug-in → model →
+ * completed configuration → instances → scheduler → proving runs. Each step has one undo, and
+ * runtime_free undoes whatever was reached, so an error at any step leaves nothing behind.
+ *
+ * Instances. What config.pbtxt says, that many may run at once. Where it says nothing and the
+ * session can be shared, the scheduler decides instead: one instance for the executors, and one
+ * for each loop that may run the model inline, which costs a few hundred bytes each.
+ *
+ * THREADS. open and close run on loading threads, one at a time per version.
+ */
+#include "sched/runtime.h"
+
+#include <stdatomic.h>
+
+#include "base/mem.h"
+
+static void runtime_free(struct nr_runtime *rt)
+{
+    if (rt == NULL) {
+        return;
+    }
+    nr_sched_free(rt->sched);
+    void *extra = atomic_load(&rt->extra);
+    if (extra != NULL && rt->extra_free != NULL) {
+        rt->extra_free(extra);
+    }
+    for (unsigned i = 0; i < rt->n_instances; i++) {
+        nr_plugin_instance_close(rt->instances[i]);
+    }
+    for (unsigned i = 0; i < rt->n_loop_instances; i++) {
+        nr_plugin_instance_close(rt->loop_instances[i]);
+    }
+    nr_plugin_model_close(rt->model);
+    nr_free(rt->instances);
+    nr_free(rt->loop_instances);
+    nr_free(rt);
+}
+
+static void runtime_free_at(struct nr_runtime **rt)
+{
+    runtime_free(*rt);
+}
+
+static int32_t first_device(const struct nr_model_config *c)
+{
+    for (uint32_t i = 0; i < c->n_groups; i++) {
+        const struct nr_instance_group *g = &c->groups[i];
+        if (g->kind == NR_INSTANCE_GPU) {
+            return g->n_gpus > 0 ? g->gpus[0] : 0;
+        }
+    }
+    return -1;
+}
+
+/* A GPU is asked for before the configuration is complete, hence from the message itself. */
+static int32_t wanted_device(const struct nr_model_config *c)
+{
+    for (size_t i = 0; i < c->pb->n_instance_group; i++) {
+        const Inference__ModelInstanceGroup *g = c->pb->instance_group[i];
+        if (g->kind == INFERENCE__MODEL_INSTANCE_GROUP__KIND__KIND_GPU) {
+            return g->n_gpus > 0 ? g->gpus[0] : 0;
+        }
+    }
+    return -1;
+}
+
+static nr_status open_model(const struct nr_runtime_host *host, struct nr_version *v,
+                            struct nr_runtime *rt, struct nr_err *err)
+{
+    const struct nr_model_config *c = v->config;
+    struct nr_plugin *plugin;
+    nr_status st = nr_plugin_open(host->plugins, nr_str_from(c->backend), &plugin, err);
+    if (st != NARU_OK) {
+        return st;
+    }
+    naru_model_args args = {.struct_size = sizeof(args),
+                            .dir_fd = v->dir_fd,
+                            .name = c->name,
+                            .file = c->file,
+                            .path = v->path,
+                            .version = v->number,
+                            .options = c->options,
+                            .n_options = c->n_options,
+                            .device = wanted_device(c),
+                            .max_batch_size = c->gave_batch ? c->pb->max_batch_size : -1,
+                            .inputs = c->args_inputs,
+                            .outputs = c->args_outputs,
+                            .n_inputs = c->n_args_inputs,
+                            .n_outputs = c->n_args_outputs};
+    st = nr_plugin_model_open(plugin, &args, &rt->model, err);
+    nr_plugin_unref(plugin);
+    return st;
+}
+
+static nr_status open_instances(struct nr_runtime *rt, const struct nr_model_config *c, unsigned n,
+                                unsigned max, struct nr_err *err)
+{
+    if (n > max) {
+        return nr_fail(
+            err, NARU_INVALID,
+            "instance_group asks for %u instances, this server allows %u (--max-instances)", n,
+            max);
+    }
+    rt->instances = nr_new_array(struct nr_plugin_instance *, NR_MAX(n, 1u));
+    for (unsigned i = 0; i < n; i++) {
+        nr_status st =
+            nr_plugin_instance_open(rt->model, i, first_device(c), &rt->instances[i], err);
+        if (st != NARU_OK) {
+            return st;
+        }
+        rt->n_instances++;
+    }
+    return NARU_OK;
+}
+
+static nr_status open_loop_instances(struct nr_runtime *rt, unsigned n_loops, struct nr_err *err)
+{
+    rt->loop_instances = nr_new_array(struct nr_plugin_instance *, NR_MAX(n_loops, 1u));
+    for (unsigned i = 0; i < n_loops; i++) {
+        nr_status st = nr_plugin_instance_open(rt->model, rt->n_instances + i, -1,
+                                               &rt->loop_instances[i], err);
+        if (st != NARU_OK) {
+            return st;
+        }
+        rt->n_loop_instances++;
+    }
+    return NARU_OK;
+}
+
+/* May the model ever run on an I/O thread? Then times decide. */
+static bool may_inline(const struct nr_runtime_host *host, const struct nr_runtime *rt,
+                       const struct nr_model_config *c)
+{
+    uint64_t caps = rt->model->plugin->caps;
+    if (!host->placement.allowed || (caps & NARU_CAP_INLINE) == 0 ||
+        (caps & NARU_CAP_ONE_THREAD) != 0 || (caps & NARU_CAP_ASYNC) != 0 ||
+        (rt->model->info->flags & NARU_MODEL_STATIC_GRAPH) == 0 || c->max_queue_delay_ns > 0 ||
+        first_device(c) >= 0) {
+        return false;
+    }
+    for (unsigned i = 0; i < c->sig.n_inputs; i++) {
+        if (c->sig.inputs[i].row_bytes < 0) {
+            return false; /* the time of a request would depend on its shape */
+        }
+    }
+    return true;
+}
+
+static struct nr_batch_rules rules_of(const struct nr_model_config *c)
+{
+    struct nr_batch_rules rules = {.max_rows = NR_MAX(c->max_batch_size, 1),
+                                   .batching = c->batched && c->dynamic_batching,
+                                   .delay_ns = (int64_t)c->max_queue_delay_ns};
+    for (uint32_t i = 0; i < c->n_preferred && rules.n_preferred < NR_BATCH_MAX_PREFERRED; i++) {
+        rules.preferred[rules.n_preferred++] = c->preferred[i];
+    }
+    /* The default [max_batch_size] says nothing that FULL does not. */
+    if (rules.n_preferred == 1 && rules.preferred[0] == rules.max_rows) {
+        rules.n_preferred = 0;
+    }
+    return rules;
+}
+
+static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtime *rt,
+                            const struct nr_model_config *c, struct nr_err *err)
+{
+    struct nr_sched_cfg cfg = {.name = c->name,
+                               .exec = host->exec,
+                               .loops = host->loops,
+                               .n_loops = host->n_loops,
+                               .model = rt->model,
+                               .instances = rt->instances,
+                               .n_instances = rt->n_instances,
+                               .loop_instances = rt->loop_instances,
+                               .signature = &c->sig,
+                               .input_map = c->input_map,
+                               .output_map = c->output_map,
+                               .rules = rules_of(c),
+                               .placement = host->placement,
+                               .limits = host->limits};
+    cfg.placement.allowed = may_inline(host, rt, c);
+    if (c->queue.max_queue_size > 0) {
+        cfg.limits.max_queue_requests = c->queue.max_queue_size;
+    }
+    cfg.limits.default_timeout_ns =
+        (int64_t)NR_MIN(c->queue.default_timeout_ns, (uint64_t)INT64_MAX);
+    cfg.limits.allow_timeout_override = c->queue.allow_override;
+    return nr_sched_new(&cfg, &rt->sched, err);
+}
+
+static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *err)
+{
+    const struct nr_runtime_host *host = ctx;
+    nr_cleanup(runtime_free_at) struct nr_runtime *rt = nr_new(struct nr_runtime);
+    rt->version = v;
+    rt->extra_free = host->extra_free;
+    bool says_instances = v->config->pb->n_instance_group > 0;
+    nr_status st = open_model(host, v, rt, err);
+    if (st != NARU_OK) {
+        return st;
+    }
+    bool unknown = (rt->model->info->flags & NARU_MODEL_IO_UNKNOWN) != 0;
+    st = nr_version_complete(v, unknown ? NULL : rt->model->info, err);
+    if (st != NARU_OK) {
+        return st;
+    }
+    const struct nr_model_config *c = v->config;
+    st = open_instances(rt, c, NR_MAX(c->n_instances, 1u), host->max_instances, err);
+    if (st == NARU_OK && !says_instances && may_inline(host, rt, c) &&
+        (rt->model->info->flags & NARU_MODEL_SHARED_SESSION) != 0) {
+        st = open_loop_instances(rt, host->n_loops, err);
+    }
+    if (st == NARU_OK) {
+        st = open_sched(host, rt, c, err);
+    }
+    if (st != NARU_OK) {
+        return st;
+    }
+    nr_sched_prove(rt->sched);
+    rt->signature = &c->sig;
+    v->memory_bytes = nr_plugin_model_memory(rt->model);
+    v->runtime = NR_TAKE(rt);
+    return NARU_OK;
+}
+
+static void runtime_close(void *ctx, struct nr_version *v)
+{
+    (void)ctx;
+    runtime_free(v->runtime);
+    v->runtime = NULL;
+}
+
+const struct nr_version_ops nr_runtime_ops = {.open = runtime_open, .close = runtime_close};

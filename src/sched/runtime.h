@@ -1,0 +1,46 @@
+/* Opens and closes model versions: plug-in, model, configuration, instances, scheduler.
+ *
+ * The repository calls nr_runtime_ops on its loading threads; afterwards version->runtime is a
+ * struct nr_runtime, which request code reads. One nr_runtime_host per process holds what all
+ * versions share.
+ */
+#ifndef NR_SCHED_RUNTIME_H
+#define NR_SCHED_RUNTIME_H
+
+#include "host/plugin.h"
+#include "model/version.h"
+#include "sched/sched.h"
+
+struct nr_runtime_host {
+    struct nr_plugins *plugins;
+    struct nr_exec *exec;
+    struct nr_loop *const *loops;
+    unsigned n_loops;
+    struct nr_sched_limits limits;
+    struct nr_placement_cfg placement; /* allowed: the operator's switch for inline execution */
+    unsigned max_instances;            /* over all groups of a model */
+    void (*extra_free)(void *extra);   /* frees nr_runtime.extra; NULL when nobody sets it */
+};
+
+struct nr_runtime {
+    struct nr_version *version; /* back pointer; the version owns the runtime */
+    struct nr_plugin_model *model;
+    struct nr_sched *sched;
+    const struct nr_signature *signature;
+    struct nr_plugin_instance **instances;
+    unsigned n_instances;
+    struct nr_plugin_instance **loop_instances; /* NULL when executions share `instances` */
+    unsigned n_loop_instances;
+    void *_Atomic extra; /* the edge's own, made on first use; freed by the host's extra_free */
+    void (*extra_free)(void *extra);
+};
+
+/* ctx of the ops is the struct nr_runtime_host. */
+extern const struct nr_version_ops nr_runtime_ops;
+
+static inline struct nr_runtime *nr_runtime_of(const struct nr_version *v)
+{
+    return v->runtime;
+}
+
+#endif
