@@ -50,7 +50,7 @@ static void work_done(struct png_work *w)
 
 static nr_status guarded(struct png_work *w, void (*step)(struct png_work *))
 {
-    if (setjmp(png_jmpbuf(w->png)) != 0) {
+    if (setjmp(png_jmpbuf(w->png)) != 0) { /* lint: allow setjmp: how libpng reports */
         return w->status;
     }
     step(w);

@@ -275,7 +275,7 @@ nr_status nr_repository_scan(struct nr_repository *r, const char *path, struct n
         nr_status st =
             nr_fail(err, errno == ENOENT ? NARU_NOT_FOUND : NARU_IO, "%s: %s", path,
                     errno == ENOENT ? "there is no such file or folder" : "cannot be opened");
-        free(real);
+        free(real); /* lint: allow free: realpath's */
         return st;
     }
     int fd = -1;
@@ -284,7 +284,7 @@ nr_status nr_repository_scan(struct nr_repository *r, const char *path, struct n
     nr_status st;
     if (!S_ISDIR(sb.st_mode)) {
         st = scan_file(r, real, err);
-        free(real);
+        free(real); /* lint: allow free: realpath's */
         return st;
     }
     st = nr_dir_open_root(real, &fd, err);
@@ -298,6 +298,6 @@ nr_status nr_repository_scan(struct nr_repository *r, const char *path, struct n
         scan_repository(r, fd, real, entries, n);
     }
     nr_close(fd);
-    free(real);
+    free(real); /* lint: allow free: realpath's */
     return st;
 }
