@@ -50,6 +50,7 @@ static void work_done(struct png_work *w)
 
 static nr_status guarded(struct png_work *w, void (*step)(struct png_work *))
 {
+    /* lint: allow setjmp: libpng's only way to stop; steps hold nothing that a jump would leak */
     if (setjmp(png_jmpbuf(w->png)) != 0) {
         return w->status;
     }

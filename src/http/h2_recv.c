@@ -71,7 +71,7 @@ static int on_begin_frame(nghttp2_session *s, const nghttp2_frame_hd *hd, void *
     case NGHTTP2_WINDOW_UPDATE: /* by its increment, in on_frame_recv */
     case NGHTTP2_GOAWAY:
         break;
-    default: /* SETTINGS, PRIORITY, what nobody knows */
+    default: /* SETTINGS, PRIORITY */
         nr_h2_charge_glitch(h);
         break;
     }
