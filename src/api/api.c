@@ -489,13 +489,17 @@ nr_status nr_api_new(const struct nr_api_cfg *cfg, struct nr_api **ret, struct n
     return NARU_OK;
 }
 
+void nr_api_readers_done(struct nr_api *a)
+{
+    for (unsigned i = 0; a != NULL && i < a->cfg.n_loops; i++) {
+        nr_catalog_reader_done(&a->readers[i]);
+    }
+}
+
 void nr_api_free(struct nr_api *a)
 {
     if (a == NULL) {
         return;
-    }
-    for (unsigned i = 0; i < a->cfg.n_loops; i++) {
-        nr_catalog_reader_done(&a->readers[i]);
     }
     nr_router_free(a->router);
     nr_free(a->readers);
