@@ -67,8 +67,9 @@ void nr_call_grpc_bytes(struct nr_call *c, struct nr_str message)
 void nr_call_fail(struct nr_call *c, nr_status status, struct nr_str text, unsigned retry_after_s)
 {
     c->err.status = status;
-    snprintf(c->err.text, sizeof(c->err.text), NR_STR_FMT,
-             NR_STR_ARG(text)); /* for the access log */
+    if (text.ptr != c->err.text) { /* for the access log */
+        snprintf(c->err.text, sizeof(c->err.text), NR_STR_FMT, NR_STR_ARG(text));
+    }
     if (c->x->protocol == NR_GRPC) {
         struct nr_response r = {.status = 200,
                                 .grpc_status = nr_status_grpc(status),
@@ -99,6 +100,21 @@ void nr_call_fail_err(struct nr_call *c, const struct nr_err *err)
 {
     struct nr_str text = nr_str_from(err->text);
     nr_call_fail(c, err->status, text.len > 0 ? text : nr_str_from(nr_status_text(err->status)), 0);
+}
+
+bool nr_call_refuse_encoding(struct nr_call *c)
+{
+    struct nr_str encoding = c->x->known.content_encoding;
+    if (encoding.len == 0 || nr_str_eq_nocase(encoding, NR_STR("identity"))) {
+        return false;
+    }
+    nr_call_fail(c, NARU_MEDIA_TYPE,
+                 nr_arena_fmt(&c->x->arena,
+                              "content-encoding '" NR_STR_FMT
+                              "' is not supported; send the body without compression",
+                              NR_STR_ARG(encoding)),
+                 0);
+    return true;
 }
 
 /* --- browser safety --------------------------------------------------------------------------- */
@@ -312,6 +328,9 @@ void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena)
     c->request.deadline_ns = x->deadline_ns;
     c->request.on_complete = on_complete;
     plugin_options(c);
+    if (c->in.has_id) { /* the log needs it when the body is gone */
+        c->in.id = nr_arena_str(&x->arena, c->in.id);
+    }
     if (c->cancelled) { /* the client went while the body was decoded on the pool */
         nr_call_fail(c, NARU_CANCELLED, NR_STR("the client has gone"), 0);
         return;
@@ -364,17 +383,25 @@ static void on_cancel(void *ctx, struct nr_exchange *x, nr_cancel_reason why)
 static void access_log(struct nr_call *c)
 {
     struct nr_exchange *x = c->x;
+    bool ours = c->err.status != NARU_OK && nr_status_http(c->err.status) >= 500;
+    nr_log_level level = ours ? NR_LOG_WARN : NR_LOG_INFO;
     char id[17];
+    if (!nr_log_on(level)) {
+        return;
+    }
     snprintf(id, sizeof(id), "%016llx", (unsigned long long)x->id);
-    nr_log(c->err.status != NARU_OK && nr_status_http(c->err.status) >= 500 ? NR_LOG_WARN
-                                                                            : NR_LOG_INFO,
-           "access", c->route != NULL ? c->route->action : "request",
-           NR_KV_STR("id", c->in.has_id ? c->in.id : nr_str_from(id)), NR_KV_TEXT("exchange", id),
-           NR_KV_TEXT("peer", x->peer->text), NR_KV_STR("method", x->method_text),
-           NR_KV_STR("path", x->path), NR_KV_INT("status", x->response_status),
-           NR_KV_INT("in", x->body.len), NR_KV_INT("out", x->response_bytes),
-           NR_KV_INT("us", (nr_clock_now() - x->start_ns) / NR_US_NS),
-           NR_KV_TEXT("error", c->err.status != NARU_OK ? c->err.text : ""));
+    const struct nr_kv kvs[] = {NR_KV_STR("id", c->in.has_id ? c->in.id : nr_str_from(id)),
+                                NR_KV_TEXT("exchange", id),
+                                NR_KV_TEXT("peer", x->peer->text),
+                                NR_KV_STR("method", x->method_text),
+                                NR_KV_STR("path", x->path),
+                                NR_KV_INT("status", x->response_status),
+                                NR_KV_INT("in", x->body.len),
+                                NR_KV_INT("out", x->response_bytes),
+                                NR_KV_INT("us", (nr_clock_now() - x->start_ns) / NR_US_NS),
+                                NR_KV_TEXT("error", c->err.status != NARU_OK ? c->err.text : ""),
+                                {.kind = NR_KV_END}};
+    nr_log_write_each(level, "access", c->route != NULL ? c->route->action : "request", kvs);
 }
 
 static void on_done(void *ctx, struct nr_exchange *x)
@@ -462,13 +489,17 @@ nr_status nr_api_new(const struct nr_api_cfg *cfg, struct nr_api **ret, struct n
     return NARU_OK;
 }
 
+void nr_api_readers_done(struct nr_api *a)
+{
+    for (unsigned i = 0; a != NULL && i < a->cfg.n_loops; i++) {
+        nr_catalog_reader_done(&a->readers[i]);
+    }
+}
+
 void nr_api_free(struct nr_api *a)
 {
     if (a == NULL) {
         return;
-    }
-    for (unsigned i = 0; i < a->cfg.n_loops; i++) {
-        nr_catalog_reader_done(&a->readers[i]);
     }
     nr_router_free(a->router);
     nr_free(a->readers);

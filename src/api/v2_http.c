@@ -119,11 +119,13 @@ struct encoded { /* result of encoding, made on the loop or on the pool */
     nr_status status;
 };
 
-static bool is_json(struct nr_str type)
+/* As Triton: whatever the client calls it, a body is JSON, but for bytes that are said to be bytes
+ * (and for no body at all). curl -d says application/x-www-form-urlencoded. */
+static bool is_raw(const struct nr_exchange *x)
 {
     struct nr_str rest;
-    struct nr_str head = nr_str_trim(nr_str_cut(type, ';', &rest));
-    return head.len == 0 || nr_str_eq_nocase(head, NR_STR("application/json"));
+    struct nr_str type = nr_str_trim(nr_str_cut(x->known.content_type, ';', &rest));
+    return x->body.len == 0 || nr_str_eq_nocase(type, NR_STR("application/octet-stream"));
 }
 
 /* Loop or pool: body → c->in. The status is in c->err. */
@@ -136,8 +138,8 @@ static void decode(struct nr_call *c)
     nr_status st = NARU_OK;
     if (length.ptr != NULL) {
         st = nr_infer_header_length(length, x->body.len, &json_bytes, &c->err);
-    } else if (!is_json(x->known.content_type) || x->body.len == 0) {
-        json_bytes = 0; /* as Triton: a body that is not said to be JSON is the one input */
+    } else if (is_raw(x)) {
+        json_bytes = 0;
     }
     if (st == NARU_OK && json_bytes == 0) {
         st = nr_infer_raw_decode(sig, x->body, x->body_buf, &x->arena, &c->in, &c->err);
@@ -229,18 +231,7 @@ static void submit_decoded(struct nr_call *c)
 
 static void handle_infer(struct nr_call *c)
 {
-    if (c->x->known.content_encoding.len > 0 &&
-        !nr_str_eq_nocase(c->x->known.content_encoding, NR_STR("identity"))) {
-        nr_call_fail(c, NARU_MEDIA_TYPE,
-                     nr_arena_fmt(&c->x->arena,
-                                  "content-encoding '" NR_STR_FMT
-                                  "' is not supported; send the body "
-                                  "without compression",
-                                  NR_STR_ARG(c->x->known.content_encoding)),
-                     0);
-        return;
-    }
-    if (!found(c)) {
+    if (nr_call_refuse_encoding(c) || !found(c)) {
         return;
     }
     struct nr_str length = c->x->known.inference_header_content_length;

@@ -336,6 +336,10 @@ static bool find_axes_at(const struct nr_image_io *io, uint32_t skip, const stru
     if (rank == 2) {
         /* [rows, features] looks the same: only static sides, unless grey is asked for */
         *ret = (struct axes){-1, at, at + 1, skip != 0};
+        if (d->has_size && ((dims[0] > 0 && dims[0] != d->plan->height) ||
+                            (dims[1] > 0 && dims[1] != d->plan->width))) {
+            return false; /* flat, perhaps */
+        }
         return want == 1 || (want == 0 && dims[0] > 0 && dims[1] > 0 && is_side(dims[0], d) &&
                              is_side(dims[1], d));
     }
@@ -441,6 +445,9 @@ static nr_status choose_input(const struct draft *d, const struct nr_image_signa
                            NR_STR_ARG((*ret)->name), NR_STR_ARG(io->name));
         }
         *ret = io;
+    }
+    if (*ret == NULL && sig->n_inputs == 1 && !d->plan->derived) {
+        *ret = sig->inputs; /* meant to be a picture: resolve_input says what does not fit */
     }
     if (*ret == NULL || sig->n_inputs > 1) {
         return nr_fail(err, NARU_PRECONDITION,
@@ -562,7 +569,8 @@ static nr_status resolve_input(struct draft *d, const struct nr_image_signature 
                          err);
     }
     struct axes axes;
-    if (find_axes(io, sig->batches, d, wanted_channels(d), &axes)) {
+    if (find_axes(io, sig->batches, d, wanted_channels(d), &axes) ||
+        (!is_flat(io, d) && find_axes(io, sig->batches, d, 0, &axes))) {
         p->unit_row = axes.unit_row;
     } else if (is_flat(io, d)) {
         axes = (struct axes){-1, -1, -1, false};

@@ -130,7 +130,10 @@ static bool find_delimiter(struct nr_str body, struct nr_str dash_boundary, size
         *closing = body.len - end >= 2 && memcmp(body.ptr + end, "--", 2) == 0;
         if (*closing) {
             *after = end + 2;
-            return true;
+            if (*after == body.len || is_blank(body.ptr[*after]) || body.ptr[*after] == '\r') {
+                return true;
+            }
+            continue; /* "--boundary--and more" is data */
         }
         while (end < body.len && is_blank(body.ptr[end])) {
             end++;

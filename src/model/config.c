@@ -341,10 +341,13 @@ static nr_status find_file(struct nr_model_config *c, const struct backend_row *
             exists(version_fd, row->file) ? NULL : only_file(c, version_fd, row, &its);
         c->file = only ? only : c->file;
     }
-    if (c->file[0] != '\0' && !exists(version_fd, c->file)) {
-        return fail_no_file(c->file, version_fd, err);
+    if (c->file[0] == '\0') {
+        return NARU_OK;
     }
-    return NARU_OK;
+    int fd = -1;
+    nr_status st = nr_dir_open_at(version_fd, c->file, O_PATH, 0, &fd, err);
+    nr_close(fd);
+    return st == NARU_NOT_FOUND ? fail_no_file(c->file, version_fd, err) : st;
 }
 
 /* "resize.identity" is opened by the backend "identity". */

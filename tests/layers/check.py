@@ -111,9 +111,12 @@ def check(root):
 
 
 def guard_breach(relative, text):
-    parts = relative.parts[1:] if relative.parts[0] in ("include", "src") else relative.parts
+    top, *parts = relative.parts
     stem = re.sub(r"[^A-Za-z0-9]+", "_", "_".join(parts)).upper()
-    want = stem if relative.parts[0] == "include" else f"NR_{stem}"
+    if top in ("include", "cmd"):  # naru/tensor.h, serve/banner.h: NARU_TENSOR_H, NARU_SERVE_BANNER_H
+        want = stem if stem.startswith("NARU_") else f"NARU_{stem}"
+    else:
+        want = f"NR_BACKENDS_{stem}" if top == "backends" else f"NR_{stem}"
     match = GUARD.search(text)
     if not match or match.group(1) != match.group(2):
         return [f"{relative}: no include guard (expected {want})"]

@@ -32,9 +32,9 @@ GOOD = {
     "src/base/mem.h": header("NR_BASE_MEM_H", '#include "naru/tensor.h"'),
     "src/io/loop.h": header("NR_IO_LOOP_H", '#include "base/mem.h"'),
     "src/codec/json.c": '#include "base/mem.h"\n#include "proto/service.pb-c.h"\n',
-    "cmd/naru/command.h": header("NR_CMD_NARU_COMMAND_H"),
+    "cmd/naru/command.h": header("NARU_COMMAND_H"),
     "cmd/serve/serve.c": '#include "naru/command.h"\n#include "io/loop.h"\n',
-    "cmd/serve/serve.h": header("NR_CMD_SERVE_SERVE_H"),
+    "cmd/serve/serve.h": header("NARU_SERVE_SERVE_H"),
     "cmd/naru/main.c": '#include "serve/serve.h"\n',
 }
 
