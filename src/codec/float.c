@@ -242,6 +242,7 @@ static struct decimal decimal_from_float(uint32_t fraction, int exponent)
  */
 
 #define ASCII_ZEROS UINT64_C(0x3030303030303030)
+#define LAST_DIGIT (UINT64_C(1) << 56) /* bounds the count of leading zeros of an empty word */
 
 /* v < 10^8 as eight digit values 0..9. Divisions by constants, two and four at once. */
 static inline uint64_t digits_8(uint32_t v)
@@ -327,7 +328,7 @@ static inline __attribute__((always_inline)) struct digits split(struct decimal 
         w.low = digits_8((uint32_t)(d.digits / 100000000u));
         w.high = digits_8((uint32_t)(d.digits % 100000000u));
         width = 16;
-        leading = w.low ? __builtin_ctzll(w.low) : 64 + (w.high ? __builtin_ctzll(w.high) : 64);
+        leading = w.low ? __builtin_ctzll(w.low) : 64 + __builtin_ctzll(w.high | LAST_DIGIT);
         trailing = w.high ? __builtin_clzll(w.high) : 64 + (w.low ? __builtin_clzll(w.low) : 64);
     } else {
         uint32_t digits = (uint32_t)d.digits;
@@ -335,7 +336,7 @@ static inline __attribute__((always_inline)) struct digits split(struct decimal 
         w.low = digits_8(digits % 100000000u);
         w.high = 0;
         width = 8;
-        leading = w.low ? __builtin_ctzll(w.low) : 64;
+        leading = __builtin_ctzll(w.low | LAST_DIGIT);
         trailing = w.low ? __builtin_clzll(w.low) : 64;
     }
     leading /= 8;

@@ -67,7 +67,8 @@ static char **texts(struct packer *p, const struct nr_str *s, unsigned n)
 nr_status nr_meta_server_pb(struct nr_arena *a, const struct nr_server_view *v, struct nr_str *ret)
 {
     struct packer p = {.a = a};
-    Inference__ServerMetadataResponse m = INFERENCE__SERVER_METADATA_RESPONSE__INIT;
+    Inference__ServerMetadataResponse m;
+    inference__server_metadata_response__init(&m);
     m.name = text(&p, v->name);
     m.version = text(&p, v->version);
     m.n_extensions = v->n_extensions;
@@ -97,7 +98,8 @@ static tensor_metadata **tensors(struct packer *p, const struct nr_io_spec *io, 
 nr_status nr_meta_model_pb(struct nr_arena *a, const struct nr_model_view *v, struct nr_str *ret)
 {
     struct packer p = {.a = a};
-    Inference__ModelMetadataResponse m = INFERENCE__MODEL_METADATA_RESPONSE__INIT;
+    Inference__ModelMetadataResponse m;
+    inference__model_metadata_response__init(&m);
     m.name = text(&p, v->name);
     m.platform = text(&p, v->platform);
     m.n_versions = v->n_versions;
@@ -192,7 +194,8 @@ nr_status nr_meta_stats_pb(struct nr_arena *a, const struct nr_stats_view *v, un
                            struct nr_str *ret)
 {
     struct packer p = {.a = a};
-    Inference__ModelStatisticsResponse m = INFERENCE__MODEL_STATISTICS_RESPONSE__INIT;
+    Inference__ModelStatisticsResponse m;
+    inference__model_statistics_response__init(&m);
     m.n_model_stats = n;
     m.model_stats = TAKE_ALL(&p, n, Inference__ModelStatistics);
     for (unsigned i = 0; i < n && !p.failed; i++) {
@@ -218,7 +221,8 @@ nr_status nr_meta_index_pb(struct nr_arena *a, const struct nr_index_view *v, un
                            struct nr_str *ret)
 {
     struct packer p = {.a = a};
-    Inference__RepositoryIndexResponse m = INFERENCE__REPOSITORY_INDEX_RESPONSE__INIT;
+    Inference__RepositoryIndexResponse m;
+    inference__repository_index_response__init(&m);
     m.n_models = n;
     m.models = TAKE_ALL(&p, n, Inference__RepositoryIndexResponse__ModelIndex);
     for (unsigned i = 0; i < n && !p.failed; i++) {
