@@ -177,26 +177,23 @@ static inline uint32_t round_to_odd_32(uint64_t g, uint32_t c)
     return (uint32_t)(p >> 64) | ((uint32_t)(p >> 32) > 1);
 }
 
-/* c * 2^q with its rounding interval → the shortest decimal in it. Both widths share the choice. */
-static inline struct decimal choose(uint64_t lower, uint64_t value, uint64_t upper, int k)
+/* c * 2^q with its rounding interval → the shortest decimal in it. Both widths share the choice. It is
+ * made by arithmetic, for real data makes every branch here a coin toss: of two neighbours (multiples
+ * of 10, else of 1) take the one inside the interval; when both or none are, the nearer. */
+static inline __attribute__((always_inline)) struct decimal choose(uint64_t lower, uint64_t value,
+                                                                   uint64_t upper, int k)
 {
     uint64_t s = value / 4;
-    if (s >= 10) {
-        uint64_t tens = s / 10;
-        bool down = lower <= 40 * tens;
-        bool up = 40 * tens + 40 <= upper;
-        if (down != up) {
-            return (struct decimal){tens + up, k + 1};
-        }
-    }
-    bool down = lower <= 4 * s;
-    bool up = 4 * s + 4 <= upper;
-    if (down != up) {
-        return (struct decimal){s + up, k};
-    }
-    uint64_t middle = 4 * s + 2;
-    bool round_up = value > middle || (value == middle && (s & 1) != 0);
-    return (struct decimal){s + round_up, k};
+    uint64_t tens = s / 10;
+    uint64_t tens_down = lower <= 40 * tens;
+    uint64_t tens_up = 40 * tens + 40 <= upper;
+    uint64_t use_tens = (tens_down ^ tens_up) & (s >= 10);
+    uint64_t down = lower <= 4 * s;
+    uint64_t up = 4 * s + 4 <= upper;
+    uint64_t nearer = value + (s & 1) > 4 * s + 2; /* half way: to the even one */
+    uint64_t one = down ^ up ? up : nearer;
+    uint64_t digits = use_tens ? tens + tens_up : s + one;
+    return (struct decimal){digits, k + (int)use_tens};
 }
 
 static struct decimal decimal_from_double(uint64_t fraction, int exponent)
