@@ -114,6 +114,7 @@ static size_t write_value(int32_t dtype, const uint8_t *at, char text[VALUE_TEXT
     } else if (dtype == NARU_FP64) {
         memcpy(&d, at, sizeof(d));
     } else {
+        NR_ASSERT(naru_dtype_bytes(dtype) > 0);
         uint64_t key = key_of(dtype, at);
         uint32_t size = naru_dtype_bytes(dtype);
         NR_ASSERT(size > 0);
