@@ -102,6 +102,21 @@ void nr_call_fail_err(struct nr_call *c, const struct nr_err *err)
     nr_call_fail(c, err->status, text.len > 0 ? text : nr_str_from(nr_status_text(err->status)), 0);
 }
 
+bool nr_call_refuse_encoding(struct nr_call *c)
+{
+    struct nr_str encoding = c->x->known.content_encoding;
+    if (encoding.len == 0 || nr_str_eq_nocase(encoding, NR_STR("identity"))) {
+        return false;
+    }
+    nr_call_fail(c, NARU_MEDIA_TYPE,
+                 nr_arena_fmt(&c->x->arena,
+                              "content-encoding '" NR_STR_FMT
+                              "' is not supported; send the body without compression",
+                              NR_STR_ARG(encoding)),
+                 0);
+    return true;
+}
+
 /* --- browser safety --------------------------------------------------------------------------- */
 
 /* "name:port" or "[v6]:port" without the port. */
@@ -474,13 +489,17 @@ nr_status nr_api_new(const struct nr_api_cfg *cfg, struct nr_api **ret, struct n
     return NARU_OK;
 }
 
+void nr_api_readers_done(struct nr_api *a)
+{
+    for (unsigned i = 0; a != NULL && i < a->cfg.n_loops; i++) {
+        nr_catalog_reader_done(&a->readers[i]);
+    }
+}
+
 void nr_api_free(struct nr_api *a)
 {
     if (a == NULL) {
         return;
-    }
-    for (unsigned i = 0; i < a->cfg.n_loops; i++) {
-        nr_catalog_reader_done(&a->readers[i]);
     }
     nr_router_free(a->router);
     nr_free(a->readers);
