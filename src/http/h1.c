@@ -356,7 +356,7 @@ static const char *collect_fields(struct nr_conn *c, struct nr_xp *xp, struct he
             if (!nr_host_valid(f->value)) {
                 return "malformed Host field";
             }
-            /* fall through */
+            __attribute__((fallthrough));
         default:
             if (id <= NR_FIELD_KNOWN_LAST && !nr_field_known(x, id, f->value)) {
                 return "a header field came twice that may come only once";

@@ -37,7 +37,7 @@ static int on_begin_frame(nghttp2_session *s, const nghttp2_frame_hd *hd, void *
     case NGHTTP2_PUSH_PROMISE:
         h->block_bytes = 0;
         h->block_frames = 0;
-        /* fall through */
+        __attribute__((fallthrough));
     case NGHTTP2_CONTINUATION:
         if (hd->type == NGHTTP2_CONTINUATION) {
             h->block_frames++;

@@ -292,7 +292,7 @@ static void test_nesting(void **state)
         {"[2,3]", "{}", "expected an array"},
         {"[2,3]", "[1,2,3,4,5,6", "expected ']', got '}'"},
         {"[2,3]", "[1,2,3,4,5,6 7]", "expected ']'"},
-        {"[2,3]", "[1,2,3,4,5,]", "INT32"},
+        {"[2,3]", "[1,2,3,4,5,]", "exactly 6 elements"},
     };
     struct kit k;
     kit_init(&k, NARU_INT32, 0, DIMS(-1, -1));
