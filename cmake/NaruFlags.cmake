@@ -19,6 +19,9 @@ foreach(flag -ftrivial-auto-var-init=zero -fstrict-flex-arrays=3)
   endif()
 endforeach()
 target_link_options(naru_hardening INTERFACE -Wl,-z,relro,-z,now,-z,noexecstack)
+if(NARU_FUZZ) # coverage of the parsers themselves, not only of the targets
+  target_compile_options(naru_hardening INTERFACE -fsanitize=fuzzer-no-link)
+endif()
 # FORTIFY needs optimisation and does not mix with sanitizers.
 if(NARU_SANITIZE)
   target_compile_options(naru_hardening INTERFACE -fsanitize=${NARU_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)

@@ -69,6 +69,20 @@ static void print_scalar(FILE *out, const char *text)
     nr_text_done(&t);
 }
 
+/* The largest unit that says it exactly. */
+static void print_duration(uint64_t ns, FILE *out)
+{
+    static const struct {
+        uint64_t ns;
+        const char *unit;
+    } units[] = {{1000000000, "s"}, {1000000, "ms"}, {1000, "us"}, {1, "ns"}};
+    unsigned i = 0;
+    while (ns % units[i].ns != 0) {
+        i++;
+    }
+    fprintf(out, "%llu%s", (unsigned long long)(ns / units[i].ns), units[i].unit);
+}
+
 static void print_value(const struct option_values *v, const struct option_def *d, FILE *out)
 {
     const void *p = (const char *)v->target + d->offset;
@@ -83,7 +97,7 @@ static void print_value(const struct option_values *v, const struct option_def *
         fprintf(out, "%llu", *(const unsigned long long *)p);
         return;
     case OPTION_DURATION:
-        fprintf(out, "%gms", (double)*(const uint64_t *)p / 1e6);
+        print_duration(*(const uint64_t *)p, out);
         return;
     case OPTION_TEXT:
     case OPTION_CHOICE:

@@ -185,7 +185,7 @@ static void block_signals(struct serve *s)
     sigaddset(&s->signals, SIGINT);
     sigaddset(&s->signals, SIGHUP);
     pthread_sigmask(SIG_BLOCK, &s->signals, NULL);
-    signal(SIGPIPE, SIG_IGN);
+    sigaction(SIGPIPE, &(struct sigaction){.sa_handler = SIG_IGN}, NULL);
 }
 
 static void wait_for_end(struct serve *s)

@@ -195,7 +195,8 @@ typedef struct naru_backend {
     void (*instance_close)(naru_backend_instance *instance); /* accepts NULL. Required. */
     /* Runs the batch; see "Completion" above. Texts by request_fail, or err for the whole. Required. */
     naru_status (*execute)(naru_backend_instance *instance, naru_batch *batch, naru_text *err);
-    /* Asks a running batch to stop early for a request; a hint. Optional. Any thread. */
+    /* Asks a running batch to stop early for a request; a hint. It returns soon and does not
+     * complete the batch itself. Optional. Any thread, also while execute runs. */
     void (*cancel)(naru_backend_instance *instance, naru_batch *batch, uint32_t request);
     /* Changes the thread budget of later executions. Optional. */
     naru_status (*thread_budget)(naru_backend_model *model, int32_t threads);

@@ -102,6 +102,21 @@ void nr_call_fail_err(struct nr_call *c, const struct nr_err *err)
     nr_call_fail(c, err->status, text.len > 0 ? text : nr_str_from(nr_status_text(err->status)), 0);
 }
 
+bool nr_call_refuse_encoding(struct nr_call *c)
+{
+    struct nr_str encoding = c->x->known.content_encoding;
+    if (encoding.len == 0 || nr_str_eq_nocase(encoding, NR_STR("identity"))) {
+        return false;
+    }
+    nr_call_fail(c, NARU_MEDIA_TYPE,
+                 nr_arena_fmt(&c->x->arena,
+                              "content-encoding '" NR_STR_FMT
+                              "' is not supported; send the body without compression",
+                              NR_STR_ARG(encoding)),
+                 0);
+    return true;
+}
+
 /* --- browser safety --------------------------------------------------------------------------- */
 
 /* "name:port" or "[v6]:port" without the port. */

@@ -78,6 +78,8 @@ void nr_call_empty(struct nr_call *c, int status);
 /* {"error": text} with the HTTP status, or the gRPC status with the message. retry_after_s 0: none. */
 void nr_call_fail(struct nr_call *c, nr_status status, struct nr_str text, unsigned retry_after_s);
 void nr_call_fail_err(struct nr_call *c, const struct nr_err *err);
+/* Answers 415 and returns true when the body is compressed, which no route reads yet. */
+bool nr_call_refuse_encoding(struct nr_call *c);
 void nr_call_grpc_bytes(struct nr_call *c, struct nr_str message); /* message: arena */
 
 const struct nr_catalog *nr_call_catalog(struct nr_call *c); /* newest; for this turn only */
@@ -89,9 +91,15 @@ extern const struct nr_route nr_routes_v2_grpc[];
 extern const struct nr_route nr_routes_predict[];
 extern const struct nr_route nr_routes_metrics[];
 extern const struct nr_route nr_routes_page[];
+extern const struct nr_route nr_routes_gallery[];
 
-/* predict.c: frees what it keeps in nr_runtime.extra. */
-void nr_predict_plan_free(void *plan);
+/* predict.c: what a ready version does with pictures; made on first use and kept in
+ * nr_runtime.extra, so *ret lives as long as the version. a is scratch. NARU_PRECONDITION: the
+ * model takes no pictures; NARU_INVALID: its naru.* parameters are wrong. Any thread. */
+struct nr_image_plan;
+nr_nodiscard nr_status nr_predict_plan(const struct nr_version *v, struct nr_arena *a,
+                                       const struct nr_image_plan **ret, struct nr_err *err);
+void nr_predict_plan_free(void *plan); /* what is kept there */
 
 /* --- route.c --- */
 struct nr_router;

@@ -12,6 +12,7 @@
  *  2. Everything that holds memory beyond the arena is released by predict_done, which the
  *     exchange's arena calls, whatever way the call ended.
  */
+#include <math.h>
 #include <string.h>
 #include <yyjson.h>
 
@@ -19,8 +20,10 @@
 #include "api/state.h"
 #include "api/v2.h"
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/mem.h"
 #include "codec/base64.h"
+#include "codec/element.h"
 #include "codec/image.h"
 #include "codec/image_tensor.h"
 #include "codec/infer_json.h"
@@ -46,6 +49,7 @@ struct predict {
     answer_kind answer;
     enum nr_image_format out_format;
     bool keep; /* store in the gallery */
+    struct nr_err keep_err;
     struct nr_image canvas;
     struct nr_image_job job;
     struct nr_image_stitch stitch;
@@ -59,6 +63,7 @@ struct predict {
     struct nr_str type, body;
     struct nr_text text;
     char id[NR_GALLERY_ID_MAX];
+    bool finished;
     nr_status status;
 };
 
@@ -93,17 +98,17 @@ static void describe_io(struct nr_arena *a, const struct nr_io_spec *specs, unsi
     *ret = io;
 }
 
-static nr_status make_plan(struct nr_call *c, struct nr_image_plan **ret, struct nr_err *err)
+static nr_status make_plan(const struct nr_version *v, struct nr_arena *a,
+                           struct nr_image_plan **ret, struct nr_err *err)
 {
-    struct nr_arena *a = &c->x->arena;
-    const struct nr_model_config *config = c->version->config;
-    const struct nr_signature *sig = c->runtime->signature;
+    const struct nr_model_config *config = v->config;
+    const struct nr_signature *sig = nr_runtime_of(v)->signature;
     struct nr_image_signature is = {
         .n_inputs = sig->n_inputs, .n_outputs = sig->n_outputs, .batches = sig->max_batch_size > 0};
     describe_io(a, sig->inputs, sig->n_inputs, &is.inputs);
     describe_io(a, sig->outputs, sig->n_outputs, &is.outputs);
     for (unsigned i = 0; i < sig->n_outputs; i++) {
-        is.has_labels = is.has_labels || c->version->labels[i].n_items > 0;
+        is.has_labels = is.has_labels || v->labels[i].n_items > 0;
     }
     struct nr_image_param *params = nr_arena_zalloc(a, (config->n_options + 1) * sizeof(*params));
     size_t n = 0;
@@ -116,17 +121,18 @@ static nr_status make_plan(struct nr_call *c, struct nr_image_plan **ret, struct
     return nr_image_plan_parse(params, n, &is, ret, err);
 }
 
-/* The version's plan, made on first use and kept with the runtime. */
-static nr_status plan_of(struct nr_call *c, const struct nr_image_plan **ret, struct nr_err *err)
+nr_status nr_predict_plan(const struct nr_version *v, struct nr_arena *a,
+                          const struct nr_image_plan **ret, struct nr_err *err)
 {
-    void *known = atomic_load_explicit(&c->runtime->extra, memory_order_acquire);
+    struct nr_runtime *rt = nr_runtime_of(v);
+    void *known = atomic_load_explicit(&rt->extra, memory_order_acquire);
     if (known == NULL) {
         struct nr_image_plan *made;
-        nr_status st = make_plan(c, &made, err);
+        nr_status st = make_plan(v, a, &made, err);
         if (st != NARU_OK) {
             return st;
         }
-        if (atomic_compare_exchange_strong(&c->runtime->extra, &known, made)) {
+        if (atomic_compare_exchange_strong(&rt->extra, &known, made)) {
             known = made;
         } else {
             nr_image_plan_free(made); /* another loop was first */
@@ -136,15 +142,15 @@ static nr_status plan_of(struct nr_call *c, const struct nr_image_plan **ret, st
     return NARU_OK;
 }
 
-static bool io_index(const struct nr_io_spec *specs, unsigned n, const char *name, uint32_t *ret)
+/* Plans name inputs and outputs of their own signature only. */
+static uint32_t io_index(const struct nr_io_spec *specs, unsigned n, const char *name)
 {
-    for (unsigned i = 0; i < n; i++) {
-        if (nr_str_is(specs[i].name, name)) {
-            *ret = i;
-            return true;
-        }
+    uint32_t i = 0;
+    while (i < n && !nr_str_is(specs[i].name, name)) {
+        i++;
     }
-    return false;
+    NR_ASSERT(i < n);
+    return i;
 }
 
 /* --- what came -------------------------------------------------------------------------------- */
@@ -228,29 +234,45 @@ static nr_status find_picture(struct nr_call *c, struct predict *p, struct nr_er
     return st;
 }
 
-/* One media range of Accept: q is honoured as "not 0". */
-static bool accepts(struct nr_str accept, const char *type)
+/* "q=0" among the parameters of a media range: not wanted. Other weights do not order anything
+ * here, since the declared form is preferred anyway. */
+static bool refused(struct nr_str params)
 {
-    struct nr_str rest = accept, want = nr_str_from(type);
-    int64_t slash = nr_str_find(want, '/');
-    while (rest.ptr != NULL) {
-        struct nr_str params, one = nr_str_cut(rest, ',', &rest);
-        struct nr_str range = nr_str_trim(nr_str_cut(one, ';', &params));
-        params = nr_str_trim(params);
-        if (params.ptr != NULL && nr_str_starts(params, NR_STR("q=0")) &&
-            (params.len == 3 || nr_str_is(params, "q=0.0"))) {
-            continue;
-        }
-        if (nr_str_eq_nocase(range, want)) {
-            return true;
-        }
-        if (range.len == (size_t)slash + 2 && range.ptr[range.len - 1] == '*' &&
-            nr_str_eq_nocase((struct nr_str){range.ptr, (size_t)slash},
-                             (struct nr_str){want.ptr, (size_t)slash})) {
+    while (params.ptr != NULL) {
+        double q;
+        struct nr_str value, one = nr_str_trim(nr_str_cut(params, ';', &params));
+        struct nr_str name = nr_str_trim(nr_str_cut(one, '=', &value));
+        if (nr_str_eq_nocase(name, NR_STR("q")) && value.ptr != NULL &&
+            nr_str_to_double(nr_str_trim(value), &q) && q <= 0) {
             return true;
         }
     }
     return false;
+}
+
+/* Whether Accept (RFC 9110 section 12.5.1) takes the type: the most specific range decides. */
+static bool accepts(struct nr_str accept, const char *type)
+{
+    struct nr_str rest = accept, want = nr_str_from(type);
+    size_t family = (size_t)nr_str_find(want, '/') + 1; /* "image/" */
+    unsigned best = 0;
+    bool yes = false;
+    while (rest.ptr != NULL) {
+        struct nr_str params, one = nr_str_cut(rest, ',', &rest);
+        struct nr_str range = nr_str_trim(nr_str_cut(one, ';', &params));
+        unsigned rank = nr_str_eq_nocase(range, want) ? 3
+                        : range.len == family + 1 && range.ptr[family] == '*' &&
+                                nr_str_eq_nocase((struct nr_str){range.ptr, family},
+                                                 (struct nr_str){want.ptr, family})
+                            ? 2
+                        : nr_str_is(range, "*/*") ? 1
+                                                  : 0;
+        if (rank > best) {
+            best = rank;
+            yes = !refused(params);
+        }
+    }
+    return yes;
 }
 
 /* The answer's form: the declared one unless Accept rules it out. */
@@ -263,7 +285,7 @@ static nr_status negotiate(struct nr_call *c, struct predict *p, struct nr_err *
         image ? nr_image_format_media(p->plan->output_format) : "application/json";
     p->answer = ANSWER_DECLARED;
     p->out_format = p->plan->output_format;
-    if (accept.len == 0 || accepts(accept, "*/*") || accepts(accept, declared)) {
+    if (accept.len == 0 || accepts(accept, declared)) {
         return NARU_OK;
     }
     for (unsigned i = 0; image && i < NR_COUNT(media); i++) {
@@ -403,19 +425,21 @@ static nr_status finish_image(struct nr_call *c, struct predict *p, struct nr_er
             .in_bytes = p->picture.len,
             .out_bytes = p->body.len,
             .took_us = (uint32_t)NR_MIN(p->infer_ns / NR_US_NS, (int64_t)UINT32_MAX)};
-        st = nr_gallery_add(c->api->cfg.gallery, &e, p->picture, p->body, err);
-        memcpy(p->id, e.id, sizeof(p->id));
+        /* a gallery that cannot keep it is no reason to withhold the answer */
+        if (nr_gallery_add(c->api->cfg.gallery, &e, p->picture, p->body, &p->keep_err) == NARU_OK) {
+            memcpy(p->id, e.id, sizeof(p->id));
+        }
     }
-    return st;
+    return NARU_OK;
 }
 
-/* {"model_name": …, "image": {"format": …, "data": base64}} around the encoded picture. */
+/* {"model_name": …, "image": {"type": media type, "data": base64}} around the encoded picture. */
 static void image_to_json(struct nr_call *c, struct predict *p)
 {
     struct nr_text t;
     nr_text_init(&t, 2 * (size_t)ENCODED_MAX);
     nr_text_fmt(&t,
-                "{\"model_name\":\"%s\",\"model_version\":\"%lld\",\"image\":{\"format\":\"%s\","
+                "{\"model_name\":\"%s\",\"model_version\":\"%lld\",\"image\":{\"type\":\"%s\","
                 "\"data\":\"",
                 c->version->name, (long long)c->version->number,
                 nr_image_format_media(p->out_format));
@@ -432,6 +456,25 @@ static void image_to_json(struct nr_call *c, struct predict *p)
     p->body = (struct nr_str){t.data, t.len};
 }
 
+/* Whether all scores together are a distribution: then they are called probabilities. Models whose
+ * last layer is no softmax answer scores of any size, which nobody should take for one. */
+static bool are_probabilities(const struct nr_infer_tensor *t)
+{
+    size_t size = naru_dtype_bytes(t->dtype);
+    double sum = 0;
+    for (size_t at = 0; size > 0 && at < t->bytes; at += size) {
+        float v;
+        nr_elements_to_float(t->dtype, t->data + at, 1, &v);
+        if (!(v >= -1e-3F && v <= 1.001F)) {
+            return false;
+        }
+        sum += (double)v;
+    }
+    return sum > 0.99 && sum < 1.01;
+}
+
+/* {"model_name": …, "labels": [best first: {"label": name, "index": n, "probability" or "score"}]},
+ * one label a line: people read this in a shell. */
 static nr_status finish_labels(struct nr_call *c, struct predict *p, struct nr_err *err)
 {
     const struct nr_infer_tensor *t = &c->outputs[0];
@@ -443,18 +486,23 @@ static nr_status finish_labels(struct nr_call *c, struct predict *p, struct nr_e
     if (st != NARU_OK) {
         return st;
     }
+    const char *what = p->plan->softmax || are_probabilities(t) ? "probability" : "score";
     nr_text_init(&p->text, ENCODED_MAX);
     nr_text_fmt(&p->text, "{\"model_name\":\"%s\",\"model_version\":\"%lld\",\"labels\":[",
                 c->version->name, (long long)c->version->number);
     for (uint32_t i = 0; i < n; i++) {
         struct nr_str name = nr_labels_get(labels, top[i].index);
-        nr_text_str(&p->text, i > 0 ? ",{\"label\":" : "{\"label\":");
+        nr_text_str(&p->text, i > 0 ? ",\n  {\"label\":" : "\n  {\"label\":");
         nr_text_json(&p->text,
                      name.len > 0 ? name : nr_arena_fmt(&c->x->arena, "%u", top[i].index));
-        nr_text_fmt(&p->text, ",\"index\":%u,\"probability\":%.6g}", top[i].index,
-                    (double)top[i].score);
+        nr_text_fmt(&p->text, ",\"index\":%u,\"%s\":", top[i].index, what);
+        if (isfinite(top[i].score)) {
+            nr_text_fmt(&p->text, "%.6g}", (double)top[i].score);
+        } else {
+            nr_text_str(&p->text, "null}"); /* JSON has no word for NaN */
+        }
     }
-    nr_text_str(&p->text, "]}\n");
+    nr_text_str(&p->text, "\n]}\n");
     p->type = NR_STR("application/json");
     p->body = (struct nr_str){p->text.data, p->text.len};
     return p->text.failed ? nr_fail(err, NARU_NOMEM, "no memory for the labels") : NARU_OK;
@@ -520,6 +568,7 @@ static void advance(struct nr_call *c)
             st = p->status;
         }
     }
+    p->finished = st == NARU_OK && p->next_tile == p->job.n_tiles;
     p->status = st;
 }
 
@@ -527,7 +576,7 @@ static void advance(struct nr_call *c)
 static void advanced(struct nr_call *c)
 {
     struct predict *p = c->data;
-    if (p->status == NARU_OK && p->body.ptr == NULL) {
+    if (p->status == NARU_OK && !p->finished) {
         submit_step(c);
         return;
     }
@@ -536,14 +585,22 @@ static void advanced(struct nr_call *c)
         nr_call_fail_err(c, &c->err);
         return;
     }
-    struct nr_header id = {NR_STR("naru-gallery-id"), nr_str_from(p->id)};
+    if (p->keep_err.status != NARU_OK) {
+        nr_log(NR_LOG_WARN, "gallery", "a picture is not kept",
+               NR_KV_TEXT("model", c->version->name), NR_KV_TEXT("reason", p->keep_err.text));
+    }
+    struct nr_header headers[] = {
+        {NR_STR("server-timing"),
+         nr_arena_fmt(&c->x->arena, "infer;dur=%.2f", (double)p->infer_ns / 1e6)},
+        {NR_STR("naru-gallery-id"), nr_str_from(p->id)},
+    };
     struct nr_iov part = {p->body.ptr, p->body.len};
     struct nr_response r = {.status = 200,
                             .content_type = p->type,
                             .body = &part,
-                            .n_body = 1,
-                            .headers = &id,
-                            .n_headers = p->id[0] != '\0'};
+                            .n_body = p->body.len > 0,
+                            .headers = headers,
+                            .n_headers = p->id[0] != '\0' ? 2 : 1};
     nr_exchange_respond(c->x, &r);
 }
 
@@ -558,34 +615,34 @@ static void respond_step(struct nr_call *c)
     nr_call_offload(c, advance, advanced);
 }
 
-/* "keep=1" in the query: the page asks for it. */
+/* "keep=1" in the query: the page asks for it. A form on another site's page may not. */
 static bool wants_keep(const struct nr_call *c)
 {
     struct nr_str rest = c->x->query;
+    bool asked = false;
     while (rest.ptr != NULL) {
-        if (nr_str_is(nr_str_cut(rest, '&', &rest), "keep=1")) {
-            return c->api->cfg.gallery != NULL;
-        }
+        asked = nr_str_is(nr_str_cut(rest, '&', &rest), "keep=1") || asked;
     }
-    return false;
+    return asked && c->api->cfg.gallery != NULL &&
+           !nr_str_is(c->x->known.sec_fetch_site, "cross-site");
 }
 
 static void handle_predict(struct nr_call *c)
 {
     struct nr_err err = {0};
     struct predict *p = nr_arena_new(&c->x->arena, struct predict);
-    const struct nr_signature *sig;
+    if (nr_call_refuse_encoding(c)) {
+        return;
+    }
     nr_status st = nr_call_lookup(c, c->model_name, c->version_text, &err);
     if (st == NARU_OK) {
-        st = plan_of(c, &p->plan, &err);
+        st = nr_predict_plan(c->version, &c->x->arena, &p->plan, &err);
     }
     if (st == NARU_OK) {
-        sig = c->runtime->signature;
-        NR_ASSERT(io_index(sig->inputs, sig->n_inputs, p->plan->input, &p->input));
-        st = io_index(sig->outputs, sig->n_outputs, p->plan->output_tensor, &p->output)
-                 ? negotiate(c, p, &err)
-                 : nr_fail(&err, NARU_PRECONDITION, "the model has no output '%s'",
-                           p->plan->output_tensor);
+        const struct nr_signature *sig = c->runtime->signature;
+        p->input = io_index(sig->inputs, sig->n_inputs, p->plan->input);
+        p->output = io_index(sig->outputs, sig->n_outputs, p->plan->output_tensor);
+        st = negotiate(c, p, &err);
     }
     if (st != NARU_OK) {
         nr_call_fail_err(c, &err);

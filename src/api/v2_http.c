@@ -231,18 +231,7 @@ static void submit_decoded(struct nr_call *c)
 
 static void handle_infer(struct nr_call *c)
 {
-    if (c->x->known.content_encoding.len > 0 &&
-        !nr_str_eq_nocase(c->x->known.content_encoding, NR_STR("identity"))) {
-        nr_call_fail(c, NARU_MEDIA_TYPE,
-                     nr_arena_fmt(&c->x->arena,
-                                  "content-encoding '" NR_STR_FMT
-                                  "' is not supported; send the body "
-                                  "without compression",
-                                  NR_STR_ARG(c->x->known.content_encoding)),
-                     0);
-        return;
-    }
-    if (!found(c)) {
+    if (nr_call_refuse_encoding(c) || !found(c)) {
         return;
     }
     struct nr_str length = c->x->known.inference_header_content_length;

@@ -16,9 +16,13 @@ typedef naru_status nr_status;
 #define nr_nodiscard __attribute__((warn_unused_result))
 #define nr_printf(fmt, first) __attribute__((format(printf, fmt, first)))
 #define nr_cleanup(fn) __attribute__((cleanup(fn)))
-/* For arrays of a hot path that are written before they are read: the build zeroes all automatic
- * variables (-ftrivial-auto-var-init), which costs their whole size at every call. */
+/* For large locals of hot functions that are filled before they are read: our flags zero every
+ * local otherwise. */
+#if defined(__has_attribute) && __has_attribute(uninitialized)
 #define nr_uninit __attribute__((uninitialized))
+#else
+#define nr_uninit
+#endif
 #define NR_LIKELY(x) __builtin_expect(!!(x), 1)
 #define NR_UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define NR_COUNT(array) (sizeof(array) / sizeof((array)[0]))

@@ -236,114 +236,159 @@ static struct decimal decimal_from_float(uint32_t fraction, int exponent)
     return choose(lower, value, upper, k);
 }
 
-static const char pairs[] =
-    "00010203040506070809101112131415161718192021222324252627282930313233343536373839"
-    "40414243444546474849505152535455565758596061626364656667686970717273747576777879"
-    "8081828384858687888990919293949596979899";
+/* ---------------------------------------------------------------------------------------------
+ * Digits: eight at a time in a 64-bit word, the first one in the lowest byte, so that a store writes
+ * them in reading order and zeros at either end are counted by one instruction.
+ */
 
-static inline unsigned count_digits(uint64_t v)
+#define ASCII_ZEROS UINT64_C(0x3030303030303030)
+
+/* v < 10^8 as eight digit values 0..9. Divisions by constants, two and four at once. */
+static inline uint64_t digits_8(uint32_t v)
 {
-    static const uint64_t limit[] = {0,
-                                     10,
-                                     100,
-                                     1000,
-                                     10000,
-                                     100000,
-                                     1000000,
-                                     10000000,
-                                     100000000,
-                                     1000000000,
-                                     10000000000u,
-                                     100000000000u,
-                                     1000000000000u,
-                                     10000000000000u,
-                                     100000000000000u,
-                                     1000000000000000u,
-                                     10000000000000000u,
-                                     100000000000000000u,
-                                     1000000000000000000u,
-                                     10000000000000000000u};
-    unsigned guess = ((64 - (unsigned)__builtin_clzll(v | 1)) * 1233) >> 12;
-    return guess + (v >= limit[guess]);
+    uint64_t fours = (v / 10000) | (uint64_t)(v % 10000) << 32;
+    uint64_t high = ((fours * 10486) >> 20) & 0x0000007f0000007fu; /* each / 100 */
+    uint64_t twos = high | (fours - high * 100) << 16;
+    uint64_t tens = ((twos * 103) >> 10) & 0x000f000f000f000fu; /* each / 10 */
+    return tens | (twos - tens * 10) << 8;
 }
 
-/* Exactly n digits of v, with leading zeros, ending before out + n. */
-static inline void put_digits(uint64_t v, char *out, unsigned n)
+static inline void store_8(char *out, uint64_t digits)
 {
-    char *p = out + n;
-    while (v >= UINT64_C(100000000)) { /* 32-bit divisions below are much cheaper */
-        uint32_t low = (uint32_t)(v % 100000000u);
-        v /= 100000000u;
-        for (int i = 0; i < 4; i++) {
-            p -= 2;
-            memcpy(p, pairs + (size_t)2 * (low % 100), 2);
-            low /= 100;
-        }
-    }
-    uint32_t rest = (uint32_t)v;
-    while (rest >= 100) {
-        p -= 2;
-        memcpy(p, pairs + (size_t)2 * (rest % 100), 2);
-        rest /= 100;
-    }
-    if (p - out >= 2) {
-        memcpy(p - 2, pairs + (size_t)2 * rest, 2);
-        p -= 2;
-    } else if (p > out) {
-        *--p = (char)('0' + rest);
-    }
-    while (p > out) {
-        *--p = '0';
-    }
+    digits |= ASCII_ZEROS;
+    memcpy(out, &digits, sizeof(digits));
 }
 
 char *nr_u64_write(uint64_t v, char *out)
 {
-    unsigned n = count_digits(v);
-    n += n == 0;
-    put_digits(v, out, n);
-    return out + n;
+    if (v < 10) {
+        *out = (char)('0' + v);
+        return out + 1;
+    }
+    uint64_t parts[3]; /* of eight digits, the last first */
+    unsigned n = 0;
+    for (; v >= 100000000u; v /= 100000000u) {
+        parts[n++] = digits_8((uint32_t)(v % 100000000u));
+    }
+    uint64_t first = digits_8((uint32_t)v);
+    unsigned zeros = (unsigned)__builtin_ctzll(first) / 8;
+    store_8(out, first >> (8 * zeros));
+    out += 8 - zeros;
+    while (n > 0) {
+        store_8(out, parts[--n]);
+        out += 8;
+    }
+    return out;
 }
 
-/* The notation of RapidJSON: plain between 1e-6 and 1e21, else d.ddde±x. */
-static inline char *write_decimal(struct decimal d, char *out)
+/* Digits in reading order: the first in the lowest byte of `low`. Floats need the low word only; the
+ * flag is_double is a constant wherever these functions are expanded. */
+struct words {
+    uint64_t low, high;
+};
+
+static inline __attribute__((always_inline)) struct words drop(struct words w, unsigned n,
+                                                               bool is_double)
 {
-    /* The choice above takes off one zero at most; small integers are written with theirs. */
-    while (d.exp10 != 0 && d.digits % 10 == 0) {
-        d.digits /= 10;
-        d.exp10++;
+    if (!is_double) {
+        return (struct words){w.low >> (8 * n), 0};
     }
-    unsigned n = count_digits(d.digits);
-    int point = (int)n + d.exp10; /* digits before the decimal point */
-    if (d.exp10 >= 0 && point <= 21) {
-        put_digits(d.digits, out, n);
-        memset(out + n, '0', (size_t)d.exp10);
-        memcpy(out + point, ".0", 2);
-        return out + point + 2;
+    u128 both = ((u128)w.high << 64 | w.low) >> (8 * n);
+    return (struct words){(uint64_t)both, (uint64_t)(both >> 64)};
+}
+
+static inline __attribute__((always_inline)) void store(char *out, struct words w, bool is_double)
+{
+    store_8(out, w.low);
+    if (is_double) {
+        store_8(out + 8, w.high);
     }
-    if (point > 0 && point <= 21) {
-        char text[24];
-        put_digits(d.digits, text, n);
-        memcpy(out, text, (size_t)point);
-        out[point] = '.';
-        memcpy(out + point + 1, text + point, n - (unsigned)point);
-        return out + n + 1;
+}
+
+/* A decimal ready to be laid out: n digits without zeros at either end; the first apart, because
+ * nine or seventeen are one more than the words hold. */
+struct digits {
+    struct words rest; /* digits 2, 3, …; zero above the last */
+    unsigned first;
+    int n;
+    int exp10;
+};
+
+static inline __attribute__((always_inline)) struct digits split(struct decimal d, bool is_double)
+{
+    struct words w;
+    unsigned top;
+    int leading;
+    int trailing;
+    int width;
+    if (is_double) {
+        top = (unsigned)(d.digits / UINT64_C(10000000000000000));
+        d.digits %= UINT64_C(10000000000000000);
+        w.low = digits_8((uint32_t)(d.digits / 100000000u));
+        w.high = digits_8((uint32_t)(d.digits % 100000000u));
+        width = 16;
+        leading = w.low ? __builtin_ctzll(w.low) : 64 + (w.high ? __builtin_ctzll(w.high) : 64);
+        trailing = w.high ? __builtin_clzll(w.high) : 64 + (w.low ? __builtin_clzll(w.low) : 64);
+    } else {
+        uint32_t digits = (uint32_t)d.digits;
+        top = digits / 100000000u;
+        w.low = digits_8(digits % 100000000u);
+        w.high = 0;
+        width = 8;
+        leading = w.low ? __builtin_ctzll(w.low) : 64;
+        trailing = w.low ? __builtin_clzll(w.low) : 64;
     }
+    leading /= 8;
+    trailing /= 8;
+    if (top == 0) { /* not all are zero: a decimal is never 0 */
+        w = drop(w, (unsigned)leading, is_double);
+        top = (unsigned)(w.low & 0xff);
+        w = drop(w, 1, is_double);
+        width -= leading + 1;
+    }
+    return (struct digits){w, top, 1 + width - trailing, d.exp10 + trailing};
+}
+
+/* The notation of RapidJSON: plain between 1e-6 and 1e21, else d.ddde±x. Writes beyond the text, but
+ * within NR_FLOAT_TEXT_MAX. */
+static inline __attribute__((always_inline)) char *lay_out(struct decimal decimal, char *out,
+                                                           bool is_double)
+{
+    struct digits d = split(decimal, is_double);
+    int point = d.n + d.exp10; /* digits in front of the decimal point */
+    char first = (char)('0' + d.first);
     if (point > -6 && point <= 0) {
         memcpy(out, "0.000000", 8);
         out += 2 - point;
-        put_digits(d.digits, out, n);
-        return out + n;
+        *out = first;
+        store(out + 1, d.rest, is_double);
+        return out + d.n;
     }
-    put_digits(d.digits, out + 1, n);
-    out[0] = out[1];
-    char *p = out + 1;
-    if (n > 1) {
-        *p = '.';
-        p += n;
+    if (point > 0 && point <= 21) {
+        *out = first;
+        store(out + 1, d.rest, is_double);
+        if (point < d.n) {
+            out[point] = '.';
+            store(out + point + 1, drop(d.rest, (unsigned)point - 1, is_double), is_double);
+            return out + d.n + 1;
+        }
+        if (is_double) {
+            memset(out + 17, '0', 4);
+        } else {
+            store_8(out + 9, 0);
+            memset(out + 17, '0', 4);
+        }
+        memcpy(out + point, ".0", 2);
+        return out + point + 2;
     }
-    *p++ = 'e';
-    return nr_i64_write(point - 1, p);
+    *out++ = first;
+    if (d.n > 1) {
+        *out++ = '.';
+        store(out, d.rest, is_double);
+        out += d.n - 1;
+    }
+    *out++ = 'e';
+    return nr_i64_write(point - 1, out);
 }
 
 static char *write_word(const char *word, char *out)
@@ -367,7 +412,7 @@ char *nr_double_write(double value, char *out)
     if ((bits << 1) == 0) {
         return write_word("0.0", out);
     }
-    return write_decimal(decimal_from_double(fraction, exponent), out);
+    return lay_out(decimal_from_double(fraction, exponent), out, true);
 }
 
 char *nr_float_write(float value, char *out)
@@ -384,5 +429,5 @@ char *nr_float_write(float value, char *out)
     if ((bits << 1) == 0) {
         return write_word("0.0", out);
     }
-    return write_decimal(decimal_from_float(fraction, exponent), out);
+    return lay_out(decimal_from_float(fraction, exponent), out, false);
 }

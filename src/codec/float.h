@@ -16,14 +16,14 @@
 
 #include "base/status.h"
 
-/* Longest text that nr_float_write and nr_double_write produce. */
-#define NR_FLOAT_TEXT_MAX 32
+/* Room that the writers need: the longest text is 25 characters, and they store whole words. */
+#define NR_FLOAT_TEXT_MAX 40
 
 /* Writes without a NUL, returns the end. NaN, Infinity and -Infinity as these words. out has
  * NR_FLOAT_TEXT_MAX bytes; more than the text may be overwritten. */
 char *nr_float_write(float value, char *out);
 char *nr_double_write(double value, char *out);
-/* Decimal integers; at most 20 characters. */
+/* Decimal integers, at most 20 characters; out has 28 bytes (one more with a sign). */
 char *nr_u64_write(uint64_t value, char *out);
 static inline char *nr_i64_write(int64_t value, char *out)
 {

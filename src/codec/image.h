@@ -122,7 +122,7 @@ struct nr_image_encode_opts {
     enum nr_image_format format;
     int quality;   /* JPEG and WebP, 1-100; 0: NR_IMAGE_QUALITY. PNG does not lose anything */
     bool lossless; /* WebP */
-    int effort;    /* PNG: zlib level 1-9; WebP: method 1-6; 0: fast default (2 and 2) */
+    int effort;    /* PNG: zlib level 1-9; WebP: method 1-6; 0: a fast default */
 };
 #define NR_IMAGE_QUALITY 90
 

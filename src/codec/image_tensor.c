@@ -2,7 +2,7 @@
  *
  * Going in, an element is looked up in the plan's table by channel and byte: the arithmetic of
  * normalisation was done 256 times when the model was loaded and is not done again. Going out,
- * rows are widened to float in small pieces and quantised in one loop without branches.
+ * rows are widened to float in small pieces and quantised without branches.
  *
  * INVARIANTS
  *  1. Geometry is checked once, in nr_image_job_init; what runs per pixel checks nothing.
@@ -13,6 +13,9 @@
 #include "codec/image_tensor.h"
 
 #include <inttypes.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #include "base/mem.h"
 #include "codec/element.h"
@@ -298,8 +301,26 @@ static nr_status stitch_begin(struct nr_image_stitch *s, const struct plane *t, 
     return st;
 }
 
-/* round half up and clip, for n <= PIECE floats. Comparisons are false for NaN, which gives 0. The
- * fraction is compared rather than 0.5 added: 0.49999997 + 0.5 is 1 in float. */
+/* Round half up and clip n <= PIECE floats, both arrays having room for PIECE. Comparisons are false
+ * for NaN, which gives 0. The fraction is compared rather than 0.5 added: 0.49999997 + 0.5 is 1. */
+#if defined(__SSE2__)
+static void quantise(const float *v, size_t n, float scale, uint8_t *out)
+{
+    const __m128 factor = _mm_set1_ps(scale), half = _mm_set1_ps(0.5F), top = _mm_set1_ps(255.0F);
+    for (size_t i = 0; i < n; i += 8) {
+        __m128i part[2];
+        for (int k = 0; k < 2; k++) {
+            __m128 x = _mm_mul_ps(_mm_loadu_ps(v + i + 4 * k), factor);
+            x = _mm_min_ps(_mm_max_ps(x, _mm_setzero_ps()), top); /* max gives its second for NaN */
+            __m128i whole = _mm_cvttps_epi32(x);
+            __m128 is_up = _mm_cmpge_ps(_mm_sub_ps(x, _mm_cvtepi32_ps(whole)), half);
+            part[k] = _mm_sub_epi32(whole, _mm_castps_si128(is_up)); /* true is -1 */
+        }
+        __m128i words = _mm_packs_epi32(part[0], part[1]);
+        _mm_storel_epi64((__m128i *)(void *)(out + i), _mm_packus_epi16(words, words));
+    }
+}
+#else
 static void quantise(const float *v, size_t n, float scale, uint8_t *out)
 {
     for (size_t i = 0; i < n; i++) {
@@ -310,13 +331,14 @@ static void quantise(const float *v, size_t n, float scale, uint8_t *out)
         out[i] = (uint8_t)(whole + (x - (float)whole >= 0.5F ? 1 : 0));
     }
 }
+#endif
 
 /* n pixels of one channel, from a tensor to interleaved bytes. */
 static void put_pixels(int32_t dtype, const uint8_t *src, size_t src_step, size_t n, float scale,
                        uint8_t *dst, size_t dst_step)
 {
     float v[PIECE];
-    uint8_t b[PIECE];
+    uint8_t b[PIECE] = {0};
     const size_t bytes = naru_dtype_bytes(dtype);
     for (size_t at = 0; at < n; at += PIECE) {
         size_t m = NR_MIN(n - at, (size_t)PIECE);

@@ -114,6 +114,7 @@ static size_t write_value(int32_t dtype, const uint8_t *at, char text[VALUE_TEXT
     } else if (dtype == NARU_FP64) {
         memcpy(&d, at, sizeof(d));
     } else {
+        NR_ASSERT(naru_dtype_bytes(dtype) > 0);
         uint64_t key = key_of(dtype, at);
         bool is_signed = dtype >= NARU_INT8 && dtype <= NARU_INT64;
         int64_t i = (int64_t)(key ^ UINT64_C(1) << 63) >> (64 - 8 * naru_dtype_bytes(dtype));

@@ -84,7 +84,7 @@ static nr_status read_param(struct nr_json *j, struct nr_infer_param *p)
 
 static nr_status read_request_params(struct decoder *d)
 {
-    struct nr_json_keys keys;
+    nr_uninit struct nr_json_keys keys;
     nr_json_keys_init(&keys);
     bool more = false;
     struct nr_infer_param p = {.name = {NULL, 0}};
@@ -100,7 +100,7 @@ static nr_status read_request_params(struct decoder *d)
 /* Parameters of an input; those without a meaning are checked and ignored, as Triton does. */
 static nr_status read_input_params(struct decoder *d, struct input *in)
 {
-    struct nr_json_keys keys;
+    nr_uninit struct nr_json_keys keys;
     nr_json_keys_init(&keys);
     struct nr_str key;
     bool more = false;
@@ -212,12 +212,12 @@ static nr_status close_input(struct decoder *d, struct input *in)
 
 static nr_status read_input(struct decoder *d)
 {
-    struct input in;
+    nr_uninit struct input in;
     memset(&in, 0, offsetof(struct input, shape)); /* the shape is filled up to its rank */
     in.binary_bytes = 0;
     in.data = NULL;
     in.tensor = NULL;
-    struct nr_json_keys keys;
+    nr_uninit struct nr_json_keys keys;
     nr_json_keys_init(&keys);
     struct nr_str key;
     bool more = false;
@@ -249,7 +249,7 @@ static nr_status read_input(struct decoder *d)
 static nr_status read_output_params(struct decoder *d, struct nr_output_choice *o,
                                     struct nr_str name)
 {
-    struct nr_json_keys keys;
+    nr_uninit struct nr_json_keys keys;
     nr_json_keys_init(&keys);
     struct nr_str key;
     bool more = false;
@@ -278,7 +278,7 @@ static nr_status read_output_params(struct decoder *d, struct nr_output_choice *
 
 static nr_status read_output(struct decoder *d)
 {
-    struct nr_json_keys keys;
+    nr_uninit struct nr_json_keys keys;
     nr_json_keys_init(&keys);
     struct nr_str key;
     struct nr_str name = {NULL, 0};
@@ -323,7 +323,7 @@ static nr_status read_list(struct decoder *d, nr_status (*read)(struct decoder *
 static nr_status read_request(struct decoder *d)
 {
     struct nr_infer_request *req = d->b.req;
-    struct nr_json_keys keys;
+    nr_uninit struct nr_json_keys keys;
     nr_json_keys_init(&keys);
     struct nr_str key;
     bool has_inputs = false;
@@ -359,8 +359,8 @@ nr_status nr_infer_json_decode(const struct nr_signature *sig, struct nr_str bod
                                size_t json_bytes, struct nr_buf *owner, struct nr_arena *arena,
                                struct nr_infer_request *ret, struct nr_err *err)
 {
-    struct decoder d;
-    struct nr_infer_request req;
+    nr_uninit struct decoder d;
+    nr_uninit struct nr_infer_request req;
     NR_ASSERT(json_bytes <= body.len);
     nr_status st = nr_infer_build_init(&d.b, sig, arena, owner, &req, err);
     if (st != NARU_OK) {

@@ -56,71 +56,73 @@ static struct cursor cursor_of(struct nr_str s)
     return (struct cursor){p, p + s.len};
 }
 
-static bool read_varint(struct cursor *c, uint64_t *ret)
+/* The varint at p: returns the byte behind it, or NULL. (By value, not through a cursor: locals whose
+ * address is taken cost a stack guard and a trip through memory.) */
+static inline const uint8_t *varint_at(const uint8_t *p, const uint8_t *end, uint64_t *ret)
 {
-    const uint8_t *p = c->p;
-    if (NR_LIKELY(p < c->end && *p < 0x80)) {
+    if (NR_LIKELY(p < end && *p < 0x80)) {
         *ret = *p;
-        c->p = p + 1;
-        return true;
+        return p + 1;
     }
     uint64_t value = 0;
-    for (unsigned shift = 0; shift < 70 && p < c->end; shift += 7) {
+    for (unsigned shift = 0; shift < 70 && p < end; shift += 7) {
         uint8_t byte = *p++;
         if (shift == 63 && byte > 1) {
-            return false;
+            return NULL;
         }
         value |= (uint64_t)(byte & 0x7f) << shift;
         if (byte < 0x80) {
             *ret = value;
-            c->p = p;
-            return true;
+            return p;
         }
     }
-    return false;
+    return NULL;
+}
+
+static bool read_varint(struct cursor *c, uint64_t *ret)
+{
+    const uint8_t *p = varint_at(c->p, c->end, ret);
+    c->p = p ? p : c->p;
+    return p != NULL;
 }
 
 /* The next field; false at the end or when malformed (then c->p < c->end still). */
-static bool next_field(struct cursor *c, struct field *f)
+static inline bool next_field(struct cursor *c, struct field *f)
 {
-    uint64_t tag;
-    struct cursor at = *c;
-    if (at.p == at.end || !read_varint(&at, &tag) || tag >> 3 == 0 || tag > UINT32_MAX) {
+    const uint8_t *p = c->p;
+    const uint8_t *end = c->end;
+    if (p == end) {
         return false;
     }
-    f->number = (uint32_t)(tag >> 3);
-    f->wire = tag & 7;
-    size_t left = (size_t)(at.end - at.p);
-    switch (f->wire) {
-    case WIRE_VARINT:
-        if (!read_varint(&at, &f->value)) {
-            return false;
-        }
-        break;
-    case WIRE_BYTES: {
-        uint64_t len;
-        if (!read_varint(&at, &len) || len > (uint64_t)(at.end - at.p)) {
-            return false;
-        }
-        f->bytes = (struct nr_str){(const char *)at.p, (size_t)len};
-        at.p += len;
-        break;
+    p = varint_at(p, end, &f->value);
+    if (p == NULL || f->value >> 3 == 0 || f->value > UINT32_MAX) {
+        return false;
     }
-    case WIRE_64:
-    case WIRE_32: {
-        size_t size = f->wire == WIRE_64 ? 8 : 4;
-        if (left < size) {
+    f->number = (uint32_t)(f->value >> 3);
+    f->wire = f->value & 7;
+    if (f->wire == WIRE_VARINT || f->wire == WIRE_BYTES) {
+        p = varint_at(p, end, &f->value);
+        if (p == NULL) {
             return false;
         }
+        if (f->wire == WIRE_BYTES) {
+            if (f->value > (uint64_t)(end - p)) {
+                return false;
+            }
+            f->bytes = (struct nr_str){(const char *)p, (size_t)f->value};
+            p += f->value;
+        }
+    } else if (f->wire == WIRE_64 && end - p >= 8) {
+        memcpy(&f->value, p, 8);
+        p += 8;
+    } else if (f->wire == WIRE_32 && end - p >= 4) {
         f->value = 0;
-        memcpy(&f->value, at.p, size);
-        at.p += size;
-        break;
-    }
-    default:
+        memcpy(&f->value, p, 4);
+        p += 4;
+    } else {
         return false;
     }
-    *c = at;
+    c->p = p;
     return true;
 }
 
@@ -535,7 +537,7 @@ static nr_status read_input_fields(struct decoder *d, struct nr_str message, str
 
 static nr_status read_input(struct decoder *d, const struct cursor *outer, const struct field *f)
 {
-    struct input in;
+    nr_uninit struct input in;
     struct nr_infer_tensor *t = NULL;
     unsigned index = d->next_input++;
     nr_status st = take_message(d, outer, f);
@@ -674,7 +676,7 @@ nr_status nr_infer_pb_decode(const struct nr_signature *sig, struct nr_str messa
                              struct nr_infer_request *ret, struct nr_err *err)
 {
     struct decoder d = {.start = message.ptr};
-    struct nr_infer_request req;
+    nr_uninit struct nr_infer_request req;
     nr_status st = nr_infer_build_init(&d.b, sig, arena, owner, &req, err);
     if (st != NARU_OK) {
         return st;

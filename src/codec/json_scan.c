@@ -223,14 +223,27 @@ static unsigned escape_scan(const char *p, const char *end, unsigned *n_utf8, ui
     return 6;
 }
 
-/* Does a word hold a quote, a backslash, a control character or a byte above 0x7f? */
-static inline bool has_special(uint64_t v)
+/* The first byte of a string at p that needs a look: a quote, a backslash, a control character, one
+ * above 0x7f, or the end. The lowest mark of a word is exact: borrows only reach upwards. */
+static inline const char *find_special(const char *p, const char *end)
 {
     const uint64_t ones = 0x0101010101010101u;
     const uint64_t high = 0x8080808080808080u;
-    uint64_t quote = v ^ (ones * '"');
-    uint64_t slash = v ^ (ones * '\\');
-    return (((quote - ones) | (slash - ones) | (v - ones * 0x20) | v) & high) != 0;
+    while (end - p >= 8) {
+        uint64_t v;
+        memcpy(&v, p, sizeof(v));
+        uint64_t quote = v ^ (ones * '"');
+        uint64_t slash = v ^ (ones * '\\');
+        uint64_t marks = ((quote - ones) | (slash - ones) | (v - ones * 0x20) | v) & high;
+        if (marks != 0) {
+            return p + __builtin_ctzll(marks) / 8;
+        }
+        p += 8;
+    }
+    while (p < end && *p != '"' && *p != '\\' && (unsigned char)(*p - 0x20) < 0x60) {
+        p++;
+    }
+    return p;
 }
 
 nr_status nr_json_string_scan(struct nr_json *j, const char **at, size_t *n_escaped)
@@ -241,14 +254,7 @@ nr_status nr_json_string_scan(struct nr_json *j, const char **at, size_t *n_esca
     bool ascii = true;
     size_t escaped = 0;
     for (;;) {
-        while (end - p >= 8) {
-            uint64_t word;
-            memcpy(&word, p, sizeof(word));
-            if (has_special(word)) {
-                break;
-            }
-            p += 8;
-        }
+        p = find_special(p, end);
         if (p == end) {
             return nr_json_fail_at(j, p, "'\"' at the end of a string");
         }
@@ -268,8 +274,10 @@ nr_status nr_json_string_scan(struct nr_json *j, const char **at, size_t *n_esca
         } else if (c < 0x20) {
             return nr_json_fail_at(j, p, "control characters to be escaped");
         } else {
-            ascii = ascii && c < 0x80;
-            p++;
+            ascii = false;
+            while (p < end && (unsigned char)*p >= 0x80) {
+                p++;
+            }
         }
     }
     if (!ascii && !nr_str_is_utf8((struct nr_str){begin, (size_t)(p - begin)})) {

@@ -67,7 +67,8 @@ static char **texts(struct packer *p, const struct nr_str *s, unsigned n)
 nr_status nr_meta_server_pb(struct nr_arena *a, const struct nr_server_view *v, struct nr_str *ret)
 {
     struct packer p = {.a = a};
-    Inference__ServerMetadataResponse m = INFERENCE__SERVER_METADATA_RESPONSE__INIT;
+    Inference__ServerMetadataResponse m;
+    inference__server_metadata_response__init(&m);
     m.name = text(&p, v->name);
     m.version = text(&p, v->version);
     m.n_extensions = v->n_extensions;
@@ -97,7 +98,8 @@ static tensor_metadata **tensors(struct packer *p, const struct nr_io_spec *io, 
 nr_status nr_meta_model_pb(struct nr_arena *a, const struct nr_model_view *v, struct nr_str *ret)
 {
     struct packer p = {.a = a};
-    Inference__ModelMetadataResponse m = INFERENCE__MODEL_METADATA_RESPONSE__INIT;
+    Inference__ModelMetadataResponse m;
+    inference__model_metadata_response__init(&m);
     m.name = text(&p, v->name);
     m.platform = text(&p, v->platform);
     m.n_versions = v->n_versions;

@@ -459,7 +459,7 @@ static nr_status float_value(struct parser *p, const ProtobufCFieldDescriptor *f
         char buf[48];
         return FAIL(p, &first, "%s must be a number, found %s", f->name, shown(&p->tok, buf));
     }
-    *ret = negative ? -v : v;
+    *ret = negative && !isnan(v) ? -v : v; /* one nan only */
     return advance(p);
 }
 

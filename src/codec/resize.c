@@ -5,10 +5,12 @@
  * sum plus one half, shifted down and clipped to 8 bits. This is Pillow's arithmetic to the bit,
  * the order of the two passes included.
  *
- * Speed: both passes are written as one loop, "sum of weight * row of bytes", in vector types. The vertical pass is that by nature. For the horizontal pass, STRIP rows are
- * first transposed, so that neighbouring bytes belong to different rows and share their weight;
- * results are transposed back. On x86-64 the loop is compiled twice and picked at load time, since
- * the baseline instruction set has no 32-bit vector multiplication.
+ * Speed: both passes are the same loop, "sum of weight * row of bytes". The vertical pass is that by
+ * nature. For the horizontal pass STRIP rows are first transposed, so that neighbouring bytes belong
+ * to different rows and share their weight; results are transposed back. Weights are split into a
+ * high and a low part of 16 bits, because multiplying 16-bit pairs and adding them is the one fast
+ * vector multiplication of every x86-64; the parts are added up apart and joined at the end, modulo
+ * 2^32, which gives the same bits as 32-bit arithmetic.
  *
  * INVARIANTS
  *  1. A window lies within the input: first >= 0, first + n <= size, 1 <= n <= taps.
@@ -19,28 +21,17 @@
 #include "codec/resize.h"
 
 #include <math.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #include "base/buf.h"
 #include "base/mem.h"
 
 #define WEIGHT_BITS 22
+#define LOW_BITS 11
 #define STRIP 16 /* rows of a strip: cells of 16 or 48 bytes */
-#define BLOCK 16 /* bytes that weigh() makes at once */
-
-/* Two versions of a function, chosen once by the loader; the sanitizers' run-time is not up yet
- * when loaders ask. */
-#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && \
-    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#if !defined(__has_feature)
-#define NR_CLONES __attribute__((target_clones("avx2", "default")))
-#elif !__has_feature(address_sanitizer) && !__has_feature(thread_sanitizer) && \
-    !__has_feature(memory_sanitizer)
-#define NR_CLONES __attribute__((target_clones("avx2", "default")))
-#endif
-#endif
-#ifndef NR_CLONES
-#define NR_CLONES
-#endif
+#define BLOCK 16 /* bytes that are made at once */
 
 static double filter_box(double x)
 {
@@ -119,17 +110,38 @@ bool nr_resize_filter_parse(struct nr_str s, enum nr_resize_filter *ret)
     return false;
 }
 
+/* Weights of two neighbouring taps, each high * 2^LOW_BITS + low with low >= 0: the first tap's
+ * part in the lower 16 bits. */
+struct pair {
+    uint32_t high, low;
+};
+
 /* Windows and weights of one axis. */
 struct axis {
-    uint32_t taps;    /* weights stored per output pixel */
-    uint32_t *window; /* [size][2]: first input pixel, count */
-    int32_t *weight;  /* [size][taps] */
+    uint32_t pairs;    /* stored per output pixel */
+    uint32_t *window;  /* [size][2]: first input pixel, count */
+    struct pair *pair; /* [size][pairs]; taps beyond the count weigh 0 */
 };
 
 static void axis_done(struct axis *a)
 {
     nr_free(a->window);
-    nr_free(a->weight);
+    nr_free(a->pair);
+}
+
+static void pair_set(struct pair *p, uint32_t tap, int32_t w)
+{
+    uint32_t low = (uint32_t)w & ((1U << LOW_BITS) - 1);
+    uint32_t high = (uint32_t)(w >> LOW_BITS) & 0xffffU;
+    p[tap / 2].high |= high << (tap % 2 * 16);
+    p[tap / 2].low |= low << (tap % 2 * 16);
+}
+
+static int32_t pair_get(const struct pair *p, uint32_t tap)
+{
+    int32_t high = (int16_t)(p[tap / 2].high >> (tap % 2 * 16));
+    int32_t low = (int16_t)(p[tap / 2].low >> (tap % 2 * 16));
+    return high * (1 << LOW_BITS) + low;
 }
 
 static void axis_weights(struct axis *a, uint32_t i, double centre, double step,
@@ -141,11 +153,10 @@ static void axis_weights(struct axis *a, uint32_t i, double centre, double step,
         work[k] = weight(((double)k + (double)first - centre + 0.5) * step);
         sum += work[k];
     }
-    int32_t *out = a->weight + (size_t)i * a->taps;
     for (uint32_t k = 0; k < n; k++) {
         double w = sum != 0.0 ? work[k] / sum : work[k];
         w *= (double)(1 << WEIGHT_BITS);
-        out[k] = (int32_t)(w < 0 ? w - 0.5 : w + 0.5);
+        pair_set(a->pair + (size_t)i * a->pairs, k, (int32_t)(w < 0 ? w - 0.5 : w + 0.5));
     }
 }
 
@@ -155,14 +166,15 @@ static nr_status axis_init(struct axis *a, uint32_t in, uint32_t out, enum nr_re
     double scale = (double)in / out;
     double stretch = NR_MAX(scale, 1.0);
     double support = filters[f].support * stretch;
-    a->taps = (uint32_t)ceil(support) * 2 + 1;
-    size_t n_weights;
-    nr_autofree double *work = nr_try_alloc(a->taps * sizeof *work);
+    uint32_t taps = (uint32_t)ceil(support) * 2 + 1;
+    size_t n_pairs;
+    a->pairs = taps / 2 + 1;
+    nr_autofree double *work = nr_try_alloc(taps * sizeof *work);
     a->window = nr_try_alloc((size_t)out * 2 * sizeof *a->window);
-    a->weight = nr_mul(out, a->taps, &n_weights) && n_weights <= SIZE_MAX / sizeof *a->weight
-                    ? nr_try_alloc(n_weights * sizeof *a->weight)
-                    : NULL;
-    if (work == NULL || a->window == NULL || a->weight == NULL) {
+    a->pair = nr_mul(out, a->pairs, &n_pairs) && n_pairs <= SIZE_MAX / sizeof *a->pair
+                  ? nr_try_alloc(n_pairs * sizeof *a->pair)
+                  : NULL;
+    if (work == NULL || a->window == NULL || a->pair == NULL) {
         return nr_fail(err, NARU_NOMEM, "no memory to resize %u to %u pixels", in, out);
     }
     for (uint32_t i = 0; i < out; i++) {
@@ -177,79 +189,116 @@ static nr_status axis_init(struct axis *a, uint32_t in, uint32_t out, enum nr_re
     return NARU_OK;
 }
 
-/* Eight sums at once. The compilers' vector types rather than a loop left to them: at -O2 gcc 12
- * vectorises almost nothing, and the sums must stay in registers. */
-typedef int32_t v8_i32 __attribute__((vector_size(32)));
-typedef uint8_t v8_u8 __attribute__((vector_size(8)));
-
-#define V8_LOAD(ptr)                             \
-    ({                                           \
-        v8_u8 bytes_;                            \
-        memcpy(&bytes_, (ptr), sizeof(bytes_));  \
-        __builtin_convertvector(bytes_, v8_i32); \
-    })
-/* Drops the fraction, clips to 8 bits (a comparison gives -1 or 0 in each lane). */
-#define V8_STORE(ptr, sums)                                \
-    do {                                                   \
-        v8_i32 v_ = (sums) >> WEIGHT_BITS;                 \
-        v_ &= v_ > 0;                                      \
-        v_ = (v_ | (v_ > 255)) & 255;                      \
-        v8_u8 bytes_ = __builtin_convertvector(v_, v8_u8); \
-        memcpy((ptr), &bytes_, sizeof(bytes_));            \
-    } while (0)
-
-static uint8_t weigh_one(const uint8_t *src, size_t stride, const int32_t *weight, uint32_t taps)
+static uint8_t weigh_one(const uint8_t *src, size_t stride, const struct pair *pair, uint32_t taps)
 {
     int32_t sum = 1 << (WEIGHT_BITS - 1);
     for (uint32_t k = 0; k < taps; k++, src += stride) {
-        sum += weight[k] * *src;
+        sum += pair_get(pair, k) * *src;
     }
     sum >>= WEIGHT_BITS;
     return (uint8_t)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
 }
 
-/* dst[0..n) = round(sum over k of weight[k] * src[k * stride + 0..n)). */
-NR_CLONES static void weigh(const uint8_t *src, size_t stride, const int32_t *weight, uint32_t taps,
-                            uint8_t *dst, size_t n)
+/* BLOCK results: dst[i] = round(sum over k of weight k * src[k * stride + i]). */
+#if defined(__SSE2__)
+static void weigh_block(const uint8_t *src, size_t stride, const struct pair *pair, uint32_t taps,
+                        uint8_t *dst)
 {
-    for (size_t i = 0; i < n;) {
-        if (n < BLOCK) {
-            dst[i] = weigh_one(src + i, stride, weight, taps);
-            i++;
-            continue;
+    const __m128i zero = _mm_setzero_si128();
+    __m128i high[4] = {zero, zero, zero, zero}, low[4];
+    low[0] = low[1] = low[2] = low[3] = _mm_set1_epi32(1 << (WEIGHT_BITS - 1));
+    for (uint32_t k = 0; k < taps; k += 2, src += 2 * stride, pair++) {
+        __m128i a = _mm_loadu_si128((const __m128i *)(const void *)src), b = zero;
+        if (k + 1 < taps) {
+            b = _mm_loadu_si128((const __m128i *)(const void *)(src + stride));
         }
-        /* the last block overlaps the one before: the same bytes are written again */
+        /* words a0 b0 a1 b1 …, as the pairs of weights lie */
+        __m128i ab = _mm_unpacklo_epi8(a, b), cd = _mm_unpackhi_epi8(a, b);
+        __m128i words[4] = {_mm_unpacklo_epi8(ab, zero), _mm_unpackhi_epi8(ab, zero),
+                            _mm_unpacklo_epi8(cd, zero), _mm_unpackhi_epi8(cd, zero)};
+        __m128i h = _mm_set1_epi32((int32_t)pair->high), l = _mm_set1_epi32((int32_t)pair->low);
+        for (int i = 0; i < 4; i++) {
+            high[i] = _mm_add_epi32(high[i], _mm_madd_epi16(words[i], h));
+            low[i] = _mm_add_epi32(low[i], _mm_madd_epi16(words[i], l));
+        }
+    }
+    for (int i = 0; i < 4; i++) {
+        low[i] = _mm_add_epi32(_mm_slli_epi32(high[i], LOW_BITS), low[i]);
+        low[i] = _mm_srai_epi32(low[i], WEIGHT_BITS);
+    }
+    /* packing saturates, which is the clipping */
+    __m128i bytes =
+        _mm_packus_epi16(_mm_packs_epi32(low[0], low[1]), _mm_packs_epi32(low[2], low[3]));
+    _mm_storeu_si128((__m128i *)(void *)dst, bytes);
+}
+#else
+static void weigh_block(const uint8_t *src, size_t stride, const struct pair *pair, uint32_t taps,
+                        uint8_t *dst)
+{
+    int32_t sum[BLOCK];
+    for (int i = 0; i < BLOCK; i++) {
+        sum[i] = 1 << (WEIGHT_BITS - 1);
+    }
+    for (uint32_t k = 0; k < taps; k++, src += stride) {
+        int32_t w = pair_get(pair, k);
+        for (int i = 0; i < BLOCK; i++) {
+            sum[i] += w * src[i];
+        }
+    }
+    for (int i = 0; i < BLOCK; i++) {
+        int32_t v = sum[i] >> WEIGHT_BITS;
+        dst[i] = (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
+    }
+}
+#endif
+
+/* n results from rows `stride` apart. */
+static void weigh(const uint8_t *src, size_t stride, const struct pair *pair, uint32_t taps,
+                  uint8_t *dst, size_t n)
+{
+    if (n < BLOCK) {
+        for (size_t i = 0; i < n; i++) {
+            dst[i] = weigh_one(src + i, stride, pair, taps);
+        }
+        return;
+    }
+    for (size_t i = 0; i < n; i += BLOCK) {
+        /* the last block may overlap the one before: the same bytes are written again */
         i = NR_MIN(i, n - BLOCK);
-        v8_i32 a = {0}, b;
-        a += 1 << (WEIGHT_BITS - 1);
-        b = a;
-        const uint8_t *s = src + i;
-        for (uint32_t k = 0; k < taps; k++, s += stride) {
-            a += weight[k] * V8_LOAD(s);
-            b += weight[k] * V8_LOAD(s + 8);
-        }
-        V8_STORE(dst + i, a);
-        V8_STORE(dst + i + 8, b);
-        i += BLOCK;
+        weigh_block(src + i, stride, pair, taps, dst + i);
     }
 }
 
-/* rows x cols cells of `ch` bytes: dst[c][r] = src[r][c]. Strides in bytes. */
+__attribute__((always_inline)) static inline void copy_pixel(const uint8_t *s, uint8_t *d,
+                                                             uint32_t ch, bool is_inner)
+{
+    if (ch == 1) {
+        *d = *s;
+    } else if (is_inner) {
+        memcpy(d, s, 4); /* one move; the byte too many is written again by the next pixel */
+    } else {
+        memcpy(d, s, 3);
+    }
+}
+
+/* rows x cols pixels of `ch` bytes: dst[c][r] = src[r][c], strides in bytes. In blocks of columns,
+ * so that what is written stays in the nearest cache. */
 static void transpose(const uint8_t *src, size_t src_stride, size_t rows, size_t cols, uint32_t ch,
                       uint8_t *dst, size_t dst_stride)
 {
-    for (size_t r = 0; r < rows; r++) {
-        const uint8_t *s = src + r * src_stride;
-        uint8_t *d = dst + r * ch;
-        if (ch == 1) {
-            for (size_t c = 0; c < cols; c++, d += dst_stride) {
-                *d = s[c];
+    for (size_t c0 = 0; c0 < cols; c0 += 64) {
+        size_t c1 = NR_MIN(c0 + 64, cols);
+        for (size_t r = 0; r < rows; r++) {
+            const uint8_t *s = src + r * src_stride;
+            uint8_t *d = dst + r * ch;
+            /* in the last row or column a fourth byte would lie outside */
+            size_t inner = r + 1 < rows ? NR_MIN(c1, cols - 1) : c0;
+            size_t c = c0;
+            for (; c < inner; c++) {
+                copy_pixel(s + c * ch, d + c * dst_stride, ch, true);
             }
-        } else {
-            for (size_t c = 0; c < cols; c++, d += dst_stride, s += 3) {
-                d[0] = s[0];
-                d[1] = s[1];
-                d[2] = s[2];
+            for (; c < c1; c++) {
+                copy_pixel(s + c * ch, d + c * dst_stride, ch, false);
             }
         }
     }
@@ -276,9 +325,9 @@ static nr_status pass_horizontal(const struct nr_image *img, uint32_t y0, uint32
         uint32_t rows = NR_MIN((uint32_t)STRIP, y1 - y);
         transpose(nr_image_data(img) + y * in_stride, in_stride, rows, img->width, ch, columns,
                   cell);
-        for (uint32_t x = 0; x < width; x++) {
-            weigh(columns + a->window[(size_t)2 * x] * cell, cell, a->weight + (size_t)x * a->taps,
-                  a->window[(size_t)2 * x + 1], results + x * cell, cell);
+        for (size_t x = 0; x < width; x++) {
+            weigh(columns + a->window[2 * x] * cell, cell, a->pair + x * a->pairs,
+                  a->window[2 * x + 1], results + x * cell, cell);
         }
         transpose(results, cell, width, rows, ch, nr_image_data(ret) + (y - y0) * out_stride,
                   out_stride);
@@ -298,7 +347,7 @@ static nr_status pass_vertical(const struct nr_image *img, uint32_t y0, uint32_t
     for (uint32_t y = 0; y < height; y++) {
         const uint8_t *src = nr_image_data(img) + (a->window[(size_t)2 * y] - y0) * stride;
         uint8_t *dst = nr_image_data(ret) + y * stride;
-        weigh(src, stride, a->weight + (size_t)y * a->taps, a->window[(size_t)2 * y + 1], dst,
+        weigh(src, stride, a->pair + (size_t)y * a->pairs, a->window[(size_t)2 * y + 1], dst,
               stride);
     }
     return NARU_OK;

@@ -337,7 +337,7 @@ static char *find(const struct nr_plugins *set, const char *name)
         nr_free(path);
         if (real) {
             path = nr_strdup(real);
-            free(real); /* of libc, not ours */
+            free(real); /* lint: allow free: of libc, not ours */
             return path;
         }
     }

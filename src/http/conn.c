@@ -175,6 +175,9 @@ bool nr_conn_reap(struct nr_conn *c)
     c->in = NULL;
     nr_server_conn_gone(c);
     nr_list_remove(&c->node);
+    if (nr_list_empty(&e->conns)) {
+        nr_loop_timer_cancel(e->loop, &e->wheel.timer);
+    }
     if (e->n_free_conns < 256) {
         nr_list_insert_before(e->free_conns.next, &c->node);
         e->n_free_conns++;

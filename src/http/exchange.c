@@ -187,6 +187,9 @@ bool nr_xp_body_reserve(struct nr_xp *xp, uint64_t need, uint64_t final)
 
 bool nr_xp_body_add(struct nr_xp *xp, const void *data, size_t len)
 {
+    if (len == 0) {
+        return true; /* nothing came: there may be no buffer yet */
+    }
     uint64_t need = (uint64_t)xp->body_len + len;
     if (!nr_xp_body_reserve(xp, need, 0)) {
         return false;

@@ -305,8 +305,27 @@ static struct nr_str value_of(const char *head, const struct nr_span *s)
 
 struct head_seen {
     unsigned hosts, codings;
-    bool chunked_only, expect_other;
+    bool chunked_only, chunked_last, expect_other;
 };
+
+/* "gzip, chunked" is a coding that we lack; "chunked, chunked", "chunked, gzip" and what is no list
+ * of tokens leave the end of the body in doubt. */
+static void look_at_codings(struct nr_str list, struct head_seen *seen)
+{
+    unsigned chunked = 0;
+    bool tokens = true, last = false;
+    seen->chunked_only = nr_str_eq_nocase(list, NR_STR("chunked"));
+    while (list.ptr) {
+        struct nr_str one = nr_str_trim(nr_str_cut(list, ',', &list));
+        last = nr_str_eq_nocase(one, NR_STR("chunked"));
+        chunked += last;
+        for (size_t i = 0; i < one.len; i++) {
+            tokens = tokens && is_token_char((uint8_t)one.ptr[i]);
+        }
+        tokens = tokens && one.len > 0;
+    }
+    seen->chunked_last = tokens && last && chunked == 1;
+}
 
 /* Builds x->headers and x->known. Returns a text when a field makes the message ambiguous. */
 static const char *collect_fields(struct nr_conn *c, struct nr_xp *xp, struct head_seen *seen)
@@ -326,7 +345,7 @@ static const char *collect_fields(struct nr_conn *c, struct nr_xp *xp, struct he
             break;
         case NR_FIELD_TRANSFER_ENCODING:
             seen->codings++;
-            seen->chunked_only = nr_str_eq_nocase(f->value, NR_STR("chunked"));
+            look_at_codings(f->value, seen);
             break;
         case NR_FIELD_EXPECT:
             xp->expect = nr_str_eq_nocase(f->value, NR_STR("100-continue"));
@@ -337,7 +356,7 @@ static const char *collect_fields(struct nr_conn *c, struct nr_xp *xp, struct he
             if (!nr_host_valid(f->value)) {
                 return "malformed Host field";
             }
-            /* fall through */
+            __attribute__((fallthrough));
         default:
             if (id <= NR_FIELD_KNOWN_LAST && !nr_field_known(x, id, f->value)) {
                 return "a header field came twice that may come only once";
@@ -389,14 +408,14 @@ static bool refuse_head(struct nr_conn *c, struct nr_xp *xp)
     x->method_text = (struct nr_str){head, method_len};
     x->method = nr_method_find(x->method_text);
     x->protocol = h->parser.http_minor == 0 ? NR_HTTP_1_0 : NR_HTTP_1_1;
-    if (h->parser.http_major != 1) {
-        nr_h1_refuse(c, 505, "HTTP version not supported: use HTTP/1.1, HTTP/1.0 or HTTP/2");
-        return true;
-    }
     /* exactly one space on both sides of the target, the line ends behind the version */
     if (memcmp(head, method, method_len) != 0 || h->url_off != method_len + 1 ||
-        memcmp(head + url_end, " HTTP/1.", 8) != 0 || memcmp(head + url_end + 9, "\r\n", 2) != 0) {
+        memcmp(head + url_end, " HTTP/", 6) != 0 || memcmp(head + url_end + 9, "\r\n", 2) != 0) {
         nr_h1_refuse(c, 400, "malformed request line");
+        return true;
+    }
+    if (h->parser.http_major != 1) {
+        nr_h1_refuse(c, 505, "HTTP version not supported: use HTTP/1.1, HTTP/1.0 or HTTP/2");
         return true;
     }
     struct head_seen seen = {0};
@@ -421,6 +440,10 @@ static bool refuse_head(struct nr_conn *c, struct nr_xp *xp)
         if (x->protocol == NR_HTTP_1_0 || (h->parser.flags & F_CONTENT_LENGTH) ||
             seen.codings > 1) {
             nr_h1_refuse(c, 400, "ambiguous length of the request body");
+            return true;
+        }
+        if (!seen.chunked_last) {
+            nr_h1_refuse(c, 400, "malformed Transfer-Encoding: chunked must be the last coding");
             return true;
         }
         if (!seen.chunked_only) {
@@ -589,7 +612,7 @@ static bool body_complete(struct nr_conn *c)
     struct nr_h1 *h = &c->h1;
     struct nr_xp *xp = h->cur;
     bool skipped = h->phase == H1_SKIP;
-    h->phase = H1_IDLE;
+    h->phase = xp->keep_alive ? H1_IDLE : H1_END;
     h->cur = NULL;
     c->in_want = 0;
     if (skipped) {
@@ -732,7 +755,7 @@ static void on_eof(struct nr_conn *c)
             nr_xp_cancel(nr_container_of(n, struct nr_xp, x.node), NR_CANCEL_HALF_CLOSE);
         }
     }
-    nr_conn_close_soon(c, false);
+    nr_conn_wake(c); /* nr_h1_sent ends the connection behind the last answer */
 }
 
 static bool wants_input(const struct nr_conn *c)

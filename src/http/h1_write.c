@@ -196,8 +196,9 @@ void nr_h1_emit(struct nr_xp *xp, const struct nr_response *r)
 {
     struct nr_conn *c = xp->x.conn;
     struct nr_h1 *h = &c->h1;
-    bool close = r->close || !xp->keep_alive || c->e->draining || c->state != NR_CONN_OPEN ||
-                 (h->cur == xp && !can_skip_body(h, xp));
+    bool last = xp->x.node.next == &h->pipeline; /* of the requests that were read */
+    bool close = r->close || !xp->keep_alive || c->state != NR_CONN_OPEN ||
+                 (last && (c->e->draining || c->eof)) || (h->cur == xp && !can_skip_body(h, xp));
     struct shape s = shape_of(xp, r, close);
     xp->x.response_status = r->status;
     xp->x.response_bytes = s.has_body ? s.total : 0;
@@ -247,8 +248,10 @@ void nr_h1_sent(struct nr_conn *c)
             break;
         }
     }
-    if (h->paused && h->n_pipeline < c->e->limits->max_pipelined &&
-        nr_conn_pending(c) < NR_OUT_HIGH_BYTES && c->state == NR_CONN_OPEN) {
+    if (c->eof && h->n_pipeline == 0) {
+        nr_conn_close_soon(c, false);
+    } else if (h->paused && h->n_pipeline < c->e->limits->max_pipelined &&
+               nr_conn_pending(c) < NR_OUT_HIGH_BYTES && c->state == NR_CONN_OPEN) {
         nr_conn_resume(c);
     }
 }

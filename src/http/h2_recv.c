@@ -37,7 +37,7 @@ static int on_begin_frame(nghttp2_session *s, const nghttp2_frame_hd *hd, void *
     case NGHTTP2_PUSH_PROMISE:
         h->block_bytes = 0;
         h->block_frames = 0;
-        /* fall through */
+        __attribute__((fallthrough));
     case NGHTTP2_CONTINUATION:
         if (hd->type == NGHTTP2_CONTINUATION) {
             h->block_frames++;
@@ -71,7 +71,7 @@ static int on_begin_frame(nghttp2_session *s, const nghttp2_frame_hd *hd, void *
     case NGHTTP2_WINDOW_UPDATE: /* by its increment, in on_frame_recv */
     case NGHTTP2_GOAWAY:
         break;
-    default: /* SETTINGS, PRIORITY, what nobody knows */
+    default: /* SETTINGS, PRIORITY */
         nr_h2_charge_glitch(h);
         break;
     }

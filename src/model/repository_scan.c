@@ -10,6 +10,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -213,7 +214,7 @@ static struct nr_str base_name(const char *path)
     return nr_str_from(slash ? slash + 1 : path);
 }
 
-static nr_status scan_file(struct nr_repository *r, char *real, struct nr_err *err)
+static nr_status scan_file(struct nr_repository *r, const char *real, struct nr_err *err)
 {
     struct nr_str file = base_name(real);
     if (!nr_config_backend_of(file.ptr)) {
@@ -270,34 +271,29 @@ static void scan_repository(struct nr_repository *r, int fd, const char *real,
 nr_status nr_repository_scan(struct nr_repository *r, const char *path, struct nr_err *err)
 {
     struct stat sb;
-    char *real = realpath(path, NULL); /* the operator's path: symlinks allowed */
-    if (!real || stat(real, &sb) != 0) {
-        nr_status st =
-            nr_fail(err, errno == ENOENT ? NARU_NOT_FOUND : NARU_IO, "%s: %s", path,
-                    errno == ENOENT ? "there is no such file or folder" : "cannot be opened");
-        free(real);
-        return st;
+    char real[PATH_MAX]; /* the operator's path: symlinks allowed */
+    if (!realpath(path, real) || stat(real, &sb) != 0) {
+        bool missing = errno == ENOENT;
+        return nr_fail(err, missing ? NARU_NOT_FOUND : NARU_IO, "%s: %s", path,
+                       missing ? "there is no such file or folder" : "cannot be opened");
+    }
+    if (!S_ISDIR(sb.st_mode)) {
+        return scan_file(r, real, err);
     }
     int fd = -1;
     nr_autofree struct nr_dir_entry *entries = NULL;
     size_t n = 0;
-    nr_status st;
-    if (!S_ISDIR(sb.st_mode)) {
-        st = scan_file(r, real, err);
-        free(real);
-        return st;
-    }
-    st = nr_dir_open_root(real, &fd, err);
+    nr_status st = nr_dir_open_root(real, &fd, err);
     if (st == NARU_OK) {
         st = nr_dir_list(fd, NR_REPOSITORY_MAX_ENTRIES, &entries, &n, err);
     }
     if (st == NARU_OK && is_model_folder(entries, n)) {
         add_model(r, base_name(real), fd, real, NULL, "");
-        fd = -1;
-    } else if (st == NARU_OK) {
+        return NARU_OK;
+    }
+    if (st == NARU_OK) {
         scan_repository(r, fd, real, entries, n);
     }
     nr_close(fd);
-    free(real);
     return st;
 }

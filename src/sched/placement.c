@@ -1,9 +1,11 @@
 /* Placement with hysteresis; see the header for the states.
  *
- * DESIGN. Wall time is what the loop loses, so wall time is measured, though on a busy machine a
- * preempted thread looks slow: such a sample costs a back-off of 100 ms, not the placement. A batch
- * is judged by its time beyond what its rows explain, so that a full batch per turn is not taken
- * for a slow model: the allowance grows with the rows up to the turn's budget.
+ * DESIGN. Wall time is what the loop loses, but on a busy machine a preempted thread looks slow, and
+ * a model must not be moved for its neighbours' sake. So what counts as slow is time on the processor;
+ * an execution that was long without computing (preempted, or blocked against its promise) is
+ * forgiven once per window. A batch is judged by its time beyond what its rows explain, so that a
+ * full batch per turn is not taken for a slow model: the allowance grows with the rows up to the
+ * turn's budget.
  *
  * INVARIANTS
  *  1. is_inline implies cfg.allowed.
@@ -57,38 +59,42 @@ static void demote(struct nr_placement *p, int64_t now_ns)
     }
     p->is_inline = false;
     p->streak = 0;
-    p->window = p->over = 0;
+    p->window = p->over = p->stalls = 0;
     p->demoted_ns = now_ns;
     p->retry_ns = now_ns + p->backoff_ns;
     p->backoff_ns = NR_MIN(p->backoff_ns * 2, BACKOFF_MAX_NS);
     p->n_demoted++;
 }
 
-void nr_placement_observe(struct nr_placement *p, int64_t rows, int64_t run_ns, int64_t now_ns)
+static void observe_pooled(struct nr_placement *p, bool is_short, int64_t now_ns)
+{
+    p->streak = is_short ? p->streak + 1 : 0;
+    if (p->cfg.allowed && p->streak >= p->cfg.proof && now_ns >= p->retry_ns) {
+        p->is_inline = true;
+        p->window = p->over = p->stalls = 0;
+        p->n_promoted++;
+    }
+}
+
+void nr_placement_observe(struct nr_placement *p, int64_t rows, int64_t run_ns, int64_t cpu_ns,
+                          int64_t now_ns)
 {
     int64_t allowed_ns = NR_MIN(p->cfg.short_ns * NR_MAX(rows, 1), p->cfg.budget_ns);
-    bool is_short = run_ns <= allowed_ns;
-    if (is_short || !p->is_inline) {
+    bool is_short = cpu_ns <= allowed_ns;
+    if (run_ns <= allowed_ns || !p->is_inline) {
         smooth(p, rows, run_ns);
     }
     if (!p->is_inline) {
-        p->streak = is_short ? p->streak + 1 : 0;
-        if (p->cfg.allowed && p->streak >= p->cfg.proof && now_ns >= p->retry_ns) {
-            p->is_inline = true;
-            p->window = p->over = 0;
-            p->n_promoted++;
-        }
+        observe_pooled(p, is_short, now_ns);
         return;
     }
     p->window++;
     p->over += !is_short;
-    if (run_ns > p->cfg.slow_ns || p->over > 1 + WINDOW / 256) {
+    p->stalls += run_ns > p->cfg.slow_ns && cpu_ns <= p->cfg.slow_ns;
+    bool window_over = p->window >= WINDOW && p->over > 1; /* p99.9 is over the budget */
+    if (cpu_ns > p->cfg.slow_ns || p->stalls > 1 || p->over > 1 + WINDOW / 256 || window_over) {
         demote(p, now_ns);
     } else if (p->window >= WINDOW) {
-        if (p->over > 1) { /* p99.9 of the window is over the budget */
-            demote(p, now_ns);
-        } else {
-            p->window = p->over = 0;
-        }
+        p->window = p->over = p->stalls = 0;
     }
 }

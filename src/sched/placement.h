@@ -4,7 +4,8 @@
  *          N executions in a row within budget, and not before `retry`
  *   POOLED ────────────────────────────────────────────────────────────▶ INLINE
  *          ◀────────────────────────────────────────────────────────────
- *          one execution longer than `slow`, or more than 1 in 1,000 longer than `short`
+ *          one execution that computed longer than `slow`, two that merely took longer,
+ *          or more than 1 in 1,000 longer than `short`
  *          (retry = now + back-off; the back-off doubles, and halves after a quiet minute)
  *
  * A slow execution on an I/O thread delays everybody on its loop, hence at most once per back-off.
@@ -27,9 +28,11 @@ void nr_placement_cfg_default(struct nr_placement_cfg *cfg);
 struct nr_placement {
     struct nr_placement_cfg cfg;
     bool is_inline;
-    unsigned streak;       /* short executions in a row while pooled */
-    unsigned window, over; /* executions, and those over short_ns, of the current window of 1,024 */
-    int64_t retry_ns;      /* not inline before */
+    unsigned streak;  /* short executions in a row while pooled */
+    unsigned window;  /* executions of the current window of 1,024 … */
+    unsigned over;    /* … of them those that computed longer than short_ns */
+    unsigned stalls;  /* … and those that took longer than slow_ns without computing */
+    int64_t retry_ns; /* not inline before */
     int64_t backoff_ns;
     int64_t demoted_ns;
     int64_t run_ns; /* smoothed fixed cost of an execution */
@@ -37,8 +40,10 @@ struct nr_placement {
     uint64_t n_promoted, n_demoted;
 };
 void nr_placement_init(struct nr_placement *p, const struct nr_placement_cfg *cfg);
-/* One execution of `rows` rows took run_ns. */
-void nr_placement_observe(struct nr_placement *p, int64_t rows, int64_t run_ns, int64_t now_ns);
+/* One execution of `rows` rows took run_ns, of which cpu_ns on the processor (run_ns where that was
+ * not measured). */
+void nr_placement_observe(struct nr_placement *p, int64_t rows, int64_t run_ns, int64_t cpu_ns,
+                          int64_t now_ns);
 /* Expected time of a batch of `rows`. */
 int64_t nr_placement_expect(const struct nr_placement *p, int64_t rows);
 

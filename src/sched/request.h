@@ -56,7 +56,7 @@ struct nr_request {
     /* The scheduler's. */
     _Atomic uint32_t state;
     _Atomic uint32_t cancelled; /* read by host->request_cancelled while running */
-    bool leads;             /* stands for its batch in the counters */
+    bool leads;                 /* stands for its batch in the counters */
     struct nr_place
         *place;           /* under the scheduler's lock, while a plug-in that can cancel runs it */
     uint32_t place_index; /* its number in the batch */

@@ -320,12 +320,14 @@ static void show_running(struct nr_place *p, bool shown)
 
 /* --- queue and executors ---------------------------------------------------------------------- */
 
-static void observe(struct nr_sched *s, const struct nr_place *p)
+/* cpu_ns: time on the processor, -1 when it was not measured. */
+static void observe(struct nr_sched *s, const struct nr_place *p, int64_t cpu_ns)
 {
     int64_t run_ns = p->infer_end_ns - p->begin_ns, rows = NR_MAX(p->rows, 1);
     int64_t row_ns = run_ns / rows;
     s->row_ns = s->row_ns == 0 ? row_ns : s->row_ns + (row_ns - s->row_ns) / 8;
-    nr_placement_observe(&s->placement, rows, run_ns, p->infer_end_ns);
+    nr_placement_observe(&s->placement, rows, run_ns, cpu_ns >= 0 ? cpu_ns : run_ns,
+                         p->infer_end_ns);
     atomic_store_explicit(&s->is_inline, s->placement.is_inline, memory_order_relaxed);
 }
 
@@ -379,7 +381,7 @@ static void release_place(struct nr_place *p, bool observed)
     struct nr_sched *s = p->sched;
     pthread_mutex_lock(&s->lock);
     if (observed) {
-        observe(s, p);
+        observe(s, p, -1);
     }
     s->n_running--;
     nr_list_append(&s->idle, &p->node);
@@ -617,18 +619,22 @@ static bool run_inline(struct turn *turn, struct nr_place *p, int64_t now_ns)
     while ((node = nr_list_pop(&refused)) != NULL) {
         complete(request_of(node));
     }
-    p->infer_begin_ns = nr_clock_now();
     if (p->n_taken == 0) {
         return true;
     }
+    int64_t cpu_ns = nr_clock_thread_cpu();
+    p->infer_begin_ns = nr_clock_now();
     /* Inline placement requires a plug-in that never answers later (NARU_CAP_INLINE, not ASYNC). */
     nr_status st = nr_batch_run(p->batch, p->instance);
     NR_ASSERT(st != NARU_PENDING);
     p->infer_end_ns = nr_clock_now();
-    budget.used_ns += p->infer_end_ns - p->begin_ns;
+    int64_t run_ns = p->infer_end_ns - p->begin_ns;
+    budget.used_ns += run_ns;
+    /* The clock of the processor costs a system call: looked at only when it may matter. */
+    cpu_ns = run_ns > s->cfg.placement.short_ns ? nr_clock_thread_cpu() - cpu_ns : run_ns;
     pthread_mutex_lock(&s->lock);
     s->seals[plan.why]++;
-    observe(s, p);
+    observe(s, p, cpu_ns);
     pthread_mutex_unlock(&s->lock);
     deliver(p);
     return true;
@@ -869,7 +875,7 @@ void nr_sched_prove(struct nr_sched *s)
             p->begin_ns = begin_ns;
             p->infer_end_ns = end_ns;
             p->rows = rows;
-            observe(s, p);
+            observe(s, p, -1);
         }
     }
 }

@@ -1,16 +1,20 @@
 /* The gallery on disk.
  *
  * DESIGN. The folder is the database: at open it is listed once into an array of entries in order
- * of their ids, which begin with the time, so age, order and quota need no other file. An entry's
- * JSON is written last and removed first: whatever has no JSON is a leftover of a crash and goes at
- * open.
+ * of their ids, which are times, so age, order and quota need no other file. An entry's JSON is
+ * written last and removed first: whatever has no JSON is a leftover of a crash and goes at open.
+ * What is found there is believed as little as a request: names must be ours, sizes are those of
+ * the files, an entry that lacks a file is no entry.
  *
  * INVARIANTS
- *  1. entries[] is ascending by id and holds exactly what has a readable JSON on disk.
- *  2. total_bytes is the sum of in_bytes + out_bytes of entries[].
+ *  1. entries[] is strictly ascending by id and holds exactly what has a readable JSON on disk.
+ *  2. total_bytes is the sum of in_bytes + out_bytes of entries[], which are the files' sizes.
  *  3. After every add both are within the quota.
+ *  4. Ids never repeat while the folder is open, nor go back when the clock does.
  *
- * LOCKS. One mutex, held over file access too: this is people's speed, not a data path.
+ * LOCKS. One mutex, held over file access too: this is people's speed, not a data path. The folder
+ * itself is locked by flock(2), since two writers could not keep a quota, and one would take the
+ * other's half-written entries for leftovers.
  */
 #include "store/gallery.h"
 
@@ -18,7 +22,9 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <yyjson.h>
@@ -30,6 +36,8 @@
 #define JSON_MAX 4096
 #define FILE_MAX (256u << 20)
 #define MAX_FILES 4000000
+#define ID_LEN 16
+#define WALL_MAX (INT64_MAX / 2) /* year 2116: later times are not ours */
 
 struct stored {
     char id[NR_GALLERY_ID_MAX];
@@ -46,7 +54,7 @@ struct nr_gallery {
     struct stored *entries;
     unsigned n, capacity;
     uint64_t total_bytes;
-    uint32_t sequence; /* ids of one nanosecond differ by it */
+    int64_t last_id_ns;
 };
 
 void nr_gallery_cfg_default(struct nr_gallery_cfg *cfg)
@@ -105,12 +113,31 @@ static void append(struct nr_gallery *g, const struct stored *e)
     g->total_bytes += e->in_bytes + e->out_bytes;
 }
 
-/* Makes room for `more` bytes and one entry; drops what is too old. */
+static void drop_aged(struct nr_gallery *g)
+{
+    int64_t oldest_ns = nr_clock_wall() - g->cfg.max_age_ns;
+    unsigned kept = 0;
+    if (g->cfg.max_age_ns <= 0) {
+        return;
+    }
+    for (unsigned i = 0; i < g->n; i++) {
+        struct stored *e = &g->entries[i];
+        if (e->wall_ns < oldest_ns) {
+            remove_files(g, e);
+            g->total_bytes -= e->in_bytes + e->out_bytes;
+        } else {
+            g->entries[kept++] = *e;
+        }
+    }
+    g->n = kept;
+}
+
+/* Drops what is too old, then the oldest until `entries` more of `more` bytes have room. */
 static void enforce(struct nr_gallery *g, uint64_t more, unsigned entries)
 {
-    int64_t oldest_ns = g->cfg.max_age_ns > 0 ? nr_clock_wall() - g->cfg.max_age_ns : INT64_MIN;
-    while (g->n > 0 && (g->entries[0].wall_ns < oldest_ns || g->n + entries > g->cfg.max_entries ||
-                        g->total_bytes + more > g->cfg.max_bytes)) {
+    drop_aged(g);
+    while (g->n > 0 && (g->n + entries > g->cfg.max_entries || g->total_bytes > g->cfg.max_bytes ||
+                        more > g->cfg.max_bytes - g->total_bytes)) {
         remove_at(g, 0);
     }
 }
@@ -129,52 +156,105 @@ static bool copy_text(yyjson_val *obj, const char *key, char *out, size_t cap)
     return true;
 }
 
-static bool read_entry(struct nr_gallery *g, const char *name, struct stored *e)
+/* An id as we make them: a time in nanoseconds, 16 lower-case hexadecimal digits. */
+static bool id_parse(struct nr_str id, int64_t *ret)
+{
+    uint64_t v = 0;
+    if (id.len != ID_LEN) {
+        return false;
+    }
+    for (size_t i = 0; i < id.len; i++) {
+        char c = id.ptr[i];
+        bool digit = c >= '0' && c <= '9', letter = c >= 'a' && c <= 'f';
+        if (!digit && !letter) {
+            return false;
+        }
+        v = v << 4 | (uint64_t)(digit ? c - '0' : c - 'a' + 10);
+    }
+    *ret = (int64_t)v;
+    return v <= WALL_MAX;
+}
+
+struct listing {
+    const struct nr_dir_entry *files; /* by name */
+    size_t n;
+};
+
+static int compare_name(const void *key, const void *entry)
+{
+    return strcmp(key, ((const struct nr_dir_entry *)entry)->name);
+}
+
+/* Size of one of the entry's files as it stands in the folder; 0: it is not there or cannot be. */
+static uint64_t file_bytes(const struct listing *l, const struct stored *e, bool input)
+{
+    char name[64];
+    file_name(e, input, name);
+    const struct nr_dir_entry *f = bsearch(name, l->files, l->n, sizeof(*f), compare_name);
+    return f != NULL && !f->is_dir && f->bytes <= FILE_MAX ? f->bytes : 0;
+}
+
+static bool read_entry(struct nr_gallery *g, const struct listing *l, const char *name,
+                       struct stored *e)
 {
     nr_autofree char *text = NULL;
     size_t len;
-    size_t id_len = strlen(name) - strlen(".json");
-    if (id_len == 0 || id_len >= sizeof(e->id) ||
+    int64_t id_ns;
+    struct nr_str id = {name, strlen(name) - strlen(".json")};
+    if (!id_parse(id, &id_ns) ||
         nr_file_read_at(g->dir_fd, name, JSON_MAX, &text, &len, NULL) != NARU_OK) {
         return false;
     }
     memset(e, 0, sizeof(*e));
-    memcpy(e->id, name, id_len);
+    memcpy(e->id, id.ptr, id.len);
     yyjson_doc *doc = yyjson_read(text, len, 0);
     yyjson_val *root = yyjson_doc_get_root(doc);
+    uint64_t wall_ns = yyjson_get_uint(yyjson_obj_get(root, "wall_ns"));
     bool ok = copy_text(root, "model", e->model, sizeof(e->model)) &&
               copy_text(root, "in_type", e->in_type, sizeof(e->in_type)) &&
               copy_text(root, "out_type", e->out_type, sizeof(e->out_type)) &&
-              extension(e->in_type) != NULL && extension(e->out_type) != NULL;
-    e->in_bytes = yyjson_get_uint(yyjson_obj_get(root, "in_bytes"));
-    e->out_bytes = yyjson_get_uint(yyjson_obj_get(root, "out_bytes"));
-    e->wall_ns = (int64_t)yyjson_get_uint(yyjson_obj_get(root, "wall_ns"));
+              nr_name_valid(nr_str_from(e->model)) && extension(e->in_type) != NULL &&
+              extension(e->out_type) != NULL && wall_ns <= WALL_MAX;
+    e->wall_ns = (int64_t)wall_ns;
     e->took_us = (uint32_t)yyjson_get_uint(yyjson_obj_get(root, "took_us"));
-    ok = ok && e->in_bytes <= FILE_MAX && e->out_bytes <= FILE_MAX;
     yyjson_doc_free(doc);
-    return ok;
-}
-
-static bool known(const struct nr_gallery *g, struct nr_str id)
-{
-    for (unsigned i = 0; i < g->n; i++) {
-        if (nr_str_is(id, g->entries[i].id)) {
-            return true;
-        }
+    if (ok) {
+        e->in_bytes = file_bytes(l, e, true);
+        e->out_bytes = file_bytes(l, e, false);
+        g->last_id_ns = id_ns; /* ascending: the last one stays */
     }
-    return false;
+    return ok && e->in_bytes > 0 && e->out_bytes > 0;
 }
 
-/* Our own files without their JSON; anything else in the folder is not ours and stays. */
-static void remove_leftovers(struct nr_gallery *g, const struct nr_dir_entry *files, size_t n)
+static int compare_id(const void *key, const void *entry)
 {
-    for (size_t i = 0; i < n; i++) {
-        struct nr_str name = nr_str_from(files[i].name), rest;
-        struct nr_str id = nr_str_cut(name, '-', &rest);
-        bool ours = rest.ptr != NULL &&
-                    (nr_str_starts(rest, NR_STR("in.")) || nr_str_starts(rest, NR_STR("out.")));
-        if (ours && id.len == 24 && !known(g, id)) {
-            unlinkat(g->dir_fd, files[i].name, 0);
+    return memcmp(key, ((const struct stored *)entry)->id, ID_LEN);
+}
+
+static int find(const struct nr_gallery *g, struct nr_str id)
+{
+    if (id.len != ID_LEN || g->n == 0) {
+        return -1;
+    }
+    const struct stored *e = bsearch(id.ptr, g->entries, g->n, sizeof(*e), compare_id);
+    return e != NULL ? (int)(e - g->entries) : -1;
+}
+
+/* Our own files without an entry, and temporary files of an interrupted write; anything else in the
+ * folder is not ours and stays. */
+static void remove_leftovers(struct nr_gallery *g, const struct listing *l)
+{
+    for (size_t i = 0; i < l->n; i++) {
+        struct nr_str name = nr_str_from(l->files[i].name);
+        struct nr_str id = {name.ptr, NR_MIN(name.len, (size_t)ID_LEN)};
+        struct nr_str rest = {name.ptr + id.len, name.len - id.len};
+        int64_t id_ns;
+        bool ours = id_parse(id, &id_ns) &&
+                    (nr_str_starts(rest, NR_STR("-in.")) || nr_str_starts(rest, NR_STR("-out.")) ||
+                     nr_str_is(rest, ".json"));
+        bool temporary = nr_str_starts(name, NR_STR(".naru-")) && nr_str_ends(name, NR_STR(".tmp"));
+        if (temporary || (ours && find(g, id) < 0)) {
+            unlinkat(g->dir_fd, l->files[i].name, 0); /* refuses folders */
         }
     }
 }
@@ -182,20 +262,33 @@ static void remove_leftovers(struct nr_gallery *g, const struct nr_dir_entry *fi
 static nr_status scan(struct nr_gallery *g, struct nr_err *err)
 {
     nr_autofree struct nr_dir_entry *files = NULL;
-    size_t n = 0;
-    nr_status st = nr_dir_list(g->dir_fd, MAX_FILES, &files, &n, err);
+    struct listing l = {0};
+    nr_status st = nr_dir_list(g->dir_fd, MAX_FILES, &files, &l.n, err);
     if (st != NARU_OK) {
         return st;
     }
-    for (size_t i = 0; i < n; i++) { /* sorted by name, hence by time */
+    l.files = files;
+    for (size_t i = 0; i < l.n; i++) { /* sorted by name, hence by id */
         struct stored e;
         if (nr_str_ends(nr_str_from(files[i].name), NR_STR(".json")) &&
-            read_entry(g, files[i].name, &e)) {
+            read_entry(g, &l, files[i].name, &e)) {
             append(g, &e);
         }
     }
-    remove_leftovers(g, files, n);
+    remove_leftovers(g, &l);
     enforce(g, 0, 0);
+    return NARU_OK;
+}
+
+/* One process at a time. File systems that cannot lock folders are taken as they are. */
+static nr_status lock_folder(struct nr_gallery *g, const char *path, struct nr_err *err)
+{
+    if (flock(g->dir_fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+        return nr_fail(err, NARU_EXISTS,
+                       "the gallery's folder %s is in use by another process; give each server its "
+                       "own",
+                       path);
+    }
     return NARU_OK;
 }
 
@@ -214,6 +307,9 @@ nr_status nr_gallery_open(const struct nr_gallery_cfg *cfg, struct nr_gallery **
     if (st != NARU_OK) {
         g->dir_fd = -1;
     } else {
+        st = lock_folder(g, cfg->path, err);
+    }
+    if (st == NARU_OK) {
         st = scan(g, err);
     }
     if (st != NARU_OK) {
@@ -267,10 +363,11 @@ nr_status nr_gallery_add(struct nr_gallery *g, struct nr_gallery_entry *entry, s
                          struct nr_str out, struct nr_err *err)
 {
     struct stored e = {.in_bytes = in.len, .out_bytes = out.len, .took_us = entry->took_us};
-    if (in.len + out.len > g->cfg.max_bytes) {
+    if (in.len == 0 || out.len == 0 || in.len > FILE_MAX || out.len > FILE_MAX ||
+        in.len + out.len > g->cfg.max_bytes) {
         return nr_fail(err, NARU_TOO_LARGE,
-                       "the pictures have %zu bytes, the gallery may hold %llu", in.len + out.len,
-                       (unsigned long long)g->cfg.max_bytes);
+                       "the pictures have %zu and %zu bytes, the gallery may hold %llu", in.len,
+                       out.len, (unsigned long long)g->cfg.max_bytes);
     }
     snprintf(e.model, sizeof(e.model), NR_STR_FMT, NR_STR_ARG(entry->model));
     snprintf(e.in_type, sizeof(e.in_type), NR_STR_FMT, NR_STR_ARG(entry->in_type));
@@ -282,10 +379,8 @@ nr_status nr_gallery_add(struct nr_gallery *g, struct nr_gallery_entry *entry, s
     }
     pthread_mutex_lock(&g->lock);
     e.wall_ns = nr_clock_wall();
-    if (g->n > 0 && e.wall_ns < g->entries[g->n - 1].wall_ns) {
-        e.wall_ns = g->entries[g->n - 1].wall_ns; /* the clock went back: keep the order */
-    }
-    snprintf(e.id, sizeof(e.id), "%016llx%08x", (unsigned long long)e.wall_ns, ++g->sequence);
+    g->last_id_ns = NR_MAX(e.wall_ns, g->last_id_ns + 1); /* the clock may have gone back */
+    snprintf(e.id, sizeof(e.id), "%016llx", (unsigned long long)g->last_id_ns);
     enforce(g, in.len + out.len, 1);
     nr_status st = write_all(g, &e, in, out, err);
     if (st == NARU_OK) {
@@ -295,6 +390,17 @@ nr_status nr_gallery_add(struct nr_gallery *g, struct nr_gallery_entry *entry, s
     }
     pthread_mutex_unlock(&g->lock);
     return st;
+}
+
+void nr_gallery_usage(struct nr_gallery *g, struct nr_gallery_usage *ret)
+{
+    pthread_mutex_lock(&g->lock);
+    *ret = (struct nr_gallery_usage){.bytes = g->total_bytes,
+                                     .max_bytes = g->cfg.max_bytes,
+                                     .entries = g->n,
+                                     .max_entries = g->cfg.max_entries,
+                                     .max_age_ns = g->cfg.max_age_ns};
+    pthread_mutex_unlock(&g->lock);
 }
 
 static void export_entry(const struct stored *e, struct nr_arena *a, struct nr_gallery_entry *ret)
@@ -326,16 +432,6 @@ nr_status nr_gallery_list(struct nr_gallery *g, struct nr_arena *a, unsigned max
     *ret = list;
     *ret_n = n;
     return NARU_OK;
-}
-
-static int find(const struct nr_gallery *g, struct nr_str id)
-{
-    for (unsigned i = 0; i < g->n; i++) {
-        if (nr_str_is(id, g->entries[i].id)) {
-            return (int)i;
-        }
-    }
-    return -1;
 }
 
 nr_status nr_gallery_read(struct nr_gallery *g, struct nr_arena *a, struct nr_str id, bool input,

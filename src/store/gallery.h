@@ -1,10 +1,11 @@
 /* The gallery: pictures that people sent through the page, with their results, on disk.
  *
  * One folder, two files an entry (`<id>-in.<ext>`, `<id>-out.<ext>`) and one small `<id>.json`;
- * ids are time-ordered, so a listing after a restart is a listing of the folder. Quota in bytes and
- * entries, and an age limit: the oldest go first. Files are written whole under a temporary name,
- * synced and renamed; the JSON last, so an entry without it is a leftover and removed at open.
- * Thread safe; calls block (the pool's work).
+ * an id is 16 hexadecimal digits of a time, so a listing after a restart is a listing of the
+ * folder. Quota in bytes and entries, and an age limit: the oldest go first. Files are written whole
+ * under a temporary name, synced and renamed; the JSON last, so an entry without it is a leftover
+ * and removed at open. One process at a time has the folder open (flock). Thread safe; calls block
+ * (the pool's work).
  */
 #ifndef NR_STORE_GALLERY_H
 #define NR_STORE_GALLERY_H
@@ -37,10 +38,19 @@ struct nr_gallery_entry { /* strings live in the arena given */
     uint32_t took_us; /* of the inference */
 };
 
+struct nr_gallery_usage {
+    uint64_t bytes, max_bytes;
+    unsigned entries, max_entries;
+    int64_t max_age_ns;
+};
+
+/* NARU_EXISTS: another process has it open. */
 nr_nodiscard nr_status nr_gallery_open(const struct nr_gallery_cfg *cfg, struct nr_gallery **ret,
                                        struct nr_err *err);
 void nr_gallery_close(struct nr_gallery *g); /* accepts NULL */
-/* Stores a pair; e->id and e->wall_ns are filled. NARU_TOO_LARGE: more than the whole quota. */
+void nr_gallery_usage(struct nr_gallery *g, struct nr_gallery_usage *ret);
+/* Stores a pair; e->id and e->wall_ns are filled. NARU_TOO_LARGE: more than the whole quota. On
+ * error nothing of the pair is left, but older entries may have gone to make room. */
 nr_nodiscard nr_status nr_gallery_add(struct nr_gallery *g, struct nr_gallery_entry *e,
                                       struct nr_str in, struct nr_str out, struct nr_err *err);
 /* Newest first, at most max. */

@@ -153,7 +153,9 @@ static void pb_check_response(const struct nr_signature *sig, const struct nr_in
         PB_CHECK(m->raw_output_contents[i].len == t->bytes);
         PB_CHECK(t->bytes == 0 || memcmp(m->raw_output_contents[i].data, t->data, t->bytes) == 0);
     }
-    PB_CHECK(inference__model_infer_response__get_packed_size(m) == body.bytes);
+    if (strlen(m->id) == req->id.len) { /* protobuf-c ends strings at a NUL */
+        PB_CHECK(inference__model_infer_response__get_packed_size(m) == body.bytes);
+    }
     inference__model_infer_response__free_unpacked(m, NULL);
     free(bytes);
 }

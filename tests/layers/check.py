@@ -116,7 +116,7 @@ def guard_breach(relative, text):
     if top in ("include", "cmd"):  # naru/tensor.h, serve/banner.h: NARU_TENSOR_H, NARU_SERVE_BANNER_H
         want = stem if stem.startswith("NARU_") else f"NARU_{stem}"
     else:
-        want = f"NR_{stem}"
+        want = f"NR_BACKENDS_{stem}" if top == "backends" else f"NR_{stem}"
     match = GUARD.search(text)
     if not match or match.group(1) != match.group(2):
         return [f"{relative}: no include guard (expected {want})"]

@@ -28,8 +28,8 @@ struct kit {
 };
 
 /* shape: dimensions, -1 varies, ended by INT64_MIN; max_batch > 0 puts the batch dimension first. */
-static void kit_spec(struct nr_io_spec *io, const char *name, int32_t dtype, int64_t max_batch,
-                     const int64_t *shape)
+__attribute__((unused)) static void kit_spec(struct nr_io_spec *io, const char *name, int32_t dtype,
+                                             int64_t max_batch, const int64_t *shape)
 {
     *io = (struct nr_io_spec){.name = nr_str_from(name), .dtype = dtype, .row_bytes = -1};
     if (max_batch > 0) {
@@ -43,7 +43,8 @@ static void kit_spec(struct nr_io_spec *io, const char *name, int32_t dtype, int
 #define DIMS(...) ((const int64_t[]){__VA_ARGS__, INT64_MIN})
 
 /* One input INPUT0 and one output OUTPUT0 of dtype and shape. */
-static void kit_init(struct kit *k, int32_t dtype, int64_t max_batch, const int64_t *shape)
+__attribute__((unused)) static void kit_init(struct kit *k, int32_t dtype, int64_t max_batch,
+                                             const int64_t *shape)
 {
     memset(k, 0, sizeof(*k));
     kit_spec(&k->in[0], "INPUT0", dtype, max_batch, shape);
@@ -61,14 +62,15 @@ __attribute__((unused)) static void kit_add_sub(struct kit *k)
     k->sig.n_inputs = k->sig.n_outputs = 2;
 }
 
-static void kit_done(struct kit *k)
+__attribute__((unused)) static void kit_done(struct kit *k)
 {
     nr_arena_done(&k->arena);
 }
 
 /* Decodes JSON followed by binary[bytes], from memory of exactly that size so that a sanitizer sees
  * every byte read beyond it. */
-static nr_status kit_json(struct kit *k, const char *json, const void *binary, size_t bytes)
+__attribute__((unused)) static nr_status kit_json(struct kit *k, const char *json,
+                                                  const void *binary, size_t bytes)
 {
     size_t len = strlen(json);
     char *body = malloc(len + bytes + (len + bytes == 0));

@@ -23,7 +23,7 @@ static int64_t feed(struct nr_placement *p, unsigned n, int64_t run_ns, int64_t 
 {
     for (unsigned i = 0; i < n; i++) {
         now_ns += 1000;
-        nr_placement_observe(p, 1, run_ns, now_ns);
+        nr_placement_observe(p, 1, run_ns, run_ns, now_ns);
     }
     return now_ns;
 }
@@ -60,7 +60,7 @@ static void test_one_slow_execution_demotes_at_once(void **state)
     (void)state;
     struct nr_placement p = make(true);
     int64_t now = feed(&p, 100, 5000, 1);
-    nr_placement_observe(&p, 1, 5 * NR_MS_NS, now);
+    nr_placement_observe(&p, 1, 5 * NR_MS_NS, 5 * NR_MS_NS, now);
     assert_false(p.is_inline);
     /* and it does not come back while it stays slow, however long */
     feed(&p, 100000, 5 * NR_MS_NS, now);
@@ -73,14 +73,14 @@ static void test_back_off_doubles(void **state)
     (void)state;
     struct nr_placement p = make(true);
     int64_t now = feed(&p, 100, 5000, 1), first, second;
-    nr_placement_observe(&p, 1, 5 * NR_MS_NS, now);
+    nr_placement_observe(&p, 1, 5 * NR_MS_NS, 5 * NR_MS_NS, now);
     first = p.retry_ns - now;
     now = p.retry_ns - 1000 * 20;
     now = feed(&p, 19, 5000, now);
     assert_false(p.is_inline); /* short again, but too early */
     now = feed(&p, 2, 5000, now);
     assert_true(p.is_inline);
-    nr_placement_observe(&p, 1, 5 * NR_MS_NS, now);
+    nr_placement_observe(&p, 1, 5 * NR_MS_NS, 5 * NR_MS_NS, now);
     second = p.retry_ns - now;
     assert_int_equal(second, 2 * first);
 }
@@ -106,13 +106,28 @@ static void test_a_rare_long_execution_is_forgiven(void **state)
     assert_true(p.is_inline);
 }
 
+static void test_preemption_is_forgiven_blocking_is_not(void **state)
+{
+    (void)state;
+    struct nr_placement p = make(true);
+    int64_t now = feed(&p, 100, 5000, 1);
+    for (unsigned i = 0; i < 5; i++) { /* long on the wall, short on the processor, now and then */
+        nr_placement_observe(&p, 1, 5 * NR_MS_NS, 6000, now += 1000);
+        assert_true(p.is_inline);
+        now = feed(&p, 2000, 5000, now);
+    }
+    nr_placement_observe(&p, 1, 5 * NR_MS_NS, 6000, now += 1000);
+    nr_placement_observe(&p, 1, 5 * NR_MS_NS, 6000, now += 1000);
+    assert_false(p.is_inline);
+}
+
 static void test_rows_are_allowed_for(void **state)
 {
     (void)state;
     struct nr_placement p = make(true);
     int64_t now = feed(&p, 100, 5000, 1);
     for (unsigned i = 0; i < 5000; i++) {
-        nr_placement_observe(&p, 32, 60 * NR_US_NS,
+        nr_placement_observe(&p, 32, 60 * NR_US_NS, 60 * NR_US_NS,
                              now += 1000); /* 32 rows in 60 µs are not slow */
     }
     assert_true(p.is_inline);
@@ -130,6 +145,7 @@ int main(void)
         cmocka_unit_test(test_back_off_doubles),
         cmocka_unit_test(test_many_slightly_long_executions_demote),
         cmocka_unit_test(test_a_rare_long_execution_is_forgiven),
+        cmocka_unit_test(test_preemption_is_forgiven_blocking_is_not),
         cmocka_unit_test(test_rows_are_allowed_for),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

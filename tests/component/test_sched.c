@@ -1,0 +1,523 @@
+/* The scheduler of one version with real plug-ins (delay, fault) on a loop that the test turns by
+ * hand: placement, batching, limits, deadlines, cancelling, misbehaving plug-ins. */
+#include "sched/sched.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/arena.h"
+#include "base/clock.h"
+#include "base/mem.h"
+#include "sched/exec.h"
+
+#define MANY 64
+#define WIDTH 4
+
+struct one {
+    struct nr_arena arena;
+    struct nr_infer_request in;
+    struct nr_infer_tensor input;
+    struct nr_infer_output output;
+    struct nr_request r;
+    float data[8 * WIDTH];
+    unsigned completed;
+};
+
+struct world {
+    struct nr_loop *loop;
+    struct nr_exec *exec;
+    struct nr_plugins *plugins;
+    struct nr_plugin_model *model;
+    struct nr_plugin_instance *instances[4], *own;
+    unsigned n_instances;
+    struct nr_io_spec in, out;
+    struct nr_signature sig;
+    struct nr_sched *sched;
+    struct one *all;
+};
+
+static const uint32_t identity_map[1] = {0};
+
+struct setup {
+    const char *plugin;
+    const naru_option *options;
+    unsigned n_options;
+    unsigned instances;
+    bool may_inline;
+    int64_t max_rows;
+    struct nr_sched_limits limits;
+};
+
+static void io_spec(struct nr_io_spec *io, const char *name)
+{
+    *io = (struct nr_io_spec){.name = nr_str_from(name),
+                              .dtype = NARU_FP32,
+                              .rank = 2,
+                              .shape = {-1, WIDTH},
+                              .batched = true,
+                              .row_bytes = WIDTH * sizeof(float)};
+}
+
+static void world_init(struct world *w, const struct setup *how)
+{
+    struct nr_err err = {0};
+    struct nr_plugin *plugin;
+    static const int64_t shape[2] = {-1, WIDTH};
+    const naru_io in = {.name = "IN", .shape = shape, .rank = 2, .dtype = NARU_FP32};
+    const naru_io out = {.name = "OUT", .shape = shape, .rank = 2, .dtype = NARU_FP32};
+    memset(w, 0, sizeof(*w));
+    assert_int_equal(nr_loop_new(0, &w->loop, &err), NARU_OK);
+    w->exec = nr_exec_new(2, 8);
+    w->plugins = nr_plugins_new();
+    nr_plugins_add_dir(w->plugins, NARU_BUILD_DIR "/backends");
+    if (nr_plugin_open(w->plugins, nr_str_from(how->plugin), &plugin, &err) != NARU_OK) {
+        fail_msg("%s", err.text);
+    }
+    naru_model_args args = {.dir_fd = -1,
+                            .name = "m",
+                            .file = "",
+                            .path = "",
+                            .version = 1,
+                            .options = how->options,
+                            .n_options = how->n_options,
+                            .device = -1,
+                            .max_batch_size = (int32_t)how->max_rows,
+                            .inputs = &in,
+                            .outputs = &out,
+                            .n_inputs = 1,
+                            .n_outputs = 1};
+    if (nr_plugin_model_open(plugin, &args, &w->model, &err) != NARU_OK) {
+        fail_msg("%s", err.text);
+    }
+    nr_plugin_unref(plugin);
+    w->n_instances = how->instances;
+    for (unsigned i = 0; i < how->instances; i++) {
+        assert_int_equal(nr_plugin_instance_open(w->model, i, -1, &w->instances[i], &err), NARU_OK);
+    }
+    io_spec(&w->in, "IN");
+    io_spec(&w->out, "OUT");
+    w->sig = (struct nr_signature){.inputs = &w->in,
+                                   .outputs = &w->out,
+                                   .n_inputs = 1,
+                                   .n_outputs = 1,
+                                   .max_batch_size = how->max_rows};
+    struct nr_sched_cfg cfg = {.name = "m",
+                               .exec = w->exec,
+                               .loops = &w->loop,
+                               .n_loops = 1,
+                               .model = w->model,
+                               .instances = w->instances,
+                               .n_instances = w->n_instances,
+                               .signature = &w->sig,
+                               .input_map = identity_map,
+                               .output_map = identity_map,
+                               .rules = {.max_rows = how->max_rows, .batching = true},
+                               .limits = how->limits};
+    nr_placement_cfg_default(&cfg.placement);
+    cfg.placement.allowed = how->may_inline;
+    cfg.placement.short_ns =
+        200 * NR_US_NS; /* a busy machine and sanitizers must not decide this */
+    cfg.placement.budget_ns = 10 * NR_MS_NS;
+    assert_int_equal(nr_sched_new(&cfg, &w->sched, &err), NARU_OK);
+    nr_sched_prove(w->sched);
+    w->all = nr_new_array(struct one, MANY);
+}
+
+static void world_done(struct world *w)
+{
+    nr_sched_free(w->sched);
+    for (unsigned i = 0; i < w->n_instances; i++) {
+        nr_plugin_instance_close(w->instances[i]);
+    }
+    nr_plugin_model_close(w->model);
+    nr_plugins_free(w->plugins);
+    nr_exec_free(w->exec);
+    nr_loop_free(w->loop);
+    nr_free(w->all);
+}
+
+static void on_complete(struct nr_request *r)
+{
+    struct one *o = nr_container_of(r, struct one, r);
+    o->completed++;
+}
+
+static struct one *submit(struct world *w, unsigned index, int64_t rows, int64_t deadline_ns)
+{
+    struct one *o = &w->all[index];
+    nr_arena_init(&o->arena, 0);
+    for (unsigned i = 0; i < rows * WIDTH; i++) {
+        o->data[i] = (float)(index * 100 + i);
+    }
+    o->input = (struct nr_infer_tensor){.dtype = NARU_FP32,
+                                        .rank = 2,
+                                        .shape = {rows, WIDTH},
+                                        .elements = rows * WIDTH,
+                                        .data = (const uint8_t *)o->data,
+                                        .bytes = (size_t)rows * WIDTH * sizeof(float)};
+    o->in = (struct nr_infer_request){
+        .rows = rows, .inputs = &o->input, .n_inputs = 1, .outputs = &o->output, .n_outputs = 1};
+    o->r = (struct nr_request){.sched = w->sched,
+                               .loop = w->loop,
+                               .arena = &o->arena,
+                               .in = &o->in,
+                               .arrival_ns = nr_clock_now(),
+                               .deadline_ns = deadline_ns,
+                               .on_complete = on_complete};
+    nr_sched_submit(&o->r);
+    return o;
+}
+
+static bool turn_until(struct world *w, unsigned n, int64_t limit_ns)
+{
+    int64_t until = nr_clock_now() + limit_ns;
+    for (;;) {
+        unsigned done = 0;
+        for (unsigned i = 0; i < MANY; i++) {
+            done += w->all[i].completed;
+        }
+        if (done >= n || nr_clock_now() > until) {
+            return done == n;
+        }
+        nr_loop_turn(w->loop, NR_MS_NS);
+    }
+}
+
+static void expect_echo(struct one *o)
+{
+    assert_int_equal(o->completed, 1);
+    if (o->r.status != NARU_OK) {
+        fail_msg("%.*s", (int)o->r.error.len, o->r.error.ptr);
+    }
+    assert_int_equal(o->r.n_outputs, 1);
+    assert_int_equal(o->r.outputs[0].bytes, o->input.bytes);
+    assert_memory_equal(o->r.outputs[0].data, o->data, o->input.bytes);
+    assert_int_equal(o->r.outputs[0].shape[0], o->in.rows);
+}
+
+static void finish(struct world *w, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        nr_arena_done(&w->all[i].arena);
+    }
+    world_done(w);
+}
+
+static struct nr_sched_limits usual(void)
+{
+    struct nr_sched_limits l;
+    nr_sched_limits_default(&l);
+    return l;
+}
+
+/* --- tests ------------------------------------------------------------------------------------ */
+
+static void test_one_turn_is_one_batch(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, &(struct setup){.plugin = "identity",
+                                   .instances = 1,
+                                   .may_inline = true,
+                                   .max_rows = 64,
+                                   .limits = usual()});
+    struct nr_sched_state s;
+    nr_sched_state_get(w.sched, &s);
+    assert_true(s.is_inline);
+    for (unsigned i = 0; i < 10; i++) {
+        submit(&w, i, 1 + i % 3, 0);
+        assert_int_equal(w.all[i].completed, 0); /* collected, not run */
+    }
+    nr_loop_turn(w.loop, 0);
+    for (unsigned i = 0; i < 10; i++) {
+        expect_echo(&w.all[i]);
+        assert_true(w.all[i].r.ran_inline);
+        assert_int_equal(w.all[i].r.batch_rows, 19);
+    }
+    finish(&w, 10);
+}
+
+static void test_pool_runs_at_once_and_batches_meanwhile(void **state)
+{
+    (void)state;
+    const naru_option options[] = {{"delay_us", "60000"}};
+    struct world w;
+    world_init(&w, &(struct setup){.plugin = "delay",
+                                   .options = options,
+                                   .n_options = 1,
+                                   .instances = 1,
+                                   .max_rows = 8,
+                                   .limits = usual()});
+    submit(&w, 0, 1, 0);
+    int64_t until = nr_clock_now() + 5 * NR_S_NS;
+    struct nr_sched_state s = {0};
+    while (s.running == 0 && nr_clock_now() < until) {
+        nr_sched_state_get(w.sched, &s);
+    }
+    for (unsigned i = 1; i < 13; i++) {
+        submit(&w, i, 1, 0);
+    }
+    assert_true(turn_until(&w, 13, 20 * NR_S_NS));
+    for (unsigned i = 0; i < 13; i++) {
+        expect_echo(&w.all[i]);
+        assert_false(w.all[i].r.ran_inline);
+    }
+    assert_int_equal(w.all[0].r.batch_rows, 1); /* nothing to wait for: it ran alone */
+    assert_int_equal(w.all[1].r.batch_rows, 8); /* full */
+    assert_int_equal(w.all[12].r.batch_rows, 4);
+    finish(&w, 13);
+}
+
+static void test_instances_overlap(void **state)
+{
+    (void)state;
+    const naru_option options[] = {{"delay_us", "100000"}};
+    struct world w;
+    world_init(&w, &(struct setup){.plugin = "delay",
+                                   .options = options,
+                                   .n_options = 1,
+                                   .instances = 4,
+                                   .max_rows = 1,
+                                   .limits = usual()});
+    int64_t begin = nr_clock_now();
+    for (unsigned i = 0; i < 4; i++) {
+        submit(&w, i, 1, 0);
+    }
+    assert_true(turn_until(&w, 4, 20 * NR_S_NS));
+    assert_true(nr_clock_now() - begin < 380 * NR_MS_NS); /* one after another would be 400 */
+    finish(&w, 4);
+}
+
+static void test_queue_limits_refuse_at_once(void **state)
+{
+    (void)state;
+    const naru_option options[] = {{"delay_us", "50000"}};
+    struct world w;
+    struct nr_sched_limits l = usual();
+    l.max_queue_requests = 3;
+    world_init(&w, &(struct setup){.plugin = "delay",
+                                   .options = options,
+                                   .n_options = 1,
+                                   .instances = 1,
+                                   .max_rows = 1,
+                                   .limits = l});
+    for (unsigned i = 0; i < 10; i++) {
+        submit(&w, i, 1, 0);
+    }
+    unsigned refused = 0;
+    for (unsigned i = 0; i < 10; i++) {
+        refused += w.all[i].completed;
+        if (w.all[i].completed) {
+            assert_int_equal(w.all[i].r.status, NARU_UNAVAILABLE);
+            assert_true(w.all[i].r.retry_after_s >= 1);
+            assert_non_null(strstr(w.all[i].r.error.ptr, "queue"));
+        }
+    }
+    assert_in_range(refused, 6, 7); /* 3 queued, and one running if it was taken by then */
+    assert_true(turn_until(&w, 10, 20 * NR_S_NS));
+    finish(&w, 10);
+}
+
+static void test_deadline_in_the_queue(void **state)
+{
+    (void)state;
+    const naru_option options[] = {{"delay_us", "150000"}};
+    struct world w;
+    world_init(&w, &(struct setup){.plugin = "delay",
+                                   .options = options,
+                                   .n_options = 1,
+                                   .instances = 1,
+                                   .max_rows = 1,
+                                   .limits = usual()});
+    submit(&w, 0, 1, 0);
+    submit(&w, 1, 1, nr_clock_now() + 20 * NR_MS_NS);
+    submit(&w, 2, 1, nr_clock_now() - 1);
+    assert_int_equal(w.all[2].completed, 1); /* too late already */
+    assert_int_equal(w.all[2].r.status, NARU_DEADLINE);
+    assert_true(turn_until(&w, 2, 100 * NR_MS_NS)); /* while the first still runs */
+    assert_int_equal(w.all[1].r.status, NARU_DEADLINE);
+    assert_true(turn_until(&w, 3, 20 * NR_S_NS));
+    expect_echo(&w.all[0]);
+    finish(&w, 3);
+}
+
+static void test_cancel_queued_and_running(void **state)
+{
+    (void)state;
+    const naru_option options[] = {{"delay_us", "10000000"}};
+    struct world w;
+    world_init(&w, &(struct setup){.plugin = "delay",
+                                   .options = options,
+                                   .n_options = 1,
+                                   .instances = 1,
+                                   .max_rows = 1,
+                                   .limits = usual()});
+    submit(&w, 0, 1, 0);
+    submit(&w, 1, 1, 0);
+    struct nr_sched_state s = {0};
+    int64_t until = nr_clock_now() + 5 * NR_S_NS;
+    while (s.running == 0 && nr_clock_now() < until) {
+        nr_sched_state_get(w.sched, &s);
+    }
+    nr_sched_cancel(&w.all[1].r, NARU_CANCELLED, true);
+    assert_int_equal(w.all[1].completed, 1);
+    assert_int_equal(w.all[1].r.status, NARU_CANCELLED);
+    nr_sched_cancel(&w.all[1].r, NARU_CANCELLED, true);  /* again: nothing */
+    nr_sched_cancel(&w.all[0].r, NARU_CANCELLED, false); /* begun, and not to be disturbed */
+    assert_int_equal(w.all[0].completed, 0);
+    int64_t begin = nr_clock_now();
+    nr_sched_cancel(&w.all[0].r, NARU_CANCELLED, true); /* the sleep of ten seconds ends early */
+    assert_true(turn_until(&w, 2, 9 * NR_S_NS));
+    assert_true(nr_clock_now() - begin < 5 * NR_S_NS);
+    finish(&w, 2);
+}
+
+static void test_cancel_before_the_turn_ends(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w, &(struct setup){.plugin = "identity",
+                                   .instances = 1,
+                                   .may_inline = true,
+                                   .max_rows = 64,
+                                   .limits = usual()});
+    submit(&w, 0, 1, 0);
+    submit(&w, 1, 1, 0);
+    nr_sched_cancel(&w.all[0].r, NARU_CANCELLED, true);
+    assert_int_equal(w.all[0].completed, 1);
+    nr_loop_turn(w.loop, 0);
+    assert_int_equal(w.all[0].completed, 1);
+    expect_echo(&w.all[1]);
+    finish(&w, 2);
+}
+
+static void test_model_that_becomes_slow_leaves_the_loop(void **state)
+{
+    (void)state;
+    const naru_option options[] = {
+        {"spin_us", "5"}, {"spin_us_after", "20000"}, {"after_requests", "60"}};
+    struct world w;
+    struct nr_sched_state s;
+    world_init(&w, &(struct setup){.plugin = "delay",
+                                   .options = options,
+                                   .n_options = 3,
+                                   .instances = 1,
+                                   .may_inline = true,
+                                   .max_rows = 1,
+                                   .limits = usual()});
+    nr_sched_state_get(w.sched, &s);
+    assert_true(s.is_inline);
+    unsigned slow_inline = 0, n = 0;
+    for (; n < MANY; n++) {
+        submit(&w, n, 1, 0);
+        assert_true(turn_until(&w, n + 1, 20 * NR_S_NS));
+        struct nr_request *r = &w.all[n].r;
+        slow_inline += r->ran_inline && r->end_ns - r->begin_ns > 10 * NR_MS_NS;
+    }
+    assert_int_equal(slow_inline, 1); /* the one that gave it away */
+    nr_sched_state_get(w.sched, &s);
+    assert_false(s.is_inline);
+    assert_int_equal(s.n_demoted, 1);
+    finish(&w, n);
+}
+
+static void test_faults_reach_only_their_requests(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *fault;
+        bool every_second;
+    } cases[] = {{"execute_error", false},
+                 {"bad_status", false},
+                 {"request_error", true},
+                 {"wrong_shape", false},
+                 {"too_large", false}};
+    for (unsigned c = 0; c < NR_COUNT(cases); c++) {
+        const naru_option options[] = {{"fault", cases[c].fault}};
+        struct world w;
+        world_init(&w, &(struct setup){.plugin = "fault",
+                                       .options = options,
+                                       .n_options = 1,
+                                       .instances = 1,
+                                       .max_rows = 8,
+                                       .limits = usual()});
+        for (unsigned i = 0; i < 4; i++) {
+            submit(&w, i, 1, 0);
+        }
+        assert_true(turn_until(&w, 4, 20 * NR_S_NS));
+        unsigned failed = 0;
+        for (unsigned i = 0; i < 4; i++) {
+            failed += w.all[i].r.status != NARU_OK;
+            assert_true(w.all[i].r.status == NARU_OK || w.all[i].r.error.len > 0);
+        }
+        if (cases[c].every_second) {
+            assert_in_range(failed, 1, 4);
+        } else {
+            assert_int_equal(failed, 4);
+        }
+        finish(&w, 4);
+    }
+}
+
+static void test_answers_from_other_threads(void **state)
+{
+    (void)state;
+    static const char *const faults[] = {"async", "twice", "return_and_done"};
+    for (unsigned c = 0; c < NR_COUNT(faults); c++) {
+        const naru_option options[] = {{"fault", faults[c]}};
+        struct world w;
+        world_init(&w, &(struct setup){.plugin = "fault",
+                                       .options = options,
+                                       .n_options = 1,
+                                       .instances = 2,
+                                       .max_rows = 2,
+                                       .limits = usual()});
+        for (unsigned i = 0; i < 12; i++) {
+            submit(&w, i, 1, 0);
+        }
+        assert_true(turn_until(&w, 12, 20 * NR_S_NS));
+        for (unsigned i = 0; i < 12; i++) {
+            assert_int_equal(w.all[i].completed, 1); /* whatever the plug-in does, exactly once */
+        }
+        finish(&w, 12);
+    }
+}
+
+static void test_a_plug_in_that_never_answers_can_be_cancelled(void **state)
+{
+    (void)state;
+    const naru_option options[] = {{"fault", "never"}};
+    struct world w;
+    world_init(&w, &(struct setup){.plugin = "fault",
+                                   .options = options,
+                                   .n_options = 1,
+                                   .instances = 1,
+                                   .max_rows = 1,
+                                   .limits = usual()});
+    submit(&w, 0, 1, 0);
+    assert_false(turn_until(&w, 1, 100 * NR_MS_NS));
+    nr_sched_cancel(&w.all[0].r, NARU_CANCELLED, true);
+    assert_true(turn_until(&w, 1, 10 * NR_S_NS));
+    finish(&w, 1);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_one_turn_is_one_batch),
+        cmocka_unit_test(test_pool_runs_at_once_and_batches_meanwhile),
+        cmocka_unit_test(test_instances_overlap),
+        cmocka_unit_test(test_queue_limits_refuse_at_once),
+        cmocka_unit_test(test_deadline_in_the_queue),
+        cmocka_unit_test(test_cancel_queued_and_running),
+        cmocka_unit_test(test_cancel_before_the_turn_ends),
+        cmocka_unit_test(test_model_that_becomes_slow_leaves_the_loop),
+        cmocka_unit_test(test_faults_reach_only_their_requests),
+        cmocka_unit_test(test_answers_from_other_threads),
+        cmocka_unit_test(test_a_plug_in_that_never_answers_can_be_cancelled),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
