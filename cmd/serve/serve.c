@@ -49,9 +49,10 @@ static void on_state(void *ctx, const struct nr_version *v, nr_version_state sta
                      const char *reason)
 {
     (void)ctx;
-    bool ready = state == NR_VERSION_READY;
-    nr_log(ready ? NR_LOG_DEBUG : NR_LOG_ERROR, "model", ready ? "loaded" : "not loaded",
-           NR_KV_TEXT("model", v->name), NR_KV_INT("version", v->number),
+    bool ready = state == NR_VERSION_READY, unloaded = strcmp(reason, "unloaded") == 0;
+    const char *what = ready ? "loaded" : unloaded ? "unloaded" : "not loaded";
+    nr_log(ready || unloaded ? NR_LOG_DEBUG : NR_LOG_ERROR, "model", what,
+           NR_KV_TEXT("model", v->name), NR_KV_INT("version", v->number), /* -1: the model as a whole */
            NR_KV_DBL("ms", (double)v->load_ns / 1e6), NR_KV_TEXT("reason", reason));
 }
 

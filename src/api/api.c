@@ -130,14 +130,9 @@ static struct nr_str host_name(struct nr_str host)
     return colon < 0 ? host : (struct nr_str){host.ptr, (size_t)colon};
 }
 
-static bool host_allowed(const struct nr_api *a, struct nr_str name)
+/* A name that the operator gave with --allow-host. */
+static bool host_named(const struct nr_api *a, struct nr_str name)
 {
-    static const char *const own[] = {"localhost", "127.0.0.1", "[::1]", NULL};
-    for (unsigned i = 0; own[i] != NULL; i++) {
-        if (nr_str_eq_nocase(name, nr_str_from(own[i]))) {
-            return true;
-        }
-    }
     for (unsigned i = 0; a->cfg.allowed_hosts != NULL && a->cfg.allowed_hosts[i] != NULL; i++) {
         if (nr_str_eq_nocase(name, nr_str_from(a->cfg.allowed_hosts[i]))) {
             return true;
@@ -146,8 +141,20 @@ static bool host_allowed(const struct nr_api *a, struct nr_str name)
     return false;
 }
 
+static bool host_allowed(const struct nr_api *a, struct nr_str name)
+{
+    static const char *const own[] = {"localhost", "127.0.0.1", "[::1]", NULL};
+    for (unsigned i = 0; own[i] != NULL; i++) {
+        if (nr_str_eq_nocase(name, nr_str_from(own[i]))) {
+            return true;
+        }
+    }
+    return host_named(a, name);
+}
+
 /* A page of another site must not reach a server on loopback: by a name that it has pointed here
- * (Host), or by a form or script of its own (Origin). Programs send no Origin and a plain Host. */
+ * (Host), or by a form or script of its own (Origin). Programs send no Origin and a plain Host. A
+ * page of this machine on another port is another site too: it may be another person's. */
 static nr_status check_browser(struct nr_api *a, struct nr_exchange *x, struct nr_err *err)
 {
     if (!a->cfg.check_browser || !x->peer->loopback) {
@@ -160,19 +167,20 @@ static nr_status check_browser(struct nr_api *a, struct nr_exchange *x, struct n
                        "localhost, or start it with --allow-host " NR_STR_FMT,
                        NR_STR_ARG(host), NR_STR_ARG(host));
     }
-    struct nr_str origin = x->known.origin;
-    if (origin.len > 0) {
-        struct nr_str rest = origin;
-        for (size_t i = 0; i + 2 < origin.len; i++) {
-            if (memcmp(origin.ptr + i, "://", 3) == 0) {
-                rest = (struct nr_str){origin.ptr + i + 3, origin.len - i - 3};
-                break;
-            }
+    struct nr_str origin = x->known.origin, authority = origin;
+    if (origin.len == 0) {
+        return NARU_OK;
+    }
+    for (size_t i = 0; i + 2 < origin.len; i++) {
+        if (memcmp(origin.ptr + i, "://", 3) == 0) {
+            authority = (struct nr_str){origin.ptr + i + 3, origin.len - i - 3};
+            break;
         }
-        if (rest.ptr == origin.ptr || !host_allowed(a, host_name(rest))) {
-            return nr_fail(err, NARU_DENIED, "requests from pages of '" NR_STR_FMT "' are refused",
-                           NR_STR_ARG(origin));
-        }
+    }
+    /* "null" (a sandboxed frame, a file) names no place and is refused like any other */
+    if (!nr_str_eq_nocase(authority, x->known.host) && !host_named(a, host_name(authority))) {
+        return nr_fail(err, NARU_DENIED, "requests from pages of '" NR_STR_FMT "' are refused",
+                       NR_STR_ARG(origin));
     }
     return NARU_OK;
 }
@@ -489,13 +497,17 @@ nr_status nr_api_new(const struct nr_api_cfg *cfg, struct nr_api **ret, struct n
     return NARU_OK;
 }
 
+void nr_api_readers_done(struct nr_api *a)
+{
+    for (unsigned i = 0; a != NULL && i < a->cfg.n_loops; i++) {
+        nr_catalog_reader_done(&a->readers[i]);
+    }
+}
+
 void nr_api_free(struct nr_api *a)
 {
     if (a == NULL) {
         return;
-    }
-    for (unsigned i = 0; i < a->cfg.n_loops; i++) {
-        nr_catalog_reader_done(&a->readers[i]);
     }
     nr_router_free(a->router);
     nr_free(a->readers);

@@ -44,7 +44,10 @@ struct nr_api;
 
 nr_nodiscard nr_status nr_api_new(const struct nr_api_cfg *cfg, struct nr_api **ret,
                                   struct nr_err *err);
-void nr_api_free(struct nr_api *a); /* after the loops have ended */
+/* After the loops have ended, in this order around the end of the repository: the first gives the
+ * catalog's snapshots back, the second frees. Both accept NULL. */
+void nr_api_readers_done(struct nr_api *a);
+void nr_api_free(struct nr_api *a);
 const struct nr_http_app *nr_api_app(struct nr_api *a);
 /* For metrics and drain; set once, before traffic. */
 void nr_api_set_server(struct nr_api *a, struct nr_server *server);

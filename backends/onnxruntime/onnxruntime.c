@@ -1,0 +1,366 @@
+/* onnxruntime: models in ONNX format, on ONNX Runtime through its C API.
+ *
+ * The library is found at run time, so that the server starts without it, in this order:
+ *   option "library" (--backend-config=onnxruntime,library=/path), environment NARU_ONNXRUNTIME,
+ *   beside this plug-in, ../onnxruntime (installed), ../../.deps/onnxruntime/lib (build tree),
+ *   a directory given at build time, the system's libonnxruntime.so.1.
+ * Further options of the backend: "threads" (of the pool; default: the cores this process may use),
+ * "spin_us" (how long pool threads wait busily within a run), "shared_arena" (0, 1).
+ *
+ * Why so (figures in docs/decisions/onnxruntime-threads.md): one environment with one pool of threads
+ * for all sessions, since a pool per session costs cores - 1 threads for every model. Models that
+ * compute for long get a pool of their own, whose threads may spin while a run lasts and stop with
+ * it; there are few of those, and lib->pool_threads bounds them.
+ *
+ * Invariants
+ *  1. `table.version` is written by lib_open only, which the host calls under a lock, once.
+ *  2. Every OrtStatus goes through ort_status, which releases it.
+ *
+ * Threads: lib is read only after lib_open, but for its atomics. ONNX Runtime's sessions may be
+ * opened and run from several threads at once.
+ */
+#include <dirent.h>
+#include <dlfcn.h>
+#include <limits.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "ort.h"
+
+#define DEFAULT_SPIN_US 1000
+
+static char version_text[64] = "1.0";
+
+static void on_log(void *param, OrtLoggingLevel severity, const char *category, const char *logid,
+                   const char *location, const char *message)
+{
+    (void)category;
+    (void)logid;
+    (void)location;
+    const naru_host *host = param;
+    /* Errors come back as statuses as well, and reach whom they concern; here they are detail. */
+    host->log(severity >= ORT_LOGGING_LEVEL_FATAL ? 3 : 0, message);
+}
+
+bool ort_has_provider(const struct naru_backend_lib *lib, const char *name)
+{
+    for (int i = 0; i < lib->n_providers; i++) {
+        if (strcmp(lib->providers[i], name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Takes every occurrence of `part` out of text. */
+static void cut_out(char *text, const char *part)
+{
+    size_t len = part ? strlen(part) : 0;
+    if (len < 2) {
+        return;
+    }
+    for (char *at = text; (at = strstr(at, part)) != NULL;) {
+        size_t skip = len + (at[len] == '/');
+        memmove(at, at + skip, strlen(at + skip) + 1);
+    }
+}
+
+static naru_status code_of(OrtErrorCode code, const char *text)
+{
+    if (strstr(text, "Failed to allocate memory") || strstr(text, "std::bad_alloc")) {
+        return NARU_NOMEM;
+    }
+    switch (code) {
+    case ORT_OK:
+        return NARU_OK;
+    case ORT_INVALID_ARGUMENT:
+    case ORT_INVALID_PROTOBUF:
+    case ORT_INVALID_GRAPH:
+        return NARU_INVALID;
+    case ORT_NO_SUCHFILE:
+    case ORT_NO_MODEL:
+    case ORT_NOT_FOUND:
+        return NARU_NOT_FOUND;
+    case ORT_NOT_IMPLEMENTED:
+        return NARU_UNSUPPORTED;
+    default:
+        return NARU_INTERNAL;
+    }
+}
+
+naru_status ort_status(const struct naru_backend_lib *lib, OrtStatus *st, const char *const *hide,
+                       unsigned n_hide, naru_text *err)
+{
+    if (!st) {
+        return NARU_OK;
+    }
+    const char *text = lib->api->GetErrorMessage(st);
+    naru_status code = code_of(lib->api->GetErrorCode(st), text);
+    char *copy = strdup(text);
+    for (unsigned i = 0; copy && i < n_hide; i++) {
+        cut_out(copy, hide[i]);
+    }
+    (void)naru_fail(err, code, "onnxruntime: %s", copy ? copy : "out of memory");
+    free(copy);
+    lib->api->ReleaseStatus(st);
+    return code;
+}
+
+/* ---- finding the library ----------------------------------------------------------------------- */
+
+/* The library in `dir`, whatever version its name carries, into path[PATH_MAX]. */
+static bool find_in(const char *dir, char *path)
+{
+    static const char stem[] = "libonnxruntime.so";
+    char best[NAME_MAX + 1] = "";
+    DIR *d = opendir(dir);
+    if (!d) {
+        return false;
+    }
+    for (struct dirent *e; (e = readdir(d)) != NULL;) {
+        const char *rest = e->d_name + sizeof stem - 1;
+        if (strncmp(e->d_name, stem, sizeof stem - 1) == 0 && (*rest == 0 || *rest == '.') &&
+            strcmp(e->d_name, best) > 0) {
+            (void)snprintf(best, sizeof best, "%s", e->d_name);
+        }
+    }
+    closedir(d);
+    int n = snprintf(path, PATH_MAX, "%s/%s", dir, best);
+    return best[0] && n > 0 && n < PATH_MAX;
+}
+
+/* The directory of this plug-in with `rest` behind it, into dir[PATH_MAX]. */
+static bool beside(const char *rest, char *dir)
+{
+    Dl_info info;
+    if (!dladdr(version_text, &info) || !info.dli_fname) {
+        return false;
+    }
+    const char *slash = strrchr(info.dli_fname, '/');
+    int n = slash ? snprintf(dir, PATH_MAX, "%.*s%s", (int)(slash - info.dli_fname), info.dli_fname,
+                             rest)
+                  : -1;
+    return n > 0 && n < PATH_MAX;
+}
+
+static void *open_default(char *path)
+{
+    static const char *const places[] = {"", "/../onnxruntime", "/../../.deps/onnxruntime/lib"};
+    char dir[PATH_MAX];
+    for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
+        if (beside(places[i], dir) && find_in(dir, path)) {
+            return dlopen(path, RTLD_NOW | RTLD_LOCAL);
+        }
+    }
+#ifdef NARU_ORT_LIBRARY_DIR
+    if (find_in(NARU_ORT_LIBRARY_DIR, path)) {
+        return dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    }
+#endif
+    (void)snprintf(path, PATH_MAX, "libonnxruntime.so.1");
+    return dlopen(path, RTLD_NOW | RTLD_LOCAL);
+}
+
+static naru_status load(const naru_option *options, uint32_t n, const OrtApiBase **ret,
+                        naru_text *err)
+{
+    char path[PATH_MAX];
+    const char *given = naru_option_get(options, n, "library");
+    if (!given) {
+        given = getenv("NARU_ONNXRUNTIME");
+    }
+    void *so;
+    if (given && given[0]) {
+        if (given[0] != '/') {
+            return naru_fail(err, NARU_INVALID,
+                             "library \"%.256s\" of onnxruntime: an absolute path is expected",
+                             given);
+        }
+        (void)snprintf(path, sizeof path, "%s", given);
+        so = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    } else {
+        so = open_default(path);
+    }
+    if (!so) {
+        const char *why = dlerror();
+        return naru_fail(err, NARU_UNAVAILABLE,
+                         "cannot open the ONNX Runtime library: %.300s; run scripts/setup, or name "
+                         "it: --backend-config=onnxruntime,library=/path/libonnxruntime.so",
+                         why ? why : path);
+    }
+    void *symbol = dlsym(so, "OrtGetApiBase");
+    if (!symbol) {
+        dlclose(so);
+        return naru_fail(err, NARU_UNSUPPORTED, "%.300s is no ONNX Runtime library", path);
+    }
+    const OrtApiBase *(*base)(void);
+    memcpy(&base, &symbol, sizeof base);
+    *ret = base(); /* stays mapped for ever: it leaves threads and exit handlers behind */
+    return NARU_OK;
+}
+
+/* ---- opening ----------------------------------------------------------------------------------- */
+
+/* Cores this process may use: its affinity, and the quota of its control group. */
+static int count_cores(void)
+{
+    cpu_set_t set;
+    int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
+    if (f) {
+        long long quota, period;
+        /* NOLINTNEXTLINE(cert-err34-c): the kernel's own format; "max" leaves quota unread */
+        if (fscanf(f, "%lld %lld", &quota, &period) == 2 && quota > 0 && period > 0) {
+            long long allowed = (quota + period - 1) / period;
+            cores = allowed < cores ? (int)allowed : cores;
+        }
+        (void)fclose(f);
+    }
+    return cores > 0 ? cores : 1;
+}
+
+static naru_status make_env(struct naru_backend_lib *lib, naru_text *err)
+{
+    const OrtApi *a = lib->api;
+    OrtThreadingOptions *t = NULL;
+    naru_status st = ort_status(lib, a->CreateThreadingOptions(&t), NULL, 0, err);
+    if (st != NARU_OK) {
+        return st;
+    }
+    OrtStatus *s = a->SetGlobalIntraOpNumThreads(t, lib->cores);
+    s = s ? s : a->SetGlobalInterOpNumThreads(t, 1);
+    s = s ? s : a->SetGlobalSpinControl(t, 0); /* idle threads must cost nothing */
+    s = s ? s
+          : a->CreateEnvWithCustomLoggerAndGlobalThreadPools(on_log, (void *)(uintptr_t)lib->host,
+                                                             ORT_LOGGING_LEVEL_ERROR, "naru", t,
+                                                             &lib->env);
+    s = s ? s : a->DisableTelemetryEvents(lib->env);
+    s = s ? s : a->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &lib->cpu_memory);
+    s = s ? s : a->GetAllocatorWithDefaultOptions(&lib->allocator);
+    s = s ? s : a->GetAvailableProviders(&lib->providers, &lib->n_providers);
+    if (!s && lib->shared_arena) {
+        /* One arena that grows by what is asked, instead of one per session that doubles. */
+        OrtArenaCfg *cfg = NULL;
+        static const char *const keys[] = {"max_mem", "arena_extend_strategy"};
+        const size_t values[] = {0, 1};
+        s = a->CreateArenaCfgV2(keys, values, 2, &cfg);
+        s = s ? s : a->CreateAndRegisterAllocator(lib->env, lib->cpu_memory, cfg);
+        if (cfg) {
+            a->ReleaseArenaCfg(cfg);
+        }
+    }
+    a->ReleaseThreadingOptions(t);
+    return ort_status(lib, s, NULL, 0, err);
+}
+
+static void lib_close(naru_backend_lib *lib)
+{
+    if (!lib) {
+        return;
+    }
+    const OrtApi *a = lib->api;
+    if (lib->providers) {
+        OrtStatus *s = a->ReleaseAvailableProviders(lib->providers, lib->n_providers);
+        (void)ort_status(lib, s, NULL, 0, NULL);
+    }
+    if (lib->cpu_memory) {
+        a->ReleaseMemoryInfo(lib->cpu_memory);
+    }
+    if (lib->env) {
+        a->ReleaseEnv(lib->env);
+    }
+    free(lib);
+}
+
+static naru_status read_lib_options(struct naru_backend_lib *lib, const naru_option *options,
+                                    uint32_t n, naru_text *err)
+{
+    int64_t threads = count_cores(), spin = DEFAULT_SPIN_US;
+    int shared = 1;
+    naru_status st = naru_option_i64(options, n, "threads", 1, 1024, &threads, err);
+    if (st == NARU_OK) {
+        st = naru_option_i64(options, n, "spin_us", 0, 1000000, &spin, err);
+    }
+    if (st == NARU_OK) {
+        st = naru_option_bool(options, n, "shared_arena", &shared, err);
+    }
+    lib->cores = (int)threads;
+    lib->spin_us = (int)spin;
+    lib->shared_arena = shared != 0;
+    return st;
+}
+
+static naru_status lib_open(const naru_host *host, const naru_option *options, uint32_t n_options,
+                            naru_backend_lib **ret, naru_text *err)
+{
+    const OrtApiBase *base = NULL;
+    naru_status st = load(options, n_options, &base, err);
+    if (st != NARU_OK) {
+        return st;
+    }
+    naru_backend_lib *lib = calloc(1, sizeof *lib);
+    if (!lib) {
+        return NARU_NOMEM;
+    }
+    lib->host = host;
+    lib->api = base->GetApi(ORT_API_VERSION);
+    (void)snprintf(lib->version, sizeof lib->version, "%s", base->GetVersionString());
+    if (!lib->api) {
+        st = naru_fail(err, NARU_UNSUPPORTED,
+                       "ONNX Runtime %s is older than this plug-in, which needs 1.%d or later",
+                       lib->version, ORT_API_VERSION);
+        free(lib);
+        return st;
+    }
+    st = read_lib_options(lib, options, n_options, err);
+    if (st == NARU_OK) {
+        st = make_env(lib, err);
+    }
+    if (st != NARU_OK) {
+        lib_close(lib);
+        return st;
+    }
+    (void)snprintf(version_text, sizeof version_text, "1.0 (ONNX Runtime %s)", lib->version);
+    *ret = lib;
+    return NARU_OK;
+}
+
+static uint32_t device_count(naru_backend_lib *lib)
+{
+    return ort_has_provider(lib, "CUDAExecutionProvider") ? ort_gpu_count() : 0;
+}
+
+static naru_status device_get(naru_backend_lib *lib, uint32_t index, naru_device_info *ret)
+{
+    (void)lib;
+    return ort_gpu_get(index, ret);
+}
+
+static const naru_backend table = {
+    .struct_size = sizeof table,
+    .abi_major = NARU_ABI_MAJOR,
+    .abi_minor = NARU_ABI_MINOR,
+    .name = "onnxruntime",
+    .version = version_text,
+    .caps = NARU_CAP_INLINE,
+    .lib_open = lib_open,
+    .lib_close = lib_close,
+    .model_open = ort_model_open,
+    .model_close = ort_model_close,
+    .model_info = ort_model_info,
+    .instance_open = ort_instance_open,
+    .instance_close = ort_instance_close,
+    .execute = ort_execute,
+    .cancel = ort_cancel,
+    .device_count = device_count,
+    .device_get = device_get,
+    .model_memory = ort_model_memory,
+};
+
+NARU_EXPORT const naru_backend *naru_backend_entry(void);
+const naru_backend *naru_backend_entry(void)
+{
+    return &table;
+}

@@ -1,0 +1,119 @@
+/* The ONNX Runtime plug-in, shared by its files:
+ *   onnxruntime.c  the table; finding and opening the library
+ *   ort_model.c    a session and what it says of its inputs and outputs
+ *   ort_options.c  config.pbtxt parameters → session options
+ *   ort_graph.c    a look into the model file, without loading it
+ *   ort_run.c      instances and execution
+ *   ort_string.c   BYTES ↔ string tensors
+ *   ort_gpu.c      GPUs of the machine
+ */
+#ifndef NR_BACKENDS_ONNXRUNTIME_ORT_H
+#define NR_BACKENDS_ONNXRUNTIME_ORT_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include <onnxruntime_c_api.h>
+
+#include "naru/backend.h"
+#include "naru/helper.h"
+
+#define ORT_MAX_PATH 4096
+
+struct naru_backend_lib {
+    const naru_host *host;
+    const OrtApi *api;
+    OrtEnv *env;
+    OrtMemoryInfo *cpu_memory; /* describes memory of the host for tensors over it */
+    OrtAllocator *allocator;   /* the library's default one; never released */
+    char version[32];          /* "1.31.1" */
+    char **providers;          /* GetAvailableProviders */
+    int n_providers;
+    int cores;                 /* threads of the global pool, the caller's included */
+    int spin_us;               /* of pools of single sessions; 0: do not spin */
+    bool shared_arena;         /* sessions allocate from one arena */
+    _Atomic int pool_threads;  /* started for pools of single sessions */
+    _Atomic unsigned opening;  /* model_open calls under way, for the estimate of memory */
+    _Atomic unsigned openings; /* ever begun */
+};
+
+/* What ort_graph_read finds. Zeroed where the file could not be read: then nothing is promised. */
+struct ort_graph {
+    bool known;            /* the whole file was understood */
+    bool control_flow;     /* If, Loop, Scan, SequenceMap, or a function of the model's own */
+    uint64_t weight_bytes; /* initializers, external data included */
+    uint32_t n_nodes;
+    uint32_t n_convolutions; /* and recurrent layers: many operations per weight */
+};
+
+/* How a session is to run, from parameters and the graph. */
+struct ort_threads {
+    int intra;   /* threads of an own pool, the caller's included; 0: the global pool */
+    int charged; /* added to lib->pool_threads, to be given back */
+};
+
+struct ort_value_io { /* one input or output */
+    const char *name;
+    ONNXTensorElementDataType type;
+    int32_t dtype;
+    uint32_t rank;
+};
+
+struct naru_backend_model {
+    struct naru_backend_lib *lib;
+    OrtSession *session;
+    naru_model_info info;
+    struct ort_value_io *ins, *outs;
+    naru_io *ios;       /* inputs, then outputs */
+    int64_t *dims;      /* of all shapes */
+    char *shrink_arena; /* run option memory.enable_memory_arena_shrinkage, or NULL */
+    struct ort_threads threads;
+    uint64_t memory_bytes;
+    int32_t device;
+};
+
+/* Releases st (which may be NULL: NARU_OK) and turns it into a status and a text, from which the
+ * server's paths are taken out (`hide`, may be NULL). */
+naru_status ort_status(const struct naru_backend_lib *lib, OrtStatus *st, const char *const *hide,
+                       unsigned n_hide, naru_text *err);
+
+bool ort_has_provider(const struct naru_backend_lib *lib, const char *name);
+
+/* Reads the model file `path` (relative to dir_fd). Never fails: see struct ort_graph. */
+void ort_graph_read(int dir_fd, const char *path, struct ort_graph *ret);
+
+/* *ret is the caller's to release. Also decides *threads, which charges lib->pool_threads. */
+naru_status ort_options_make(struct naru_backend_lib *lib, const naru_model_args *args,
+                             const struct ort_graph *graph, OrtSessionOptions **ret,
+                             struct ort_threads *threads, naru_text *err);
+
+/* GPUs seen through the driver; 0 where there is none. */
+uint32_t ort_gpu_count(void);
+naru_status ort_gpu_get(uint32_t index, naru_device_info *ret);
+
+/* ort_model.c, ort_run.c: slots of the table. */
+naru_status ort_model_open(naru_backend_lib *lib, const naru_model_args *args,
+                           naru_backend_model **ret, naru_text *err);
+void ort_model_close(naru_backend_model *model);
+const naru_model_info *ort_model_info(naru_backend_model *model);
+uint64_t ort_model_memory(naru_backend_model *model);
+naru_status ort_instance_open(naru_backend_model *model, uint32_t index, int32_t device,
+                              naru_backend_instance **ret, naru_text *err);
+void ort_instance_close(naru_backend_instance *instance);
+naru_status ort_execute(naru_backend_instance *instance, naru_batch *batch, naru_text *err);
+void ort_cancel(naru_backend_instance *instance, naru_batch *batch, uint32_t request);
+
+/* A new string tensor of the elements of `t`. NARU_INVALID when their lengths do not add up. */
+naru_status ort_string_in(const struct naru_backend_lib *lib, const naru_tensor *t, OrtValue **ret,
+                          naru_text *err);
+struct ort_scratch { /* kept by an instance between runs */
+    size_t *offsets;
+    size_t capacity;
+};
+/* Places output `index` of the batch and writes the elements of `value` there. */
+naru_status ort_string_out(const struct naru_backend_lib *lib, const OrtValue *value,
+                           naru_batch *batch, uint32_t index, uint32_t rank, const int64_t *shape,
+                           struct ort_scratch *scratch, naru_text *err);
+
+#endif
