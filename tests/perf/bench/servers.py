@@ -216,15 +216,13 @@ input [ { name: "X" data_type: TYPE_FP32 dims: [ 16 ] } ] output [ { name: "Y" d
 dynamic_batching {} instance_group [ { count: 1 kind: KIND_CPU } ]
 """)
         self.log, self.http, self.grpc = WORK / "triton.log", process.free_port(), process.free_port()
-        libraries = [package / "external_libs", package / "lib"]
-        base = subprocess.run([python, "-c", "import sys,sysconfig;print(sysconfig.get_config_var('LIBDIR') or '')"],
-                              capture_output=True, text=True, check=True).stdout.strip()
+        libraries = package.parents[1] / "nvidia_pytriton.libs"
         self.process = process.start(
             [package / "bin" / "tritonserver", "--model-repository", where.parent, "--backend-directory", backends,
              "--http-address", "127.0.0.1", "--http-port", self.http, "--grpc-address", "127.0.0.1", "--grpc-port",
              self.grpc, "--metrics-port", process.free_port(), "--metrics-address", "127.0.0.1", "--allow-gpu-metrics",
              "false", "--log-info", "false"],
             cores, self.log,
-            env=process.clean_env(PYTHONPATH=package.parents[1], PYTHONDONTWRITEBYTECODE=1,
-                                  LD_LIBRARY_PATH=":".join(map(str, [*libraries, base]))))
+            env=process.clean_env(PYTHONPATH=package.parents[1], PYTHONDONTWRITEBYTECODE=1, LD_LIBRARY_PATH=libraries,
+                                  PATH=f"{python.parent}:{os.environ['PATH']}"))
         self.wait_http("/v2/health/ready", 60)
