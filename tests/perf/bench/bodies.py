@@ -50,3 +50,9 @@ def grpc_message(model, name, shape, values):
 
 def grpc_frame(message):
     return b"\0" + struct.pack(">I", len(message)) + message
+
+
+def grpc_answer_bytes(model, name, rank, values):
+    """Length of the framed ModelInferResponse that a server gives with one raw FP32 output."""
+    tensor = len(_field(1, name.encode()) + _field(2, b"FP32") + _field(3, b"\1" * rank))
+    return 5 + len(_field(1, model.encode()) + _field(2, b"1")) + 2 + tensor + 2 + 4 * values

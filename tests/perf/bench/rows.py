@@ -5,12 +5,13 @@ several take part, they are measured in turn in every round, the order turning r
 made from figures of the same round, so that a busy minute of the machine hits both.
 """
 import json
+import socket
 import subprocess
 import time
 import urllib.request
 from dataclasses import dataclass, field
 
-from . import bodies, figures, process, servers
+from . import bodies, counts, figures, process, servers
 from .figures import number, ratios, spread
 from .process import BUILD, CLIENT_CORE, WORK, Unavailable
 
@@ -265,7 +266,7 @@ def grpc_row(ctx, key, title, must, limit, streams):
     try:
         naru = servers.Naru(ctx.models("tiny"))
         started.append(naru)
-        floor = ctx.try_start(lambda: servers.Nghttpd(GRPC_INFER, b" " * 70))
+        floor = ctx.try_start(lambda: servers.Nghttpd(GRPC_INFER, b" " * bodies.grpc_answer_bytes("linear", "Y", 2, 4)))
         triton = ctx.try_start(lambda: servers.Triton(ctx.models("tiny") / "linear" / "1" / "model.onnx"))
         started += [s for s in (floor, triton) if s]
         run, latency = {}, {}
@@ -325,6 +326,191 @@ def picture(ctx):
                  [f"{len(text)} bytes of JSON, {len(binary)} of binary"])
 
 
+
+# ---------------------------------------------------------------- ResNet-50
+
+def ort_library():
+    found = sorted((process.DEPS / "onnxruntime" / "lib").glob("libonnxruntime.so.*"))
+    if not found:
+        raise Unavailable("ONNX Runtime is not installed; run: scripts/setup")
+    return found[-1]
+
+
+def ort_raw(model, **options):
+    """The runtime alone, in a process of its own, on all cores."""
+    line = [BUILD / "tests" / "perf" / "ort_raw", "--library", ort_library(), "--model", model]
+    for name, value in options.items():
+        line += [f"--{name}", value]
+    done = subprocess.run([str(w) for w in line], capture_output=True, text=True)
+    if done.returncode:
+        raise Unavailable(f"ort_raw: {done.stderr.strip()[-300:]}")
+    return json.loads(done.stdout)
+
+
+def resnet_naru(ctx, server, file, fields, connections):
+    """Images a second from Little's law, which the edges of the window do not disturb when answers
+    come in batches."""
+    line = [LOAD, "--json", "--url", server.url("/v2/models/resnet50/infer"), "--body", file, "--connections",
+            connections, "--seconds", 8 * ctx.seconds, "--warm", 1.5 * ctx.seconds, "--timeout", 60]
+    for f in fields:
+        line += ["--header", f]
+    done = subprocess.run([str(w) for w in line], capture_output=True, text=True)
+    if done.returncode:
+        raise Unavailable(f"naru: {done.stderr.strip()}")
+    r = json.loads(done.stdout)
+    if r["answered"] == 0 or r["outcomes"]["ok"] != r["answered"]:
+        raise Unavailable(f"naru did not answer well: {r['outcomes']}")
+    return {"rate": connections * r["answered"] / r["answered_s"], "p50_us": r["response_us"]["p50"]}
+
+
+def resnet_row(ctx, key, title, batches):
+    model = ctx.models("resnet_n" if len(batches) > 1 else "resnet") / "resnet50" / "1" / "model.onnx"
+    sweep = {}
+    for threads, spin, callers in ((1, 0, 1), (2, 0, 1), (2, 1, 1), (1, 0, 2)):
+        for batch in batches:
+            seconds = max(1, round(2 * ctx.seconds))
+            r = ort_raw(model, threads=threads, spin=spin, callers=callers, batch=batch, seconds=seconds)
+            sweep[threads, spin, callers, batch] = r["rows_per_s"]
+    best = max((c for c in sweep if c[2] == 1), key=sweep.get)
+    threads, spin, _, batch = best
+    fields, body = bodies.binary_tensor("gpu_0/data_0", bodies.PICTURE, [0.5] * (3 * 224 * 224))
+    file = request_file("resnet", body)
+    with servers.Naru(ctx.models("resnet_n" if len(batches) > 1 else "resnet"), cores=()) as naru:
+        ask(naru, body, fields, "/v2/models/resnet50/infer")
+        run = {"raw": lambda: {"rate": ort_raw(model, threads=threads, spin=spin, batch=batch,
+                                               seconds=max(1, round(5 * ctx.seconds)))["rows_per_s"]}}
+        for c in (1, 4, 16):
+            run[f"naru, c = {c}"] = lambda c=c: resnet_naru(ctx, naru, file, fields, c)
+        results = compete(ctx, run)
+    name = f"ONNX Runtime alone: {threads} thread{'s' * (threads > 1)}{', spinning' * spin}, batch {batch}"
+    rows, verdicts = [], []
+    for who in results:
+        rows.append([name if who == "raw" else who, spread(column(results, who, "rate")),
+                     ratio_text(results, who, "raw", "rate"),
+                     number(figures.median(column(results, who, "p50_us")) / 1e3) if who != "raw" else "–"])
+        if who != "raw" and "raw" in results:
+            value = figures.median(ratios(column(results, who, "rate"), column(results, "raw", "rate")))
+            verdicts.append((f"images/s, {who.removeprefix('naru, ')}", f"{100 * value:.1f} %", "≥ 98 % of ONNX Runtime alone",
+                             value >= 0.98))
+    two = max(v for c, v in sweep.items() if c[2] == 2)
+    return Table(key, title, "≥ 98 % of raw ONNX Runtime at every c", ["who", "images/s", "ratio", "p50 ms"], rows, verdicts,
+                 ["both cores for everybody; no configuration; raw: the best of 1 or 2 threads, spinning or not, batch "
+                  + ", ".join(map(str, batches)) + ", found in a sweep of the same run, then measured in every round",
+                  f"for comparison, two callers with one thread each: {number(two)} images/s in the sweep"])
+
+
+def resnet(ctx):
+    return resnet_row(ctx, "resnet", "ResNet-50, fixed batch of 1, images/s", (1,))
+
+
+def resnet_n(ctx):
+    return resnet_row(ctx, "resnet-n", "ResNet-50, free batch dimension, images/s", (1, 2, 4, 8))
+
+
+# ---------------------------------------------------------------- memory, threads, start, malloc
+
+def use(server, model, connections=32, seconds=0.5):
+    """Traffic of every kind, so that memory and threads are those of a server at work."""
+    for kind in ("json", "binary"):
+        fields, body = tiny_request(kind)
+        load(server, f"/v2/models/{model}/infer", request_file(f"use-{kind}", body), fields, connections=connections,
+             seconds=seconds)
+    load(server, GRPC_INFER, request_file("use-grpc", bodies.grpc_message(model, "X", (1, 16), X)), scheme="grpc",
+         connections=connections, seconds=seconds)
+
+
+def memory(ctx):
+    """Resident memory after traffic, beside a process that holds ONNX Runtime and the model only."""
+    rows, verdicts, bare = [], [], {}
+    tiny = ctx.models("tiny") / "linear" / "1" / "model.onnx"
+    bare["one"] = ort_raw(tiny, seconds=1)["rss_kb"] * 1.024 / 1000
+    bare["many"] = ort_raw(tiny, seconds=1, sessions=33)["rss_kb"] * 1.024 / 1000
+    for key, title, repository, names, limit in (("one", "one tiny model", "tiny", ["linear"], 36),
+                                                 ("many", "33 tiny models", "many", [f"linear_{i:02}" for i in range(33)], 40)):
+        with servers.Naru(ctx.models(repository), cores=()) as naru:
+            for name in names:
+                use(naru, name, seconds=min(0.2, ctx.seconds))
+            mb = process.rss_mb(naru.pids())
+            if key == "many":
+                n = process.threads(naru.pids())
+        rows.append([title, number(mb), number(bare[key]), number(mb / bare[key])])
+        verdicts.append((f"memory, {title}", f"{number(mb)} MB", f"≤ {limit} MB", mb <= limit))
+    model = ctx.models("resnet_n") / "resnet50" / "1" / "model.onnx"
+    fields, body = bodies.binary_tensor("gpu_0/data_0", bodies.PICTURE, [0.5] * (3 * 224 * 224))
+    file = request_file("resnet", body)
+    raw = ort_raw(model, threads=min(2, len(process.CORES)), seconds=max(1, round(2 * ctx.seconds)))["rss_kb"] * 1.024 / 1000
+    with servers.Naru(ctx.models("resnet_n"), cores=()) as naru:
+        resnet_naru(ctx, naru, file, fields, 1)
+        one = process.rss_mb(naru.pids())
+        resnet_naru(ctx, naru, file, fields, 16)
+        many = process.rss_mb(naru.pids())
+    rows.append(["ResNet-50, one request at a time", number(one), number(raw), number(one / raw)])
+    rows.append(["ResNet-50, after 16 at a time", number(many), "–", "–"])
+    verdicts.append(("memory, ResNet-50 serving", f"{number(one / raw)} ×", "≤ 1.15 × the bare process", one <= 1.15 * raw))
+    verdicts.append(("threads with 33 models", str(n), "≤ 16", n <= 16))
+    return Table("memory", "Resident memory after traffic, and threads", "36 MB, 40 MB, 1.15 × bare; 16 threads",
+                 ["serving", "naru MB", "ONNX Runtime alone MB", "ratio"], rows, verdicts,
+                 [f"threads of the server with 33 models on {len(process.CORES)} cores: {n}",
+                  "traffic: JSON, binary and gRPC from 32 connections on every tiny model"])
+
+
+def ready_ms(ctx, repository):
+    """From starting the program to the first 200 of /v2/health/ready."""
+    port = process.free_port()
+    line = [BUILD / "naru", "serve", ctx.models(repository), "--http-port", port, "--no-allow-grpc",
+            "--no-allow-metrics", "--no-keep-gallery"]
+    began = time.monotonic()
+    child = process.start(line, (), WORK / "start.log", env=process.clean_env())
+    try:
+        while time.monotonic() < began + 30:
+            try:
+                with socket.create_connection(("127.0.0.1", port), 1) as s:
+                    s.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+                    if s.recv(4096).startswith(b"HTTP/1.1 200"):
+                        return (time.monotonic() - began) * 1e3
+            except OSError:
+                pass
+            time.sleep(0.0005)
+    finally:
+        process.stop(child)
+    raise Unavailable("naru was not ready within 30 s")
+
+
+def start(ctx):
+    ready_ms(ctx, "five")  # files into the page cache
+    times = {name: [] for name in ("five", "tiny")}
+    for _ in range(ctx.rounds):
+        for name in times:
+            times[name].append(ready_ms(ctx, name))
+    value = figures.median(times["five"])
+    return Table("start", "From exec to the first 200 of /v2/health/ready", "≤ 120 ms with five small models",
+                 ["models", "ms"], [["five", spread(times["five"])], ["one", spread(times["tiny"])]],
+                 [("start to ready, five small models", f"{number(value)} ms", "≤ 120 ms", value <= 120)],
+                 ["files in the page cache"])
+
+
+def mallocs(ctx):
+    """Calls of malloc and its family per request, by difference of two counts of requests."""
+    fields, body = tiny_request("json")
+    binary_fields, binary = tiny_request("binary")
+    message = bodies.grpc_message("linear", "X", (1, 16), X)
+    cases = {"HTTP/1.1 JSON": ("http", INFER, body, fields), "HTTP/1.1 binary": ("http", INFER, binary, binary_fields),
+             "gRPC": ("grpc", GRPC_INFER, message, [])}
+    rows, verdicts = [], []
+    for name, (scheme, path, content, head) in cases.items():
+        file = request_file("mallocs", content)
+        for connections in (1, 32):
+            per = counts.mallocs_per_request(ctx.models("tiny"), lambda server, n: load(
+                server, path, file, head, scheme=scheme, connections=connections, requests=n, warm=0, seconds=60))
+            rows.append([f"{name}, {connections} connection{'s' * (connections > 1)}", number(per.own), number(per.library),
+                         number(per.runtime)])
+            total = per.own + per.library
+            verdicts.append((f"malloc calls per request, {name}, {connections}", number(total), "0", total < 0.001))
+    return Table("mallocs", "malloc calls per tiny request in steady state", "0 without ONNX Runtime's",
+                 ["request", "naru's", "other libraries'", "ONNX Runtime's"], rows, verdicts)
+
+
 ALL = {"tiny-json": tiny_json, "tiny-binary": tiny_binary, "single-json": single_json, "single-binary": single_binary,
        "one-json": one_json, "one-binary": one_binary, "poisson": poisson, "grpc": grpc, "grpc-streams": grpc_streams,
-       "picture": picture}
+       "picture": picture,
+       "resnet": resnet, "resnet-n": resnet_n, "memory": memory, "start": start, "mallocs": mallocs}
