@@ -177,26 +177,23 @@ static inline uint32_t round_to_odd_32(uint64_t g, uint32_t c)
     return (uint32_t)(p >> 64) | ((uint32_t)(p >> 32) > 1);
 }
 
-/* c * 2^q with its rounding interval → the shortest decimal in it. Both widths share the choice. */
-static inline struct decimal choose(uint64_t lower, uint64_t value, uint64_t upper, int k)
+/* c * 2^q with its rounding interval → the shortest decimal in it. Both widths share the choice. It is
+ * made by arithmetic, for real data makes every branch here a coin toss: of two neighbours (multiples
+ * of 10, else of 1) take the one inside the interval; when both or none are, the nearer. */
+static inline __attribute__((always_inline)) struct decimal choose(uint64_t lower, uint64_t value,
+                                                                   uint64_t upper, int k)
 {
     uint64_t s = value / 4;
-    if (s >= 10) {
-        uint64_t tens = s / 10;
-        bool down = lower <= 40 * tens;
-        bool up = 40 * tens + 40 <= upper;
-        if (down != up) {
-            return (struct decimal){tens + up, k + 1};
-        }
-    }
-    bool down = lower <= 4 * s;
-    bool up = 4 * s + 4 <= upper;
-    if (down != up) {
-        return (struct decimal){s + up, k};
-    }
-    uint64_t middle = 4 * s + 2;
-    bool round_up = value > middle || (value == middle && (s & 1) != 0);
-    return (struct decimal){s + round_up, k};
+    uint64_t tens = s / 10;
+    uint64_t tens_down = lower <= 40 * tens;
+    uint64_t tens_up = 40 * tens + 40 <= upper;
+    uint64_t use_tens = (tens_down ^ tens_up) & (s >= 10);
+    uint64_t down = lower <= 4 * s;
+    uint64_t up = 4 * s + 4 <= upper;
+    uint64_t nearer = value + (s & 1) > 4 * s + 2; /* half way: to the even one */
+    uint64_t one = down ^ up ? up : nearer;
+    uint64_t digits = use_tens ? tens + tens_up : s + one;
+    return (struct decimal){digits, k + (int)use_tens};
 }
 
 static struct decimal decimal_from_double(uint64_t fraction, int exponent)
@@ -242,6 +239,7 @@ static struct decimal decimal_from_float(uint32_t fraction, int exponent)
  */
 
 #define ASCII_ZEROS UINT64_C(0x3030303030303030)
+#define LAST_DIGIT (UINT64_C(1) << 56) /* bounds the count of leading zeros of an empty word */
 
 /* v < 10^8 as eight digit values 0..9. Divisions by constants, two and four at once. */
 static inline uint64_t digits_8(uint32_t v)
@@ -327,7 +325,7 @@ static inline __attribute__((always_inline)) struct digits split(struct decimal 
         w.low = digits_8((uint32_t)(d.digits / 100000000u));
         w.high = digits_8((uint32_t)(d.digits % 100000000u));
         width = 16;
-        leading = w.low ? __builtin_ctzll(w.low) : 64 + (w.high ? __builtin_ctzll(w.high) : 64);
+        leading = w.low ? __builtin_ctzll(w.low) : 64 + __builtin_ctzll(w.high | LAST_DIGIT);
         trailing = w.high ? __builtin_clzll(w.high) : 64 + (w.low ? __builtin_clzll(w.low) : 64);
     } else {
         uint32_t digits = (uint32_t)d.digits;
@@ -335,7 +333,7 @@ static inline __attribute__((always_inline)) struct digits split(struct decimal 
         w.low = digits_8(digits % 100000000u);
         w.high = 0;
         width = 8;
-        leading = w.low ? __builtin_ctzll(w.low) : 64;
+        leading = __builtin_ctzll(w.low | LAST_DIGIT);
         trailing = w.low ? __builtin_clzll(w.low) : 64;
     }
     leading /= 8;

@@ -116,8 +116,10 @@ static size_t write_value(int32_t dtype, const uint8_t *at, char text[VALUE_TEXT
     } else {
         NR_ASSERT(naru_dtype_bytes(dtype) > 0);
         uint64_t key = key_of(dtype, at);
+        uint32_t size = naru_dtype_bytes(dtype);
+        NR_ASSERT(size > 0);
         bool is_signed = dtype >= NARU_INT8 && dtype <= NARU_INT64;
-        int64_t i = (int64_t)(key ^ UINT64_C(1) << 63) >> (64 - 8 * naru_dtype_bytes(dtype));
+        int64_t i = (int64_t)(key ^ UINT64_C(1) << 63) >> (64 - 8 * size);
         return (size_t)((is_signed ? nr_i64_write(i, text) : nr_u64_write(key, text)) - text);
     }
     int n = snprintf(text, VALUE_TEXT_MAX, "%f", d);

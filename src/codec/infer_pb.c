@@ -15,7 +15,8 @@
  *  2. Repeated occurrences of a string or number: the last one counts; of a message in an input
  *     (contents): they merge, as the encoding demands.
  *  3. Memory for typed contents is taken after their elements were counted on the wire.
- *  4. Groups, field number 0, varints beyond 64 bits and wrong wire types are malformed.
+ *  4. Groups, field number 0, varints beyond 64 bits, tags and lengths of more than 5 bytes and wrong
+ *     wire types are malformed.
  * One thread at a time.
  */
 #include "codec/infer_pb.h"
@@ -31,6 +32,8 @@ enum wire {
     WIRE_BYTES = 2,
     WIRE_32 = 5
 };
+
+#define VARINT_32_MAX 5 /* bytes of a tag or a length, even an overlong one */
 
 struct cursor {
     const uint8_t *p, *end;
@@ -95,18 +98,19 @@ static inline bool next_field(struct cursor *c, struct field *f)
         return false;
     }
     p = varint_at(p, end, &f->value);
-    if (p == NULL || f->value >> 3 == 0 || f->value > UINT32_MAX) {
+    if (p == NULL || f->value >> 3 == 0 || f->value > UINT32_MAX || p - c->p > VARINT_32_MAX) {
         return false;
     }
     f->number = (uint32_t)(f->value >> 3);
     f->wire = f->value & 7;
     if (f->wire == WIRE_VARINT || f->wire == WIRE_BYTES) {
+        const uint8_t *number = p;
         p = varint_at(p, end, &f->value);
         if (p == NULL) {
             return false;
         }
         if (f->wire == WIRE_BYTES) {
-            if (f->value > (uint64_t)(end - p)) {
+            if (f->value > (uint64_t)(end - p) || p - number > VARINT_32_MAX) {
                 return false;
             }
             f->bytes = (struct nr_str){(const char *)p, (size_t)f->value};

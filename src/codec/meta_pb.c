@@ -194,7 +194,8 @@ nr_status nr_meta_stats_pb(struct nr_arena *a, const struct nr_stats_view *v, un
                            struct nr_str *ret)
 {
     struct packer p = {.a = a};
-    Inference__ModelStatisticsResponse m = INFERENCE__MODEL_STATISTICS_RESPONSE__INIT;
+    Inference__ModelStatisticsResponse m;
+    inference__model_statistics_response__init(&m);
     m.n_model_stats = n;
     m.model_stats = TAKE_ALL(&p, n, Inference__ModelStatistics);
     for (unsigned i = 0; i < n && !p.failed; i++) {
@@ -220,7 +221,8 @@ nr_status nr_meta_index_pb(struct nr_arena *a, const struct nr_index_view *v, un
                            struct nr_str *ret)
 {
     struct packer p = {.a = a};
-    Inference__RepositoryIndexResponse m = INFERENCE__REPOSITORY_INDEX_RESPONSE__INIT;
+    Inference__RepositoryIndexResponse m;
+    inference__repository_index_response__init(&m);
     m.n_models = n;
     m.models = TAKE_ALL(&p, n, Inference__RepositoryIndexResponse__ModelIndex);
     for (unsigned i = 0; i < n && !p.failed; i++) {

@@ -63,44 +63,14 @@ void nr_block_unref(struct nr_engine *e, struct nr_block *b)
 
 /* --- date ----------------------------------------------------------------------------------- */
 
-static void put2(char *at, int n)
-{
-    at[0] = (char)('0' + n / 10 % 10);
-    at[1] = (char)('0' + n % 10);
-}
-
-/* "date: Sun, 06 Nov 1994 08:49:37 GMT\r\n" (RFC 9110 section 5.6.7), renewed once a second. Civil
- * date from days after H. Hinnant, "chrono-compatible low-level date algorithms". */
-static void date_write(struct nr_engine *e, int64_t wall_s)
-{
-    static const char days[] = "ThuFriSatSunMonTueWed";
-    static const char months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
-    int64_t day = wall_s / 86400, sec = wall_s % 86400;
-    int64_t z = day + 719468, era = z / 146097, doe = z % 146097;
-    int64_t yoe = (doe - doe / 1460 + doe / 36524 - doe / 146096) / 365;
-    int64_t doy = doe - (365 * yoe + yoe / 4 - yoe / 100), mp = (5 * doy + 2) / 153;
-    int dom = (int)(doy - (153 * mp + 2) / 5 + 1), month = (int)(mp < 10 ? mp + 3 : mp - 9);
-    int year = (int)(yoe + era * 400 + (month <= 2));
-    char *d = e->date;
-    memcpy(d, "date: Thu, 01 Jan 1970 00:00:00 GMT\r\n", 37);
-    memcpy(d + 6, days + 3 * (day % 7), 3);
-    put2(d + 11, dom);
-    memcpy(d + 14, months + 3 * (month - 1), 3);
-    put2(d + 18, year / 100);
-    put2(d + 20, year % 100);
-    put2(d + 23, (int)(sec / 3600));
-    put2(d + 26, (int)(sec / 60 % 60));
-    put2(d + 29, (int)(sec % 60));
-    e->date_len = 37;
-}
-
 const char *nr_engine_date(struct nr_engine *e, uint32_t *ret_len)
 {
     int64_t s = nr_loop_now(e->loop) / NR_S_NS;
     if (NR_UNLIKELY(s != e->date_s || e->date_len == 0)) {
         e->date_s = s;
         int64_t wall = nr_clock_wall();
-        date_write(e, wall > 0 ? wall / NR_S_NS : 0);
+        nr_date_line(wall > 0 ? wall / NR_S_NS : 0, e->date);
+        e->date_len = NR_DATE_LINE_BYTES;
     }
     *ret_len = e->date_len;
     return e->date;

@@ -329,6 +329,10 @@ bool nr_host_valid(struct nr_str host);
  * that no target may have. */
 bool nr_target_split(struct nr_str target, nr_method method, struct nr_str *ret_path,
                      struct nr_str *ret_query);
+bool nr_token_char(uint8_t ch); /* RFC 9110 section 5.6.2 */
+#define NR_DATE_LINE_BYTES 37u
+/* "date: Sun, 06 Nov 1994 08:49:37 GMT\r\n", not NUL-terminated; seconds since 1970, not before. */
+void nr_date_line(int64_t wall_s, char out[NR_DATE_LINE_BYTES]);
 const char *nr_reason(int status);
 /* {"error":"…"} in the arena. text must need no JSON escapes. */
 struct nr_str nr_error_body(struct nr_arena *a, const char *text);

@@ -100,6 +100,12 @@ bool nr_field_known(struct nr_exchange *x, enum nr_field f, struct nr_str value)
     }
 }
 
+bool nr_token_char(uint8_t ch)
+{
+    return (ch >= '0' && ch <= '9') || ((ch | 0x20) >= 'a' && (ch | 0x20) <= 'z') ||
+           (ch && memchr("!#$%&'*+-.^_`|~", ch, 15));
+}
+
 nr_method nr_method_find(struct nr_str n)
 {
     switch (n.len) {
@@ -216,4 +222,34 @@ const char *nr_reason(int status)
 struct nr_str nr_error_body(struct nr_arena *a, const char *text)
 {
     return nr_arena_fmt(a, "{\"error\":\"%s\"}", text);
+}
+
+static void put2(char *at, int n)
+{
+    at[0] = (char)('0' + n / 10 % 10);
+    at[1] = (char)('0' + n % 10);
+}
+
+/* "date: Sun, 06 Nov 1994 08:49:37 GMT\r\n" (RFC 9110 section 5.6.7), renewed once a second. Civil
+ * date from days after H. Hinnant, "chrono-compatible low-level date algorithms". */
+void nr_date_line(int64_t wall_s, char out[NR_DATE_LINE_BYTES])
+{
+    static const char days[] = "ThuFriSatSunMonTueWed";
+    static const char months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
+    int64_t day = wall_s / 86400, sec = wall_s % 86400;
+    int64_t z = day + 719468, era = z / 146097, doe = z % 146097;
+    int64_t yoe = (doe - doe / 1460 + doe / 36524 - doe / 146096) / 365;
+    int64_t doy = doe - (365 * yoe + yoe / 4 - yoe / 100), mp = (5 * doy + 2) / 153;
+    int dom = (int)(doy - (153 * mp + 2) / 5 + 1), month = (int)(mp < 10 ? mp + 3 : mp - 9);
+    int year = (int)(yoe + era * 400 + (month <= 2));
+    char *d = out;
+    memcpy(d, "date: Thu, 01 Jan 1970 00:00:00 GMT\r\n", NR_DATE_LINE_BYTES);
+    memcpy(d + 6, days + 3 * (day % 7), 3);
+    put2(d + 11, dom);
+    memcpy(d + 14, months + 3 * (month - 1), 3);
+    put2(d + 18, year / 100);
+    put2(d + 20, year % 100);
+    put2(d + 23, (int)(sec / 3600));
+    put2(d + 26, (int)(sec / 60 % 60));
+    put2(d + 29, (int)(sec % 60));
 }

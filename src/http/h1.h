@@ -1,4 +1,5 @@
-/* HTTP/1.1: what the reading half (h1.c) and the writing half (h1_write.c) share. */
+/* HTTP/1.1: what its parts share: h1.c reads messages, h1_head.c judges heads,
+ * h1_write.c writes responses. */
 #ifndef NR_HTTP_H1_H
 #define NR_HTTP_H1_H
 
@@ -7,6 +8,8 @@
 /* Answers the message being read with an error of the engine; the connection ends behind it.
  * `text` needs no JSON escapes. */
 void nr_h1_refuse(struct nr_conn *c, int status, const char *text);
+/* Builds the exchange out of the complete head; true when the message was refused. */
+bool nr_h1_refuse_head(struct nr_conn *c, struct nr_xp *xp);
 /* Queues a response, or keeps it in the exchange until its turn comes. */
 void nr_h1_emit(struct nr_xp *xp, const struct nr_response *r);
 /* Sends 100-continue when the message being read waits for it and all before it are answered. */

@@ -32,6 +32,7 @@ struct nr_h2 {
     bool in_block;    /* between HEADERS and END_HEADERS */
     bool ended;       /* no more input is read: error, abuse, or end of stream */
     bool draining, goaway;
+    int32_t highest_id; /* of the peer's streams */
     uint32_t block_bytes, block_frames;
     int64_t block_since_ns, sweep_ns, drain_ns;
 };

@@ -105,8 +105,6 @@ struct nr_h2_pool *nr_h2_pool_new(void)
     nr_h2_recv_callbacks(p->callbacks);
     nr_h2_send_callbacks(p->callbacks);
     NR_ASSERT(nghttp2_option_new(&p->option) == 0);
-    /* Closed streams are remembered for the dependency tree only, which nobody uses. */
-    nghttp2_option_set_no_closed_streams(p->option, 1);
     nghttp2_option_set_max_settings(p->option, 32);
     return p;
 }

@@ -28,12 +28,27 @@ static struct nr_xp *stream_xp(nghttp2_session *s, int32_t id)
 
 /* --- accounting of frames ------------------------------------------------------------------- */
 
+/* HEADERS on a stream below the highest that is neither open nor among the closed ones that nghttp2
+ * remembers: its number was skipped or is long gone, both are errors of the connection (RFC 9113
+ * section 5.1.1), which nghttp2 would pass over. */
+static bool is_reused(nghttp2_session *s, struct nr_h2 *h, int32_t id)
+{
+    if (id > h->highest_id) {
+        h->highest_id = id;
+        return false;
+    }
+    return nghttp2_session_find_stream(s, id) == NULL;
+}
+
 static int on_begin_frame(nghttp2_session *s, const nghttp2_frame_hd *hd, void *user)
 {
-    (void)s;
     struct nr_h2 *h = user;
     switch (hd->type) {
     case NGHTTP2_HEADERS:
+        if (is_reused(s, h, hd->stream_id)) {
+            nr_h2_terminate(h, NGHTTP2_PROTOCOL_ERROR);
+        }
+        __attribute__((fallthrough));
     case NGHTTP2_PUSH_PROMISE:
         h->block_bytes = 0;
         h->block_frames = 0;

@@ -73,7 +73,7 @@ static void test_float_round_trip(void **state)
         for (int digits = 1; i % 100 == 0 && digits <= 9; digits++) {
             char other[64];
             snprintf(other, sizeof(other), "%.*e", digits - 1, (double)f);
-            if (strtof(other, NULL) == f) { /* lint: allow strtof */
+            if (strtof(other, NULL) == f) {
                 if (count_digits(text) > digits) {
                     fail_msg("%s is longer than %s", text, other);
                 }
@@ -97,14 +97,14 @@ static void test_double_round_trip(void **state)
         char *end = nr_double_write(d, text);
         *end = '\0';
         double back = read_back(text, end);
-        if (memcmp(&back, &d, sizeof(d)) != 0 || strtod(text, NULL) != d) { /* lint: allow strtod */
+        if (memcmp(&back, &d, sizeof(d)) != 0 || strtod(text, NULL) != d) {
             fail_msg("%a became %s", d, text);
         }
         if (i % 50 == 0) {
             char other[64];
             snprintf(other, sizeof(other), "%.15e", d); /* 16 digits */
             assert_true(count_digits(text) <= 17);
-            if (strtod(other, NULL) == d) { /* lint: allow strtod */
+            if (strtod(other, NULL) == d) {
                 assert_true(count_digits(text) <= 16);
             }
         }
@@ -139,7 +139,7 @@ static void test_parse_random(void **state)
                           (int)(random_next() % 700) - 360);
         }
         text[n] = '\0';
-        double want = strtod(text, NULL); /* lint: allow strtod */
+        double want = strtod(text, NULL);
         double got = 0;
         const char *p = text;
         nr_scan scan = nr_double_scan(&p, text + n, &got);
@@ -181,7 +181,7 @@ static void test_parse_hard(void **state)
         "1.00000000000000011102230246251565404236316680908203126",
         "6929495644600919.5e0"};
     for (size_t i = 0; i < NR_COUNT(texts); i++) {
-        double want = strtod(texts[i], NULL); /* lint: allow strtod */
+        double want = strtod(texts[i], NULL);
         double got = read_back(texts[i], texts[i] + strlen(texts[i]));
         if (memcmp(&got, &want, sizeof(got)) != 0) {
             fail_msg("%s: %a, expected %a", texts[i], got, want);
@@ -197,7 +197,7 @@ static void test_parse_hard(void **state)
     memset(text, '0', 20000);
     text[1] = '.';
     n = 20000 + snprintf(text + 20000, 100, "25e20000");
-    assert_true(read_back(text, text + n) == strtod(text, NULL)); /* lint: allow strtod */
+    assert_true(read_back(text, text + n) == strtod(text, NULL));
     free(text);
 }
 

@@ -250,7 +250,7 @@ static void test_float_rounding(void **state)
         assert_int_equal(kit_value(&k, "FP32", "[1]", data), NARU_OK);
         float got;
         memcpy(&got, k.req.inputs[0].data, sizeof(got));
-        float want = (float)strtod(texts[i], NULL); /* lint: allow strtod */
+        float want = (float)strtod(texts[i], NULL);
         assert_memory_equal(&got, &want, sizeof(got));
     }
     kit_done(&k);

@@ -320,6 +320,8 @@ static void test_hostile(void **state)
         {"\x78\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02", 11},     /* more than 64 bits */
         {"\xf8\xff\xff\xff\xff\x0f\x01", 7},                      /* a tag beyond 32 bits */
         {"\x79\x01\x02", 3},                                      /* a fixed64 of 2 bytes */
+        {"\xf8\x80\x80\x80\x80\x00\x01", 7},                      /* a tag of 6 bytes */
+        {"\x7a\x80\x80\x80\x80\x80\x00", 7},                      /* a length of 6 bytes */
     };
     for (size_t i = 0; i < NR_COUNT(bad); i++) {
         char *copy = malloc(bad[i].len);

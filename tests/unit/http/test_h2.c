@@ -981,6 +981,20 @@ static void test_refused_by_app(void **state)
     assert_string_equal(reply(5)->status, "200");
 }
 
+static void test_stream_numbers(void **state)
+{
+    struct fix *f = *state;
+    request("GET", "/");
+    send_headers(f, 5, END_STREAM);
+    run(f);
+    assert_string_equal(reply(5)->status, "200");
+    send_headers(f, 3, END_STREAM); /* skipped: closed by the use of 5 */
+    run(f);
+    assert_int_equal(goaway, NGHTTP2_PROTOCOL_ERROR + 1);
+    assert_true(f->shut);
+    assert_int_equal(f->n_seen, 1);
+}
+
 static void test_no_allocation(void **state)
 {
     struct fix *f = *state;
@@ -1069,6 +1083,7 @@ int main(void)
         TEST(test_drain),
         TEST(test_half_close),
         TEST(test_refused_by_app),
+        TEST(test_stream_numbers),
         TEST(test_no_allocation),
         TEST(test_failing_memory),
     };

@@ -214,6 +214,41 @@ static void test_new_work_waits_a_turn(void **state)
     }
 }
 
+/* A late hook armed by another hook, or before it, runs in the same turn and behind all others. */
+static struct nr_turn_hook *late_hook;
+static void on_hook_arms_late(struct nr_turn_hook *h)
+{
+    (void)h;
+    note('h');
+    nr_loop_hook_arm(nr_loop_current(), late_hook);
+}
+static void on_hook_late(struct nr_turn_hook *h)
+{
+    (void)h;
+    note('l');
+}
+
+static void test_late_hook(void **state)
+{
+    (void)state;
+    struct nr_loop *l = make_loop();
+    struct nr_turn_hook h = {.on_turn = on_hook_arms_late};
+    struct nr_turn_hook late = {.on_turn = on_hook_late, .late = true};
+    late_hook = &late;
+    nr_loop_hook_arm(l, &h);
+    nr_loop_turn(l, -1);
+    assert_string_equal(trace, "hl");
+    nr_loop_hook_arm(l, &late);
+    nr_loop_hook_arm(l, &h);
+    nr_loop_turn(l, -1); /* does not sleep for a late hook either */
+    assert_string_equal(trace, "hlhl");
+    nr_loop_hook_arm(l, &late);
+    nr_loop_hook_disarm(l, &late);
+    nr_loop_turn(l, 0);
+    assert_string_equal(trace, "hlhl");
+    nr_loop_free(l);
+}
+
 static struct nr_turn_hook *hook_victim;
 static void on_hook_disarm(struct nr_turn_hook *h)
 {
@@ -633,6 +668,7 @@ int main(void)
         cmocka_unit_test_setup(test_order_of_a_turn, reset_trace),
         cmocka_unit_test_setup(test_new_work_waits_a_turn, reset_trace),
         cmocka_unit_test_setup(test_hook_disarmed_by_a_hook, reset_trace),
+        cmocka_unit_test_setup(test_late_hook, reset_trace),
         cmocka_unit_test_setup(test_unwatch_in_a_callback, reset_trace),
         cmocka_unit_test_setup(test_unwatch_each_other, reset_trace),
         cmocka_unit_test_setup(test_unwatch_in_a_timer, reset_trace),

@@ -1,0 +1,158 @@
+/* Known fields, targets, hosts, dates and token buckets: pure functions at their edges. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "http/engine.h"
+
+static void test_find(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        enum nr_field id;
+    } names[] = {
+        {"content-type", NR_FIELD_CONTENT_TYPE},
+        {"content-encoding", NR_FIELD_CONTENT_ENCODING},
+        {"accept", NR_FIELD_ACCEPT},
+        {"accept-encoding", NR_FIELD_ACCEPT_ENCODING},
+        {"host", NR_FIELD_HOST},
+        {"origin", NR_FIELD_ORIGIN},
+        {"inference-header-content-length", NR_FIELD_INFERENCE_LENGTH},
+        {"authorization", NR_FIELD_AUTHORIZATION},
+        {"traceparent", NR_FIELD_TRACEPARENT},
+        {"x-request-id", NR_FIELD_REQUEST_ID},
+        {"user-agent", NR_FIELD_USER_AGENT},
+        {"sec-fetch-site", NR_FIELD_SEC_FETCH_SITE},
+        {"content-length", NR_FIELD_CONTENT_LENGTH},
+        {"transfer-encoding", NR_FIELD_TRANSFER_ENCODING},
+        {"expect", NR_FIELD_EXPECT},
+        {"te", NR_FIELD_TE},
+        {"cookie", NR_FIELD_COOKIE},
+        {"grpc-timeout", NR_FIELD_GRPC_TIMEOUT},
+        {"grpc-encoding", NR_FIELD_GRPC_ENCODING},
+        {"connection", NR_FIELD_HOP},
+        {"keep-alive", NR_FIELD_HOP},
+        {"proxy-connection", NR_FIELD_HOP},
+        {"upgrade", NR_FIELD_HOP},
+        {"", NR_FIELD_OTHER},
+        {"hosT", NR_FIELD_OTHER},
+        {"content-typf", NR_FIELD_OTHER},
+        {"inference-header-content-lengti", NR_FIELD_OTHER},
+        {"x", NR_FIELD_OTHER},
+    };
+    for (size_t i = 0; i < NR_COUNT(names); i++) {
+        assert_int_equal(nr_field_find(nr_str_from(names[i].name)), names[i].id);
+    }
+}
+
+static void test_known(void **state)
+{
+    (void)state;
+    struct nr_exchange x = {0};
+    nr_arena_init(&x.arena, 0);
+    for (int f = NR_FIELD_KNOWN_FIRST; f <= NR_FIELD_KNOWN_LAST; f++) {
+        char text[2] = {(char)('A' + f), '\0'};
+        struct nr_str v = nr_arena_str(&x.arena, nr_str_from(text));
+        assert_true(nr_field_known(&x, (enum nr_field)f, v));
+    }
+    assert_true(nr_str_is(x.known.content_type, "B"));
+    assert_true(nr_str_is(x.known.sec_fetch_site, "M"));
+    assert_true(nr_field_known(&x, NR_FIELD_ACCEPT, NR_STR("z")));
+    assert_true(nr_str_is(x.known.accept, "D, z")); /* lines of a list are one list */
+    assert_true(nr_field_known(&x, NR_FIELD_USER_AGENT, NR_STR("z")));
+    assert_true(nr_str_is(x.known.user_agent, "L"));
+    assert_false(nr_field_known(&x, NR_FIELD_HOST, NR_STR("H")));
+    assert_false(nr_field_known(&x, NR_FIELD_CONTENT_TYPE, NR_STR("")));
+    nr_arena_done(&x.arena);
+    nr_arena_thread_done();
+}
+
+static void test_target(void **state)
+{
+    (void)state;
+    struct nr_str path, query;
+    assert_true(nr_target_split(NR_STR("/a/b?c=d?e"), NR_GET, &path, &query));
+    assert_true(nr_str_is(path, "/a/b") && nr_str_is(query, "c=d?e"));
+    assert_true(nr_target_split(NR_STR("/?"), NR_GET, &path, &query));
+    assert_true(nr_str_is(path, "/") && query.ptr && query.len == 0);
+    assert_true(nr_target_split(NR_STR("/a"), NR_GET, &path, &query));
+    assert_null(query.ptr);
+    assert_true(nr_target_split(NR_STR("*"), NR_OPTIONS, &path, &query));
+    static const char *const bad[] = {"",     "*",   "**",    "a",     "?",
+                                      "/a b", "/a#", "/\x7f", "/\x80", "/\n"};
+    for (size_t i = 0; i < NR_COUNT(bad); i++) {
+        assert_false(nr_target_split(nr_str_from(bad[i]), NR_GET, &path, &query));
+    }
+    assert_false(nr_target_split((struct nr_str){"/\0", 2}, NR_GET, &path, &query));
+    assert_true(nr_host_valid(NR_STR("a-b.example:80")) && nr_host_valid(NR_STR("")));
+    assert_true(nr_host_valid(NR_STR("[fe80::1%25eth0]:1")));
+    static const char *const hosts[] = {"a b", "a/b", "u@h", "a\\b", "\xc3\xa4", "a\"", "a?", "a#"};
+    for (size_t i = 0; i < NR_COUNT(hosts); i++) {
+        assert_false(nr_host_valid(nr_str_from(hosts[i])));
+    }
+    assert_false(nr_host_valid((struct nr_str){"a\0b", 3}));
+}
+
+static void test_date(void **state)
+{
+    (void)state;
+    char got[NR_DATE_LINE_BYTES + 1] = {0}, expected[64];
+    nr_date_line(784111777, got);
+    assert_string_equal(got, "date: Sun, 06 Nov 1994 08:49:37 GMT\r\n");
+    for (int64_t s = 0; s < INT64_C(253402300800); s += INT64_C(7654321) * 3) { /* to 9999 */
+        time_t t = (time_t)s;
+        struct tm tm;
+        assert_non_null(gmtime_r(&t, &tm));
+        assert_true(
+            strftime(expected, sizeof(expected), "date: %a, %d %b %Y %H:%M:%S GMT\r\n", &tm) > 0);
+        nr_date_line(s, got);
+        assert_string_equal(got, expected);
+    }
+    nr_date_line(951782400, got); /* leap day of a century */
+    assert_string_equal(got, "date: Tue, 29 Feb 2000 00:00:00 GMT\r\n");
+}
+
+static void test_bucket(void **state)
+{
+    (void)state;
+    struct nr_bucket b;
+    nr_bucket_init(&b, 10, 5, 0);
+    for (int i = 0; i < 10; i++) {
+        assert_true(nr_bucket_take(&b, 1, 0));
+    }
+    assert_false(nr_bucket_take(&b, 1, 0));
+    assert_false(nr_bucket_take(&b, 1, 199 * NR_MS_NS));
+    assert_true(nr_bucket_take(&b, 1, 200 * NR_MS_NS));
+    assert_false(nr_bucket_take(&b, 1, 399 * NR_MS_NS)); /* fractions are kept, not given twice */
+    assert_true(nr_bucket_take(&b, 1, 400 * NR_MS_NS));
+    assert_true(nr_bucket_take(&b, 10, 100 * NR_S_NS)); /* never more than the burst */
+    assert_false(nr_bucket_take(&b, 1, 100 * NR_S_NS));
+    assert_false(nr_bucket_take(&b, 1, 50 * NR_S_NS)); /* time that stands still or goes back */
+    nr_bucket_init(&b, 10, 5, 0);
+    assert_true(nr_bucket_take(&b, 5, 0));
+    assert_true(nr_bucket_take(&b, 5, 99 * NR_S_NS)); /* refilled on the way: 5 are left */
+    assert_true(nr_bucket_take(&b, 5, 99 * NR_S_NS));
+    assert_false(nr_bucket_take(&b, 1, 99 * NR_S_NS));
+    nr_bucket_init(&b, UINT32_MAX, UINT32_MAX, 0);
+    assert_true(nr_bucket_take(&b, UINT32_MAX, 0));
+    assert_true(nr_bucket_take(&b, UINT32_MAX, INT64_MAX / 2));
+    nr_bucket_init(&b, 2, 0, 0);
+    assert_true(nr_bucket_take(&b, 2, 0));
+    assert_false(nr_bucket_take(&b, 1, INT64_MAX));
+    assert_false(nr_bucket_take(&b, 3, INT64_MAX));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_find), cmocka_unit_test(test_known),  cmocka_unit_test(test_target),
+        cmocka_unit_test(test_date), cmocka_unit_test(test_bucket),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
