@@ -310,6 +310,7 @@ static void on_request(void *ctx, struct nr_exchange *x)
 {
     (void)ctx;
     struct nr_call *c = x->app;
+    c->begun = true;
     c->route->handle(c);
 }
 
@@ -419,9 +420,11 @@ static void on_cancel(void *ctx, struct nr_exchange *x, nr_cancel_reason why)
 {
     (void)ctx;
     struct nr_call *c = x->app;
+    nr_status st = why == NR_CANCEL_DEADLINE ? NARU_DEADLINE : NARU_CANCELLED;
     c->cancelled = true;
-    if (c->submitted && !c->completed) {
-        nr_status st = why == NR_CANCEL_DEADLINE ? NARU_DEADLINE : NARU_CANCELLED;
+    if (!c->begun) { /* the body never came: nobody else will answer */
+        nr_call_fail(c, st, NR_STR("the request ended before its body was complete"), 0);
+    } else if (c->submitted && !c->completed) {
         nr_sched_cancel(&c->request, st, why != NR_CANCEL_HALF_CLOSE);
     }
 }

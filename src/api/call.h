@@ -48,6 +48,7 @@ struct nr_call {
     struct nr_runtime *runtime;
     struct nr_infer_request in;
     struct nr_request request;
+    bool begun; /* the body is complete and the handler was called */
     bool submitted, completed, cancelled;
     struct nr_err err;
     /* offloaded work */
