@@ -280,10 +280,14 @@ void nr_node_free(struct nr_node *n)
     nr_node_stop(n);
     nr_server_free(n->server);
     nr_pool_free(n->pool);
-    nr_api_free(
-        n->api); /* the readers' snapshots go first, or the repository would wait for them */
-    n->api = NULL;
+    /* A load may still be under way, and what it publishes goes through the edge: let it end. Then
+     * the readers' snapshots go first, or the repository would wait for them. */
+    if (n->repository != NULL) {
+        nr_repository_wait(n->repository, 0);
+    }
+    nr_api_readers_done(n->api);
     nr_repository_free(n->repository);
+    nr_api_free(n->api);
     nr_exec_free(n->runtime.exec);
     for (unsigned i = 0; i < n->n_loops; i++) {
         nr_loop_free(n->loops[i]);

@@ -35,6 +35,7 @@ struct worker {
     struct nr_exec *exec;
     struct nr_list node;
     pthread_t thread;
+    bool extra; /* begins as the spare, and ends when idle for long */
     bool busy;
     int64_t begin_ns, begin_cpu_ns; /* of the run() it is in */
 };
@@ -122,10 +123,11 @@ static unsigned computing(struct nr_exec *e, int64_t now_ns)
 
 static void *worker_main(void *arg);
 
-static void spawn(struct nr_exec *e)
+static void spawn(struct nr_exec *e, bool extra)
 {
     struct worker *w = nr_new(struct worker);
     w->exec = e;
+    w->extra = extra;
     nr_list_append(&e->workers, &w->node);
     e->n_threads++;
     if (pthread_create(&w->thread, NULL, worker_main, w) != 0) {
@@ -181,7 +183,7 @@ static void be_spare(struct nr_exec *e)
         wait_until(e, &e->spare, look_ns);
     }
     if (!e->stopping && e->n_threads < e->max_threads) {
-        spawn(e);
+        spawn(e, true);
     }
 }
 
@@ -203,8 +205,7 @@ static void *worker_main(void *arg)
     struct worker *w = arg;
     struct nr_exec *e = w->exec;
     pthread_mutex_lock(&e->lock);
-    bool extra = e->n_threads > e->base; /* the spare, and all that came from spares */
-    if (extra) {
+    if (w->extra) {
         be_spare(e);
     }
     int64_t idle_since_ns = nr_clock_now();
@@ -216,7 +217,7 @@ static void *worker_main(void *arg)
             idle_since_ns = nr_clock_now();
             continue;
         }
-        int64_t end_ns = extra ? idle_since_ns + IDLE_END_NS : INT64_MAX;
+        int64_t end_ns = w->extra ? idle_since_ns + IDLE_END_NS : INT64_MAX;
         if (now_ns >= end_ns) {
             break;
         }
@@ -248,10 +249,10 @@ struct nr_exec *nr_exec_new(unsigned threads, unsigned max_threads)
     e->max_threads = NR_MIN(NR_MAX(max_threads, e->base + 1), (unsigned)MAX_THREADS_CAP);
     pthread_mutex_lock(&e->lock);
     for (unsigned i = 0; i < e->base; i++) {
-        spawn(e);
+        spawn(e, false);
     }
     NR_ASSERT(e->n_threads > 0); /* no thread at all: nothing could ever run */
-    spawn(e);
+    spawn(e, true);
     pthread_mutex_unlock(&e->lock);
     return e;
 }

@@ -4,8 +4,11 @@ import base64
 import http.client
 import io
 import json
+import signal
+import socket
 import struct
 import subprocess
+import time
 import zlib
 
 import pytest
@@ -54,9 +57,9 @@ def mirrors(module_server, tmp_path_factory):
     identity_model(r, "tensor", image__size="4x6", image__resize="nearest", image__scale="1/127.5", image__mean="1",
                    output="tensor")
     identity_model(r, "half", "FP16", image__size="4x6", image__resize="box", output="tensor")
-    identity_model(r, "scores", dims="1, 2, 2", image__scale="1", output="labels", labels=["a", "b \"c\"", "", "<d>"],
+    identity_model(r, "scores", dims="1, 2, 2", image__layout="NCHW", image__color="GRAY", image__scale="1", output="labels", labels=["a", "b \"c\"", "", "<d>"],
                    output__top_k="3")
-    identity_model(r, "softmax", dims="1, 2, 2", image__scale="1/64", output="labels", output__softmax="true")
+    identity_model(r, "softmax", dims="1, 2, 2", image__layout="NCHW", image__color="GRAY", image__scale="1/64", output="labels", output__softmax="true")
     identity_model(r, "vector", dims="16")
     identity_model(r, "wrong", image__seize="8x8")
     return module_server(models=[r])
@@ -71,7 +74,8 @@ def curl(*arguments):
 
 def send(server, path, body, method="POST", **headers):
     c = http.client.HTTPConnection("127.0.0.1", server.http, timeout=60)
-    c.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
+    c.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()},
+              encode_chunked="transfer_encoding" in headers)
     r = c.getresponse()
     data = r.read()
     c.close()
@@ -316,6 +320,37 @@ def test_pixel_limit_is_an_option(server):
     s = server("--max-image-pixels", "60", "--no-keep-gallery")
     refused(s, "/v2/models/derain/predict", PHOTO, 413)
     assert send(s, "/v2/models/derain/predict", png(noise(6, 10)))[0] == 200
+
+
+@pytest.mark.parametrize("end", ["close", "half", "reset", "malformed", "stay"])
+def test_a_body_that_never_ends_holds_nothing(server, tmp_path, end):
+    """A client that leaves, or goes wrong, in the middle of its body: the server ends at once."""
+    identity_model(tmp_path / "r", "picture")
+    s = server(models=[tmp_path / "r"])
+    c = socket.create_connection(("127.0.0.1", s.http), 10)
+    c.sendall(b"PUT /v2/models/picture/predict HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab")
+    time.sleep(0.05)
+    if end == "close":
+        c.close()
+    elif end == "half":
+        c.shutdown(socket.SHUT_WR)
+    elif end == "reset":
+        c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        c.close()
+    elif end == "malformed":
+        c.sendall(b"cdeXX")
+        assert c.recv(1000).startswith(b"HTTP/1.1 400 ")
+    time.sleep(0.05)
+    began = time.monotonic()
+    if end == "stay":
+        s.signal(signal.SIGTERM)
+        time.sleep(0.1)
+        assert s.process.poll() is None # it waits for the body, up to --exit-timeout
+        s.stop() # the second signal ends that
+    else:
+        s.stop()
+    assert time.monotonic() - began < 5
+    c.close()
 
 
 # --- what is kept, and who may ask ---------------------------------------------------------------

@@ -1,6 +1,7 @@
 /* Executor threads: no wake is lost, blocked work does not stop others, retiring waits. */
 #include "sched/exec.h"
 
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -102,6 +103,29 @@ static void test_blocked_threads_are_replaced(void **state)
     nr_exec_free(e);
 }
 
+static void test_idle_workers_take_work_at_once(void **state)
+{
+    (void)state;
+    struct nr_exec *e = nr_exec_new(2, 4);
+    struct work w;
+    start(&w, e, 0);
+    unsigned quick = 0;
+    for (int i = 0; i < 50; i++) {
+        nap(2 * NR_MS_NS); /* so that they are idle, not still awake */
+        int64_t begin = nr_clock_now();
+        atomic_fetch_add(&w.todo, 1);
+        nr_exec_wake(e, &w.runnable);
+        while (atomic_load(&w.done) <= i && nr_clock_now() - begin < NR_S_NS) {
+            sched_yield();
+        }
+        quick += nr_clock_now() - begin < 3 * NR_MS_NS;
+    }
+    assert_int_equal(atomic_load(&w.done), 50);
+    assert_true(quick > 25); /* the spare's patience of 5 ms is not part of the way */
+    nr_exec_retire(e, &w.runnable);
+    nr_exec_free(e);
+}
+
 static void test_timed_wake(void **state)
 {
     (void)state;
@@ -139,6 +163,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_no_wake_is_lost),
         cmocka_unit_test(test_blocked_threads_are_replaced),
+        cmocka_unit_test(test_idle_workers_take_work_at_once),
         cmocka_unit_test(test_timed_wake),
         cmocka_unit_test(test_retire_waits_for_what_runs),
     };
