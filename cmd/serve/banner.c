@@ -54,6 +54,9 @@ static void print_version(FILE *out, const struct nr_version *v)
     }
     fprintf(out, "; %u instance%s%s\n", s.places, s.places == 1 ? "" : "s",
             s.is_inline ? "; runs on the I/O threads" : "");
+    if (c->ignored[0] != '\0') {
+        fprintf(out, "      ignored: %s\n", c->ignored);
+    }
     print_io(out, "in", c->sig.inputs, c->sig.n_inputs);
     print_io(out, "out", c->sig.outputs, c->sig.n_outputs);
 }

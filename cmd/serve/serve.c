@@ -52,8 +52,14 @@ static void on_state(void *ctx, const struct nr_version *v, nr_version_state sta
     bool ready = state == NR_VERSION_READY, unloaded = strcmp(reason, "unloaded") == 0;
     const char *what = ready ? "loaded" : unloaded ? "unloaded" : "not loaded";
     nr_log(ready || unloaded ? NR_LOG_DEBUG : NR_LOG_ERROR, "model", what,
-           NR_KV_TEXT("model", v->name), NR_KV_INT("version", v->number), /* -1: the model as a whole */
+           NR_KV_TEXT("model", v->name),
+           NR_KV_INT("version", v->number), /* -1: the model as a whole */
            NR_KV_DBL("ms", (double)v->load_ns / 1e6), NR_KV_TEXT("reason", reason));
+    if (ready && v->config->ignored[0] != '\0') {
+        nr_log(NR_LOG_WARN, "model", "fields of the configuration without effect",
+               NR_KV_TEXT("model", v->name), NR_KV_INT("version", v->number),
+               NR_KV_TEXT("ignored", v->config->ignored));
+    }
 }
 
 /* --- logs ------------------------------------------------------------------------------------- */

@@ -64,6 +64,27 @@ void nr_call_grpc_bytes(struct nr_call *c, struct nr_str message)
     nr_exchange_respond(c->x, &r);
 }
 
+/* "GET, HEAD, DELETE" */
+static struct nr_str allowed_methods(struct nr_call *c)
+{
+    static const struct {
+        unsigned bit;
+        const char *text;
+    } names[] = {{1u << NR_GET, "GET, HEAD"},
+                 {1u << NR_POST, "POST"},
+                 {1u << NR_PUT, "PUT"},
+                 {1u << NR_DELETE, "DELETE"}};
+    struct nr_text t;
+    char storage[64];
+    nr_text_init_at(&t, storage, sizeof(storage));
+    for (unsigned i = 0; i < NR_COUNT(names); i++) {
+        if (c->allowed_methods & names[i].bit) {
+            nr_text_fmt(&t, "%s%s", t.len > 0 ? ", " : "", names[i].text);
+        }
+    }
+    return nr_arena_str(&c->x->arena, (struct nr_str){storage, t.len});
+}
+
 void nr_call_fail(struct nr_call *c, nr_status status, struct nr_str text, unsigned retry_after_s)
 {
     c->err.status = status;
@@ -85,14 +106,17 @@ void nr_call_fail(struct nr_call *c, nr_status status, struct nr_str text, unsig
     struct nr_str body = nr_arena_str(&c->x->arena, (struct nr_str){t.data, t.len});
     nr_text_done(&t);
     struct nr_iov part = {body.ptr, body.len};
-    struct nr_header retry = {NR_STR("retry-after"), {0}};
+    struct nr_header more = {{0}, {0}};
     struct nr_response r = {
         .status = nr_status_http(status), .content_type = json_type(), .body = &part, .n_body = 1};
     if (retry_after_s > 0) {
-        retry.value = nr_arena_fmt(&c->x->arena, "%u", retry_after_s);
-        r.headers = &retry;
-        r.n_headers = 1;
+        more = (struct nr_header){NR_STR("retry-after"),
+                                  nr_arena_fmt(&c->x->arena, "%u", retry_after_s)};
+    } else if (status == NARU_METHOD) { /* RFC 9110 section 15.5.6 */
+        more = (struct nr_header){NR_STR("allow"), allowed_methods(c)};
     }
+    r.headers = &more;
+    r.n_headers = more.name.len > 0;
     nr_exchange_respond(c->x, &r);
 }
 
@@ -141,19 +165,26 @@ static bool host_named(const struct nr_api *a, struct nr_str name)
     return false;
 }
 
-static bool host_allowed(const struct nr_api *a, struct nr_str name)
+/* 127.0.0.0/8 as numbers: no page has such a name, however its DNS answers. */
+static bool loopback_number(struct nr_str name)
 {
-    static const char *const own[] = {"localhost", "127.0.0.1", "[::1]", NULL};
-    for (unsigned i = 0; own[i] != NULL; i++) {
-        if (nr_str_eq_nocase(name, nr_str_from(own[i]))) {
-            return true;
+    for (size_t i = 0; i < name.len; i++) {
+        if (name.ptr[i] != '.' && (name.ptr[i] < '0' || name.ptr[i] > '9')) {
+            return false;
         }
     }
-    return host_named(a, name);
+    return nr_str_starts(name, NR_STR("127."));
+}
+
+static bool host_allowed(const struct nr_api *a, struct nr_str name)
+{
+    return nr_str_eq_nocase(name, NR_STR("localhost")) || nr_str_is(name, "[::1]") ||
+           loopback_number(name) || host_named(a, name);
 }
 
 /* A page of another site must not reach a server on loopback: by a name that it has pointed here
- * (Host), or by a form or script of its own (Origin). Programs send no Origin and a plain Host. A
+ * (Host), or by a form or script of its own (Origin, or Sec-Fetch-Site where a browser sends no
+ * Origin; a link that a person follows is a GET and may come from anywhere). Programs send no Origin and a plain Host. A
  * page of this machine on another port is another site too: it may be another person's. */
 static nr_status check_browser(struct nr_api *a, struct nr_exchange *x, struct nr_err *err)
 {
@@ -169,7 +200,14 @@ static nr_status check_browser(struct nr_api *a, struct nr_exchange *x, struct n
     }
     struct nr_str origin = x->known.origin, authority = origin;
     if (origin.len == 0) {
-        return NARU_OK;
+        struct nr_str site = x->known.sec_fetch_site;
+        bool reads = x->method == NR_GET || x->method == NR_HEAD;
+        bool other = nr_str_is(site, "cross-site") || nr_str_is(site, "same-site");
+        return reads || !other ? NARU_OK
+                               : nr_fail(err, NARU_DENIED,
+                                         "requests from pages of other sites are refused "
+                                         "(Sec-Fetch-Site: " NR_STR_FMT ")",
+                                         NR_STR_ARG(site));
     }
     for (size_t i = 0; i + 2 < origin.len; i++) {
         if (memcmp(origin.ptr + i, "://", 3) == 0) {

@@ -41,6 +41,7 @@ struct nr_call {
     struct nr_api *api;
     struct nr_exchange *x;
     const struct nr_route *route;
+    unsigned allowed_methods; /* 1u << NR_GET | …: of the path, when the method was another one */
     struct nr_str model_name, version_text, extra; /* path parameters; {path} is extra */
     struct nr_catalog_view *pin;
     struct nr_version *version;
@@ -106,8 +107,8 @@ void nr_predict_plan_free(void *plan); /* what is kept there */
 struct nr_router;
 nr_nodiscard nr_status nr_router_new(struct nr_router **ret, struct nr_err *err);
 void nr_router_free(struct nr_router *r);
-/* NARU_NOT_FOUND: no pattern matches; NARU_METHOD: one does, but not for this method. Fills the
- * call's path parameters (views on the path, percent-decoded into the arena where needed). */
+/* NARU_NOT_FOUND: no pattern matches; NARU_METHOD: one does, but not for this method
+ * (allowed_methods says for which). Fills the call's path parameters (views on the path, percent-decoded into the arena where needed). */
 nr_nodiscard nr_status nr_router_match(const struct nr_router *r, struct nr_call *c);
 
 #endif

@@ -140,7 +140,6 @@ static bool match_pattern(const struct nr_route *r, struct nr_call *c)
 
 nr_status nr_router_match(const struct nr_router *router, struct nr_call *c)
 {
-    bool other_method = false;
     bool grpc = c->x->protocol == NR_GRPC;
     for (unsigned i = 0; i < router->n; i++) {
         const struct nr_route *r = router->routes[i];
@@ -153,7 +152,7 @@ nr_status nr_router_match(const struct nr_router *router, struct nr_call *c)
             c->route = r;
             return NARU_OK;
         }
-        other_method = true;
+        c->allowed_methods |= r->methods;
     }
-    return other_method ? NARU_METHOD : NARU_NOT_FOUND;
+    return c->allowed_methods != 0 ? NARU_METHOD : NARU_NOT_FOUND;
 }

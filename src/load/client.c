@@ -161,7 +161,10 @@ static void settle(struct nr_load_conn *c, struct nr_load_shot *s, nr_load_outco
     l->n_busy--;
     if (l->phase == WINDOW) {
         l->r.outcomes[outcome]++;
-        l->r.answered += outcome <= NR_LOAD_STATUS;
+        if (outcome <= NR_LOAD_STATUS) {
+            l->r.answered++;
+            l->r.answered_ns += now_ns - s->sched_ns;
+        }
     }
     if ((outcome == NR_LOAD_GOOD || outcome == NR_LOAD_TIMED_OUT) && s->sched_ns >= l->from_ns &&
         s->sched_ns < l->to_ns) {

@@ -61,6 +61,8 @@ struct nr_load_result {
     struct nr_hist *response, *service, *send_delay; /* good answers and timeouts only */
     uint64_t outcomes[NR_LOAD_OUTCOMES];             /* finished within the window */
     uint64_t answered;    /* good ones and those with another status, within the window */
+    int64_t answered_ns;  /* sum of their response times: by Little's law a closed loop's rate is
+                            connections x streams x answered / answered_ns, free of window edges */
     uint64_t sent;        /* over the whole run */
     uint64_t planned;     /* open loop: due within the window */
     uint64_t unanswered;  /* still in flight when the run was given up */

@@ -41,7 +41,6 @@
 #define NR_CONFIG_DEFAULT_BATCH_BYTES (UINT64_C(256) << 20)
 
 struct nr_queue_policy {
-    bool delay_on_timeout;       /* DELAY instead of REJECT */
     bool allow_override;         /* a client may shorten the time-out */
     uint32_t max_queue_size;     /* 0: the server's default limit */
     uint64_t default_timeout_ns; /* 0: none */
@@ -78,8 +77,8 @@ struct nr_model_config {
     /* from step 3 */
     int32_t max_batch_size; /* 0: the model does not batch */
     bool batched;           /* max_batch_size > 0: shapes begin with the batch dimension */
-    bool decoupled;
-    bool response_cache;
+    const char *ignored; /* "model_warmup, rate_limiter": fields that change speed or order only and
+                               have no effect in this version; "" none */
     struct nr_signature sig;        /* inputs and outputs as clients see them */
     const char *const *label_files; /* [sig.n_outputs]; "" none */
     /* plug-in order (that of naru_model_info, or the configuration's where the model knows none):

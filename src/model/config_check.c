@@ -3,7 +3,8 @@
  * DESIGN. Two passes: what the text alone can break is refused before any file is opened
  * (nr_config_check); what depends on the completed configuration comes after
  * (nr_config_check_final). Features that would change results if they were passed over are refused
- * as unsupported; hints that only change speed are accepted and have no effect.
+ * as unsupported; those that only change speed or order are accepted, have no effect, and are listed
+ * (nr_config_list_ignored) so that whoever reads the banner or the log knows.
  *
  * Threads: pure functions of the configuration.
  */
@@ -171,6 +172,20 @@ static nr_status check_supported(const Inference__ModelConfig *pb, struct nr_err
         return nr_fail(err, NARU_UNSUPPORTED,
                        "sequence_batching is not served by this version of naru (sequences are to "
                        "come)");
+    }
+    if (pb->model_transaction_policy && pb->model_transaction_policy->decoupled) {
+        return nr_fail(err, NARU_UNSUPPORTED,
+                       "decoupled models (several answers to a request) are not served by this "
+                       "version of naru: leave model_transaction_policy out when the model answers "
+                       "each request once");
+    }
+    for (size_t i = 0; i < pb->n_input; i++) {
+        if (pb->input[i]->allow_ragged_batch) {
+            return nr_fail(err, NARU_UNSUPPORTED,
+                           "input \"%.100s\": allow_ragged_batch is not served by this version of "
+                           "naru: without it, requests of different shapes run one after another",
+                           pb->input[i]->name);
+        }
     }
     if (pb->n_batch_input > 0 || pb->n_batch_output > 0) {
         return nr_fail(err, NARU_UNSUPPORTED,
@@ -396,6 +411,56 @@ static nr_status check_warmup(const struct nr_model_config *c, const Inference__
         }
     }
     return NARU_OK;
+}
+
+/* --- without effect --------------------------------------------------------------------------- */
+
+static void list_group(const Inference__ModelInstanceGroup *g, bool seen[3])
+{
+    seen[0] = seen[0] || g->rate_limiter;
+    seen[1] = seen[1] || g->n_secondary_devices > 0;
+    seen[2] = seen[2] || g->host_policy[0] != '\0';
+}
+
+nr_status nr_config_list_ignored(struct nr_model_config *c, struct nr_err *err)
+{
+    const Inference__ModelConfig *pb = c->pb;
+    const Inference__ModelDynamicBatching *d =
+        pb->scheduling_choice_case == INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_DYNAMIC_BATCHING
+            ? pb->dynamic_batching
+            : NULL;
+    bool group[3] = {false};
+    for (size_t i = 0; i < pb->n_instance_group; i++) {
+        list_group(pb->instance_group[i], group);
+    }
+    const struct {
+        bool there;
+        const char *name;
+    } all[] = {
+        {pb->n_model_warmup > 0, "model_warmup"},
+        {pb->response_cache && pb->response_cache->enable, "response_cache"},
+        {d && d->priority_levels > 1, "priority_levels"},
+        {d && d->preserve_ordering, "preserve_ordering"},
+        {d && d->default_queue_policy &&
+             d->default_queue_policy->timeout_action ==
+                 INFERENCE__MODEL_QUEUE_POLICY__TIMEOUT_ACTION__DELAY,
+         "timeout_action DELAY"},
+        {group[0], "rate_limiter"},
+        {group[1], "secondary_devices"},
+        {group[2], "host_policy"},
+        {pb->n_metric_tags > 0, "metric_tags"},
+        {pb->model_metrics, "model_metrics"},
+    };
+    struct nr_text t;
+    char storage[256];
+    nr_text_init_at(&t, storage, sizeof(storage));
+    for (size_t i = 0; i < NR_COUNT(all); i++) {
+        if (all[i].there) {
+            nr_text_fmt(&t, "%s%s", t.len > 0 ? ", " : "", all[i].name);
+        }
+    }
+    c->ignored = nr_config_copy(c, t.len > 0 ? storage : "");
+    return c->ignored ? NARU_OK : nr_config_nomem(err);
 }
 
 nr_status nr_config_check_final(const struct nr_model_config *c, struct nr_err *err)

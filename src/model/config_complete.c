@@ -416,8 +416,6 @@ static int by_size(const void *a, const void *b)
 static nr_status derive_batching(struct nr_model_config *c, struct nr_err *err)
 {
     const Inference__ModelConfig *pb = c->pb;
-    c->decoupled = pb->model_transaction_policy && pb->model_transaction_policy->decoupled;
-    c->response_cache = pb->response_cache && pb->response_cache->enable;
     if (pb->scheduling_choice_case != INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_DYNAMIC_BATCHING) {
         return NARU_OK;
     }
@@ -429,12 +427,10 @@ static nr_status derive_batching(struct nr_model_config *c, struct nr_err *err)
     c->default_priority = d->default_priority_level;
     const Inference__ModelQueuePolicy *q = d->default_queue_policy;
     if (q) {
-        c->queue = (struct nr_queue_policy){
-            .delay_on_timeout =
-                q->timeout_action == INFERENCE__MODEL_QUEUE_POLICY__TIMEOUT_ACTION__DELAY,
-            .allow_override = q->allow_timeout_override != 0,
-            .max_queue_size = q->max_queue_size,
-            .default_timeout_ns = ns_of_us(q->default_timeout_microseconds)};
+        c->queue = (struct nr_queue_policy){.allow_override = q->allow_timeout_override != 0,
+                                            .max_queue_size = q->max_queue_size,
+                                            .default_timeout_ns =
+                                                ns_of_us(q->default_timeout_microseconds)};
     }
     int32_t *sizes = nr_config_array(c, d->n_preferred_batch_size, sizeof *sizes);
     if (!sizes) {
@@ -579,5 +575,8 @@ nr_status nr_config_complete(struct nr_model_config *c, const naru_model_info *i
     if (st == NARU_OK) {
         st = compare(c, info, err);
     }
-    return st == NARU_OK ? nr_config_check_final(c, err) : st;
+    if (st == NARU_OK) {
+        st = nr_config_check_final(c, err);
+    }
+    return st == NARU_OK ? nr_config_list_ignored(c, err) : st;
 }

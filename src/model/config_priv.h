@@ -11,6 +11,9 @@ nr_nodiscard nr_status nr_config_check(const struct nr_model_config *c, struct n
 /* Rules that need the final max_batch_size, inputs and outputs: batch sizes, priorities, warm-up. */
 nr_nodiscard nr_status nr_config_check_final(const struct nr_model_config *c, struct nr_err *err);
 
+/* Fills c->ignored. NARU_NOMEM. */
+nr_nodiscard nr_status nr_config_list_ignored(struct nr_model_config *c, struct nr_err *err);
+
 /* Backend of a platform name, NULL for names that are none. */
 const char *nr_config_platform_backend(const char *platform);
 

@@ -2,10 +2,11 @@
  *
  * DESIGN. Wall time is what the loop loses, but on a busy machine a preempted thread looks slow, and
  * a model must not be moved for its neighbours' sake. So what counts as slow is time on the processor;
- * an execution that was long without computing (preempted, or blocked against its promise) is
- * forgiven once per window. A batch is judged by its time beyond what its rows explain, so that a
- * full batch per turn is not taken for a slow model: the allowance grows with the rows up to the
- * turn's budget.
+ * an execution that was long without computing was preempted, or blocked against its promise: the
+ * latter repeats itself, so three such in a row count. Single slow executions and a slow drift are told apart: the former are
+ * counted against a bound far above the usual time, since a shared machine inflates any time now and
+ * then; the latter shows in the smoothed time. The allowance grows with the rows up to the turn's
+ * budget, so that a full batch per turn is not taken for a slow model.
  *
  * INVARIANTS
  *  1. is_inline implies cfg.allowed.
@@ -20,6 +21,7 @@
 #define BACKOFF_MAX_NS (60 * NR_S_NS)
 #define QUIET_NS (60 * NR_S_NS)
 #define WINDOW 1024
+#define STALLS 3
 
 void nr_placement_cfg_default(struct nr_placement_cfg *cfg)
 {
@@ -80,21 +82,19 @@ void nr_placement_observe(struct nr_placement *p, int64_t rows, int64_t run_ns, 
                           int64_t now_ns)
 {
     int64_t allowed_ns = NR_MIN(p->cfg.short_ns * NR_MAX(rows, 1), p->cfg.budget_ns);
-    bool is_short = cpu_ns <= allowed_ns;
-    if (run_ns <= allowed_ns || !p->is_inline) {
-        smooth(p, rows, run_ns);
-    }
     if (!p->is_inline) {
-        observe_pooled(p, is_short, now_ns);
+        smooth(p, rows, cpu_ns);
+        observe_pooled(p, cpu_ns <= allowed_ns, now_ns);
         return;
     }
+    smooth(p, rows, NR_MIN(cpu_ns, 4 * allowed_ns)); /* one outlier must not look like a drift */
     p->window++;
-    p->over += !is_short;
-    p->stalls += run_ns > p->cfg.slow_ns && cpu_ns <= p->cfg.slow_ns;
-    bool window_over = p->window >= WINDOW && p->over > 1; /* p99.9 is over the budget */
-    if (cpu_ns > p->cfg.slow_ns || p->stalls > 1 || p->over > 1 + WINDOW / 256 || window_over) {
+    p->over += cpu_ns > p->cfg.slow_ns / 4;
+    p->stalls = run_ns > p->cfg.slow_ns && cpu_ns <= p->cfg.slow_ns ? p->stalls + 1 : 0;
+    bool drifted = p->run_ns > p->cfg.short_ns;
+    if (cpu_ns > p->cfg.slow_ns || p->stalls >= STALLS || p->over > 1 || drifted) {
         demote(p, now_ns);
     } else if (p->window >= WINDOW) {
-        p->window = p->over = p->stalls = 0;
+        p->window = p->over = 0;
     }
 }

@@ -4,8 +4,9 @@
  *          N executions in a row within budget, and not before `retry`
  *   POOLED ────────────────────────────────────────────────────────────▶ INLINE
  *          ◀────────────────────────────────────────────────────────────
- *          one execution that computed longer than `slow`, two that merely took longer,
- *          or more than 1 in 1,000 longer than `short`
+ *          one execution that computed longer than `slow`, or three in a row that merely took
+ *          longer; more than 1 in 1,000 that computed longer than a quarter of it; or the smoothed
+ *          time of an execution beyond `short`
  *          (retry = now + back-off; the back-off doubles, and halves after a quiet minute)
  *
  * A slow execution on an I/O thread delays everybody on its loop, hence at most once per back-off.
@@ -31,7 +32,7 @@ struct nr_placement {
     unsigned streak;  /* short executions in a row while pooled */
     unsigned window;  /* executions of the current window of 1,024 … */
     unsigned over;    /* … of them those that computed longer than short_ns */
-    unsigned stalls;  /* … and those that took longer than slow_ns without computing */
+    unsigned stalls;  /* executions in a row that took longer than slow_ns without computing */
     int64_t retry_ns; /* not inline before */
     int64_t backoff_ns;
     int64_t demoted_ns;

@@ -600,14 +600,41 @@ static void give_back_inline_place(struct turn *turn, struct nr_place *p)
     pthread_mutex_unlock(&s->lock);
 }
 
-/* One batch on this thread. False when the turn's budget does not allow it. */
+/* The part of a plan that the rest of the turn's budget allows; n_requests 0: nothing. The first
+ * batch of a turn gets one request at least, whatever is expected of it. */
+static void fit_budget(const struct nr_sched *s, const struct turn *turn,
+                       struct nr_batch_plan *plan)
+{
+    int64_t left_ns = s->cfg.placement.budget_ns - budget.used_ns;
+    if (nr_placement_expect(&s->placement, plan->rows) <= left_ns) {
+        return;
+    }
+    unsigned n = 0;
+    int64_t rows = 0;
+    NR_LIST_FOREACH (node, &turn->pending) {
+        int64_t more = rows + request_of(node)->in->rows;
+        if (n == plan->n_requests || nr_placement_expect(&s->placement, more) > left_ns) {
+            break;
+        }
+        n++;
+        rows = more;
+    }
+    if (n == 0 && budget.used_ns == 0) {
+        n = 1;
+        rows = request_of(turn->pending.next)->in->rows;
+    }
+    plan->n_requests = n;
+    plan->rows = rows;
+}
+
+/* One batch on this thread. False when the turn's budget does not allow another. */
 static bool run_inline(struct turn *turn, struct nr_place *p, int64_t now_ns)
 {
     struct nr_sched *s = turn->sched;
     struct nr_batch_plan plan = nr_batcher_plan(&s->cfg.rules, &turn->pending, now_ns);
     struct nr_list refused;
-    int64_t expect_ns = nr_placement_expect(&s->placement, plan.rows);
-    if (budget.used_ns > 0 && budget.used_ns + expect_ns > s->cfg.placement.budget_ns) {
+    fit_budget(s, turn, &plan);
+    if (plan.n_requests == 0) {
         return false;
     }
     nr_list_init(&refused);
@@ -649,13 +676,19 @@ static void on_turn(struct nr_turn_hook *h)
         budget.used_ns = 0;
     }
     struct nr_place *p = take_inline_place(turn);
+    bool in_budget = true;
     if (p != NULL) {
-        while (!nr_list_empty(&turn->pending) && turn->sched->placement.is_inline &&
-               run_inline(turn, p, nr_clock_now())) {
+        while (!nr_list_empty(&turn->pending) && turn->sched->placement.is_inline && in_budget) {
+            in_budget = run_inline(turn, p, nr_clock_now());
         }
         give_back_inline_place(turn, p);
     }
-    flush_to_queue(turn);
+    if (!in_budget) {
+        nr_loop_hook_arm(loop,
+                         &turn->hook); /* the rest runs in the next turn, after the others' I/O */
+    } else {
+        flush_to_queue(turn);
+    }
 }
 
 /* --- cancelling (loop threads) ---------------------------------------------------------------- */

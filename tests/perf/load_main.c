@@ -173,6 +173,7 @@ static void print_json(const struct nr_load_result *r)
     (void)printf("{\"window_s\": %.6f, \"answered\": %llu, \"rate\": %.3f", window_s,
                  (unsigned long long)r->answered,
                  window_s > 0 ? (double)r->answered / window_s : 0);
+    (void)printf(", \"answered_s\": %.6f", (double)r->answered_ns / 1e9);
     (void)printf(", \"sent\": %llu, \"planned\": %llu, \"unanswered\": %llu, \"reconnects\": %llu",
                  (unsigned long long)r->sent, (unsigned long long)r->planned,
                  (unsigned long long)r->unanswered, (unsigned long long)r->reconnects);

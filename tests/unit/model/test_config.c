@@ -119,6 +119,9 @@ static void test_rules(void **state)
         {"platform: 'ensemble'", "ensembles are not served by this version", NARU_UNSUPPORTED},
         {"ensemble_scheduling { }", "ensembles are not served", NARU_UNSUPPORTED},
         {"sequence_batching { }", "sequence_batching is not served", NARU_UNSUPPORTED},
+        {"model_transaction_policy { decoupled: true }", "decoupled models", NARU_UNSUPPORTED},
+        {"input { name: 'x' data_type: TYPE_FP32 dims: 1 allow_ragged_batch: true }",
+         "input \"x\": allow_ragged_batch", NARU_UNSUPPORTED},
         {"batch_input { }", "batch_input and batch_output", NARU_UNSUPPORTED},
         {"model_repository_agents { agents { name: 'decrypt' } }", "agent \"decrypt\"",
          NARU_UNSUPPORTED},
@@ -604,7 +607,7 @@ static void test_groups_and_queue(void **state)
              "250 "
              "default_queue_policy { timeout_action: DELAY default_timeout_microseconds: 7 "
              "allow_timeout_override: true max_queue_size: 9 } } "
-             "model_transaction_policy { decoupled: true } response_cache { enable: true }"),
+             "response_cache { enable: true }"),
         NARU_OK);
     assert_int_equal(nr_config_complete(config, model_of(&m, 1, 1), &on, &err), NARU_OK);
     assert_int_equal(config->n_groups, 4);
@@ -619,10 +622,47 @@ static void test_groups_and_queue(void **state)
     assert_int_equal(config->preferred[0], 2);
     assert_int_equal(config->preferred[2], 8);
     assert_int_equal(config->max_queue_delay_ns, 250000);
-    assert_true(config->queue.delay_on_timeout && config->queue.allow_override);
+    assert_true(config->queue.allow_override);
     assert_int_equal(config->queue.max_queue_size, 9);
     assert_int_equal(config->queue.default_timeout_ns, 7000);
-    assert_true(config->decoupled && config->response_cache);
+    assert_string_equal(config->ignored, "response_cache, timeout_action DELAY");
+}
+
+/* What has no effect is named, each on its own; what has none to name is not. */
+static void test_ignored(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *ignored;
+    } cases[] = {
+        {"model_warmup { name: 'w' inputs { key: 'x' value { data_type: TYPE_FP32 dims: 16 "
+         "zero_data: true } } }",
+         "model_warmup"},
+        {"response_cache { enable: true }", "response_cache"},
+        {"response_cache { }", ""},
+        {"dynamic_batching { priority_levels: 2 default_priority_level: 1 }", "priority_levels"},
+        {"dynamic_batching { priority_levels: 1 default_priority_level: 1 }", ""},
+        {"dynamic_batching { preserve_ordering: true }", "preserve_ordering"},
+        {"dynamic_batching { default_queue_policy { timeout_action: DELAY } }",
+         "timeout_action DELAY"},
+        {"dynamic_batching { default_queue_policy { timeout_action: REJECT } }", ""},
+        {"instance_group { rate_limiter { resources { name: 'r' count: 1 } } }", "rate_limiter"},
+        {"instance_group { secondary_devices { kind: KIND_NVDLA device_id: 1 } }",
+         "secondary_devices"},
+        {"instance_group { host_policy: 'p' }", "host_policy"},
+        {"metric_tags { key: 'a' value: 'b' }", "metric_tags"},
+        {"model_metrics { }", "model_metrics"},
+        {"response_cache { enable: true } instance_group { rate_limiter { } }",
+         "response_cache, rate_limiter"},
+    };
+    for (size_t i = 0; i < NR_COUNT(cases); i++) {
+        struct model m = batchable();
+        char text[512];
+        (void)snprintf(text, sizeof(text), "max_batch_size: 2 %s", cases[i].text);
+        assert_int_equal(load(text), NARU_OK);
+        assert_int_equal(nr_config_complete(config, model_of(&m, 1, 1), &on, &err), NARU_OK);
+        assert_string_equal(config->ignored, cases[i].ignored);
+    }
 }
 
 /* What is reported is a configuration again, and completing that one changes nothing. */
@@ -696,6 +736,7 @@ int main(void)
         cmocka_unit_test_teardown(test_order_and_maps, teardown),
         cmocka_unit_test_teardown(test_without_model_info, teardown),
         cmocka_unit_test_teardown(test_groups_and_queue, teardown),
+        cmocka_unit_test_teardown(test_ignored, teardown),
         cmocka_unit_test_teardown(test_printed_config_is_stable, teardown),
         cmocka_unit_test_teardown(test_no_memory, teardown),
         cmocka_unit_test_teardown(test_backend_of, teardown),

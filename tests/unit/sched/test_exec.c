@@ -1,9 +1,9 @@
 /* Executor threads: no wake is lost, blocked work does not stop others, retiring waits. */
 #include "sched/exec.h"
 
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <time.h>

@@ -90,7 +90,19 @@ static void test_many_slightly_long_executions_demote(void **state)
     (void)state;
     struct nr_placement p = make(true);
     int64_t now = feed(&p, 100, 5000, 1);
-    feed(&p, 10, p.cfg.short_ns * 2, now);
+    feed(&p, 20, p.cfg.short_ns * 2, now);
+    assert_false(p.is_inline);
+}
+
+static void test_too_many_long_executions_demote(void **state)
+{
+    (void)state;
+    struct nr_placement p = make(true);
+    int64_t now = feed(&p, 100, 5000, 1);
+    now = feed(&p, 1, p.cfg.slow_ns / 2, now);
+    assert_true(p.is_inline);
+    now = feed(&p, 100, 5000, now);
+    feed(&p, 1, p.cfg.slow_ns / 2, now); /* two within 1,000 */
     assert_false(p.is_inline);
 }
 
@@ -101,7 +113,7 @@ static void test_a_rare_long_execution_is_forgiven(void **state)
     int64_t now = feed(&p, 100, 5000, 1);
     for (unsigned i = 0; i < 20; i++) { /* 1 in 2,000: below p99.9 */
         now = feed(&p, 1999, 5000, now);
-        now = feed(&p, 1, p.cfg.short_ns * 2, now);
+        now = feed(&p, 1, p.cfg.slow_ns / 2, now);
     }
     assert_true(p.is_inline);
 }
@@ -116,8 +128,10 @@ static void test_preemption_is_forgiven_blocking_is_not(void **state)
         assert_true(p.is_inline);
         now = feed(&p, 2000, 5000, now);
     }
-    nr_placement_observe(&p, 1, 5 * NR_MS_NS, 6000, now += 1000);
-    nr_placement_observe(&p, 1, 5 * NR_MS_NS, 6000, now += 1000);
+    for (unsigned i = 0; i < 3; i++) { /* in a row: no accident */
+        assert_true(p.is_inline);
+        nr_placement_observe(&p, 1, 5 * NR_MS_NS, 6000, now += 1000);
+    }
     assert_false(p.is_inline);
 }
 
@@ -144,6 +158,7 @@ int main(void)
         cmocka_unit_test(test_one_slow_execution_demotes_at_once),
         cmocka_unit_test(test_back_off_doubles),
         cmocka_unit_test(test_many_slightly_long_executions_demote),
+        cmocka_unit_test(test_too_many_long_executions_demote),
         cmocka_unit_test(test_a_rare_long_execution_is_forgiven),
         cmocka_unit_test(test_preemption_is_forgiven_blocking_is_not),
         cmocka_unit_test(test_rows_are_allowed_for),

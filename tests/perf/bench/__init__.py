@@ -1,0 +1,1 @@
+"""The parts of scripts/bench: processes, servers, bodies, figures, and the rows of its table."""

@@ -1,0 +1,117 @@
+"""Processes on chosen cores, and what the kernel says about them. Ends only what it started."""
+import os
+import pathlib
+import socket
+import subprocess
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+BUILD = ROOT / "build"
+WORK = BUILD / "bench"
+DEPS = ROOT / ".deps"
+
+CORES = sorted(os.sched_getaffinity(0))
+SERVER_CORE, CLIENT_CORE = CORES[0], CORES[-1]
+
+
+class Unavailable(Exception):
+    """A peer or a tool that this machine does not have; the text says why."""
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class on_cores:
+    """What is started inside runs on these cores: children inherit the affinity."""
+
+    def __init__(self, *cores):
+        self.cores = set(cores) if cores else set(CORES)
+
+    def __enter__(self):
+        os.sched_setaffinity(0, self.cores)
+
+    def __exit__(self, *_):
+        os.sched_setaffinity(0, CORES)
+
+
+def clean_env(**more):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("NARU_")}
+    return {**env, **{k: str(v) for k, v in more.items()}}
+
+
+def start(command, cores=(), log=None, **options):
+    with on_cores(*cores):
+        with open(log or os.devnull, "ab") as out:
+            return subprocess.Popen([str(c) for c in command], stdin=subprocess.DEVNULL,
+                                    stdout=options.pop("stdout", out), stderr=out, **options)
+
+
+def descendants(pid):
+    """The process and all below it, found through /proc."""
+    parents = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat") as f:
+                    parents.setdefault(int(f.read().rpartition(")")[2].split()[1]), []).append(int(entry))
+            except (OSError, IndexError):
+                pass
+    found, todo = [], [pid]
+    while todo:
+        found.append(todo.pop())
+        todo += parents.get(found[-1], [])
+    return found
+
+
+def stop(process, limit_s=20):
+    """SIGTERM to the process, then, by id, the end of whatever of its children outlived it."""
+    if process is None or process.poll() is not None:
+        return
+    below = descendants(process.pid)[1:]
+    started = {pid: start_time(pid) for pid in below}
+    process.terminate()
+    try:
+        process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for pid in below:
+        if started[pid] is not None and start_time(pid) == started[pid]:
+            try:
+                os.kill(pid, 9)
+            except ProcessLookupError:
+                pass
+
+
+def start_time(pid):
+    """With the id, names a process uniquely; None when it is gone or a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat") as f:
+            fields = f.read().rpartition(")")[2].split()
+        return None if fields[0] == "Z" else fields[19]
+    except OSError:
+        return None
+
+
+def cpu_ns(pids):
+    """utime + stime of the processes in ns; threads that have ended are included."""
+    return sum(time.clock_gettime_ns(((~pid) << 3) | 2) for pid in pids)
+
+
+def status(pid, field):
+    with open(f"/proc/{pid}/status") as f:
+        for line in f:
+            if line.startswith(field + ":"):
+                return int(line.split()[1])
+    raise KeyError(field)
+
+
+def rss_mb(pids):
+    return sum(status(pid, "VmRSS") for pid in pids) / 1000 * 1.024
+
+
+def threads(pids):
+    return sum(status(pid, "Threads") for pid in pids)
