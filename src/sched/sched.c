@@ -26,6 +26,7 @@
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/mem.h"
+#include "sched/batchsize.h"
 
 /* Outputs up to this size are copied to the request's arena, so that the batch keeps its buffer and
  * the next round allocates nothing; larger ones are passed on by reference. */
@@ -67,6 +68,7 @@ struct nr_sched {
     struct nr_place *places;
     unsigned n_places;
     struct nr_placement placement;
+    struct nr_batchsize batchsize; /* of queued batches, with rules.auto_size */
     _Atomic bool is_inline; /* copy of placement.is_inline that submit reads without the lock */
     int64_t row_ns;         /* smoothed service time per row, for admission */
     uint64_t seals[NR_SEAL_COUNT];
@@ -329,6 +331,9 @@ static void observe(struct nr_sched *s, const struct nr_place *p, int64_t cpu_ns
     nr_placement_observe(&s->placement, rows, run_ns, cpu_ns >= 0 ? cpu_ns : run_ns,
                          p->infer_end_ns);
     atomic_store_explicit(&s->is_inline, s->placement.is_inline, memory_order_relaxed);
+    if (!p->is_inline) {
+        nr_batchsize_observe(&s->batchsize, rows, run_ns, p->infer_end_ns);
+    }
 }
 
 static void refuse_all(struct nr_list *refused)
@@ -352,7 +357,11 @@ static struct nr_place *take_batch(struct nr_sched *s, struct nr_list *ret_batch
         return NULL;
     }
     int64_t now_ns = nr_clock_now();
-    struct nr_batch_plan plan = nr_batcher_plan(&s->cfg.rules, &s->queue, now_ns);
+    struct nr_batch_rules rules = s->cfg.rules;
+    if (rules.auto_size) {
+        rules.max_rows = nr_batchsize_limit(&s->batchsize, s->queued_rows, now_ns);
+    }
+    struct nr_batch_plan plan = nr_batcher_plan(&rules, &s->queue, now_ns);
     if (plan.n_requests == 0) {
         *ret_wait_ns = plan.wait_until_ns;
         return NULL;
@@ -773,6 +782,7 @@ nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, st
     nr_list_init(&s->idle);
     nr_list_init(&s->finished);
     nr_placement_init(&s->placement, &cfg->placement);
+    nr_batchsize_init(&s->batchsize, cfg->rules.max_rows);
     s->counters = nr_counters_new(cfg->n_loops, cfg->signature->max_batch_size);
     s->places = nr_new_array(struct nr_place, NR_MAX(cfg->n_instances, 1u));
     s->turns = nr_new_array(struct turn, NR_MAX(cfg->n_loops, 1u));
