@@ -14,8 +14,9 @@
  *     (NARU_PENDING), which gives it back through `finished`.
  *  4. Loop-thread data of a request (counters, on_complete, timer) is touched on its loop only.
  *
- * LOCKS. s->lock, then the executor's. A plug-in's cancel slot, a hint that must not block, is called
- * under s->lock; nothing else is.
+ * LOCKS. s->lock, then s->finished_lock (leaf), then the executor's. A plug-in's cancel slot, a hint
+ * that must not block, is called under s->lock; nothing else is. It may be the one that ends the run,
+ * so on_batch_done takes finished_lock only.
  */
 #include "sched/sched.h"
 
@@ -64,7 +65,9 @@ struct nr_sched {
     unsigned n_queued, n_running;
     uint64_t queued_bytes;
     int64_t queued_rows;
-    struct nr_list idle, finished;
+    struct nr_list idle;
+    pthread_mutex_t finished_lock;
+    struct nr_list finished; /* places whose run ended later; under finished_lock */
     struct nr_place *places;
     unsigned n_places;
     struct nr_placement placement;
@@ -402,18 +405,19 @@ static void on_batch_done(struct nr_batch *b, void *arg)
     (void)b;
     struct nr_place *p = arg;
     struct nr_sched *s = p->sched;
-    pthread_mutex_lock(&s->lock);
+    /* Not s->lock: a cancel, which holds that one, may be what ends the run. */
+    pthread_mutex_lock(&s->finished_lock);
     nr_list_append(&s->finished, &p->node);
-    pthread_mutex_unlock(&s->lock);
+    pthread_mutex_unlock(&s->finished_lock);
     nr_exec_wake(s->cfg.exec, &s->runnable);
 }
 
 static void finish_pending(struct nr_sched *s)
 {
     for (;;) {
-        pthread_mutex_lock(&s->lock);
+        pthread_mutex_lock(&s->finished_lock);
         struct nr_list *node = nr_list_pop(&s->finished);
-        pthread_mutex_unlock(&s->lock);
+        pthread_mutex_unlock(&s->finished_lock);
         if (node == NULL) {
             return;
         }
@@ -777,6 +781,7 @@ nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, st
     s->cfg = *cfg;
     s->n_places = cfg->n_instances;
     pthread_mutex_init(&s->lock, NULL);
+    pthread_mutex_init(&s->finished_lock, NULL);
     nr_exec_init(&s->runnable, run_queue);
     nr_list_init(&s->queue);
     nr_list_init(&s->idle);
@@ -828,6 +833,7 @@ void nr_sched_free(struct nr_sched *s)
     }
     nr_counters_free(s->counters);
     pthread_mutex_destroy(&s->lock);
+    pthread_mutex_destroy(&s->finished_lock);
     nr_free(s->places);
     nr_free(s->turns);
     nr_free(s);
