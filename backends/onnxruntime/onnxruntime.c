@@ -72,6 +72,9 @@ static naru_status code_of(OrtErrorCode code, const char *text)
     if (strstr(text, "Failed to allocate memory") || strstr(text, "std::bad_alloc")) {
         return NARU_NOMEM;
     }
+    if (strstr(text, "The output OrtValue provided for output")) {
+        return NARU_INTERNAL; /* an output that has not the batch's rows: not the client's mistake */
+    }
     switch (code) {
     case ORT_OK:
         return NARU_OK;
@@ -101,6 +104,9 @@ naru_status ort_status(const struct naru_backend_lib *lib, OrtStatus *st, const 
     char *copy = strdup(text);
     for (unsigned i = 0; copy && i < n_hide; i++) {
         cut_out(copy, hide[i]);
+    }
+    if (copy) {
+        cut_out(copy, "/onnxruntime_src/onnxruntime/"); /* of the machine that built the library */
     }
     (void)naru_fail(err, code, "onnxruntime: %s", copy ? copy : "out of memory");
     free(copy);

@@ -5,7 +5,7 @@
  * wrong table is refused with the name of the field instead of crashing at the first request.
  *
  * Invariants
- *  1. entry->lib is set exactly while entry->refs > 0; both change under set->lock only.
+ *  1. entry->pub.lib is set exactly while entry->refs > 0; both change under set->lock only.
  *  2. A shared object is opened once and never closed: frameworks leave threads, thread-local
  *     destructors and exit handlers behind that would run into unmapped memory.
  *  3. dlopen gets absolute paths only, so neither LD_LIBRARY_PATH nor the current directory decide
@@ -41,7 +41,6 @@ struct entry {
     struct nr_plugin pub;
     struct nr_plugins *set;
     struct entry *next;
-    naru_backend_lib *lib;
     unsigned refs;
     pthread_mutex_t call;
 };
@@ -398,7 +397,7 @@ static nr_status lib_open(struct nr_plugins *set, struct entry *e, struct nr_err
     if (st != NARU_OK) {
         return plugin_error(err, st, "backend ", e->pub.name, buf);
     }
-    e->lib = lib;
+    e->pub.lib = lib;
     e->pub.version = e->pub.api->version; /* may be known only now */
     return NARU_OK;
 }
@@ -496,8 +495,8 @@ void nr_plugin_unref(struct nr_plugin *plugin)
     pthread_mutex_lock(&e->set->lock);
     NR_ASSERT(e->refs > 0);
     if (--e->refs == 0) {
-        plugin->api->lib_close(e->lib);
-        e->lib = NULL;
+        plugin->api->lib_close(plugin->lib);
+        plugin->lib = NULL;
     }
     pthread_mutex_unlock(&e->set->lock);
 }
@@ -513,7 +512,7 @@ nr_status nr_plugin_model_open(struct nr_plugin *plugin, const naru_model_args *
     naru_text text = {.struct_size = sizeof text, .capacity = sizeof buf, .data = buf};
     naru_backend_model *handle = NULL;
     call_begin(plugin);
-    nr_status st = plugin->api->model_open(entry_of(plugin)->lib, &a, &handle, &text);
+    nr_status st = plugin->api->model_open(plugin->lib, &a, &handle, &text);
     call_end(plugin);
     if (st != NARU_OK) {
         return plugin_error(err, st, "model ", a.name, buf);
