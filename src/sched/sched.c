@@ -388,9 +388,19 @@ static struct nr_place *take_batch(struct nr_sched *s, struct nr_list *ret_batch
     return p;
 }
 
+/* Before a place rests: the buffers that its batch keeps for the next run go back when memory is
+ * short, or a few large requests to many models would hold the budget for ever. */
+static void rest_place(struct nr_place *p)
+{
+    if (NR_UNLIKELY(nr_buf_scarce())) {
+        nr_batch_trim(p->batch);
+    }
+}
+
 static void release_place(struct nr_place *p, bool observed)
 {
     struct nr_sched *s = p->sched;
+    rest_place(p);
     pthread_mutex_lock(&s->lock);
     if (observed) {
         observe(s, p, -1);
@@ -605,6 +615,7 @@ static struct nr_place *take_inline_place(struct turn *turn)
 static void give_back_inline_place(struct turn *turn, struct nr_place *p)
 {
     struct nr_sched *s = turn->sched;
+    rest_place(p);
     pthread_mutex_lock(&s->lock);
     s->n_running--;
     if (p != turn->place) {
