@@ -217,7 +217,8 @@ static int count_cores(void)
     FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
     if (f) {
         long long quota, period;
-        /* NOLINTNEXTLINE(cert-err34-c): the kernel's own format; "max" leaves quota unread */
+        /* lint: allow fscanf: the kernel's own format; "max" leaves quota unread
+         * NOLINTNEXTLINE(cert-err34-c) */
         if (fscanf(f, "%lld %lld", &quota, &period) == 2 && quota > 0 && period > 0) {
             long long allowed = (quota + period - 1) / period;
             cores = allowed < cores ? (int)allowed : cores;

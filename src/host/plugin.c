@@ -30,8 +30,9 @@
 #include "host/batch.h"
 #include "io/file.h"
 
-#ifndef NR_BACKEND_INSTALL_DIR
-#define NR_BACKEND_INSTALL_DIR "/usr/local/lib/naru/backends"
+/* From the folder of the binary to that of the plug-ins once installed; CMake says it exactly. */
+#ifndef NR_BACKENDS_FROM_BINARY
+#define NR_BACKENDS_FROM_BINARY "../lib/naru/backends"
 #endif
 
 #define MAX_IO 4096 /* inputs or outputs of one model; more is taken for a broken table */
@@ -77,8 +78,8 @@ static void call_end(struct nr_plugin *plugin)
     }
 }
 
-/* "<directory of the running binary>/backends" */
-static char *binary_dir(void)
+/* "<directory of the running binary>/<to>": an installed tree may be moved as a whole. */
+static char *from_binary(const char *to)
 {
     char path[PATH_MAX];
     ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
@@ -91,7 +92,7 @@ static char *binary_dir(void)
         return NULL;
     }
     *slash = 0;
-    return nr_format("%s/backends", path);
+    return nr_format("%s/%s", path, to);
 }
 
 static void dir_insert(struct nr_plugins *set, size_t at, char *path)
@@ -106,11 +107,13 @@ struct nr_plugins *nr_plugins_new(void)
 {
     struct nr_plugins *set = nr_new(struct nr_plugins);
     pthread_mutex_init(&set->lock, NULL);
-    char *beside = binary_dir();
-    if (beside) {
-        dir_insert(set, 0, beside);
+    static const char *const places[] = {"backends", NR_BACKENDS_FROM_BINARY};
+    for (size_t i = 0; i < NR_COUNT(places); i++) {
+        char *dir = from_binary(places[i]);
+        if (dir) {
+            dir_insert(set, set->n_dirs, dir);
+        }
     }
-    dir_insert(set, set->n_dirs, nr_strdup(NR_BACKEND_INSTALL_DIR));
     return set;
 }
 
