@@ -72,6 +72,9 @@ static naru_status code_of(OrtErrorCode code, const char *text)
     if (strstr(text, "Failed to allocate memory") || strstr(text, "std::bad_alloc")) {
         return NARU_NOMEM;
     }
+    if (strstr(text, "The output OrtValue provided for output")) {
+        return NARU_INTERNAL; /* an output that has not the batch's rows: not the client's mistake */
+    }
     switch (code) {
     case ORT_OK:
         return NARU_OK;
@@ -101,6 +104,9 @@ naru_status ort_status(const struct naru_backend_lib *lib, OrtStatus *st, const 
     char *copy = strdup(text);
     for (unsigned i = 0; copy && i < n_hide; i++) {
         cut_out(copy, hide[i]);
+    }
+    if (copy) {
+        cut_out(copy, "/onnxruntime_src/onnxruntime/"); /* of the machine that built the library */
     }
     (void)naru_fail(err, code, "onnxruntime: %s", copy ? copy : "out of memory");
     free(copy);
@@ -211,7 +217,8 @@ static int count_cores(void)
     FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
     if (f) {
         long long quota, period;
-        /* NOLINTNEXTLINE(cert-err34-c): the kernel's own format; "max" leaves quota unread */
+        /* lint: allow fscanf: the kernel's own format; "max" leaves quota unread
+         * NOLINTNEXTLINE(cert-err34-c) */
         if (fscanf(f, "%lld %lld", &quota, &period) == 2 && quota > 0 && period > 0) {
             long long allowed = (quota + period - 1) / period;
             cores = allowed < cores ? (int)allowed : cores;

@@ -429,10 +429,17 @@ static void on_cancel(void *ctx, struct nr_exchange *x, nr_cancel_reason why)
     }
 }
 
+/* Failures of the server or of a model. Not: what clients bring about (an unknown method is 501) or
+ * what is counted in the metrics and may come in floods (a full queue, a passed deadline). */
+static bool is_ours(const struct nr_call *c)
+{
+    return c->err.status == NARU_NOMEM || nr_status_http(c->err.status) == 500;
+}
+
 static void access_log(struct nr_call *c)
 {
     struct nr_exchange *x = c->x;
-    bool ours = c->err.status != NARU_OK && nr_status_http(c->err.status) >= 500;
+    bool ours = is_ours(c);
     nr_log_level level = ours ? NR_LOG_WARN : NR_LOG_INFO;
     char id[17];
     if (!nr_log_on(level)) {
@@ -462,7 +469,7 @@ static void on_done(void *ctx, struct nr_exchange *x)
     }
     if (a->cfg.access_log) {
         access_log(c);
-    } else if (c->err.status != NARU_OK && nr_status_http(c->err.status) >= 500) {
+    } else if (is_ours(c)) {
         access_log(c); /* an error of ours is always worth its one line */
     }
     if (c->pin != NULL) {

@@ -301,6 +301,12 @@ uint64_t nr_buf_live_bytes(void)
     return live > 0 ? (uint64_t)live : 0;
 }
 
+bool nr_buf_scarce(void)
+{
+    uint64_t allowed = atomic_load_explicit(&budget, memory_order_relaxed);
+    return allowed != 0 && nr_buf_live_bytes() > allowed / 2;
+}
+
 void nr_buf_set_budget(uint64_t bytes)
 {
     atomic_store_explicit(&budget, NR_MIN(bytes, (uint64_t)INT64_MAX), memory_order_relaxed);

@@ -49,6 +49,8 @@ static inline size_t nr_buf_bytes(const struct nr_buf *b)
 }
 uint64_t nr_buf_live_bytes(void);
 void nr_buf_set_budget(uint64_t bytes); /* 0: none */
+/* More than half of the budget is in use: who keeps buffers for later should let them go. */
+bool nr_buf_scarce(void);
 /* Gives this thread's pool back to the system; done by itself when a thread ends. */
 void nr_buf_thread_done(void);
 

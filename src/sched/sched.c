@@ -14,8 +14,9 @@
  *     (NARU_PENDING), which gives it back through `finished`.
  *  4. Loop-thread data of a request (counters, on_complete, timer) is touched on its loop only.
  *
- * LOCKS. s->lock, then the executor's. A plug-in's cancel slot, a hint that must not block, is called
- * under s->lock; nothing else is.
+ * LOCKS. s->lock, then s->finished_lock (leaf), then the executor's. A plug-in's cancel slot, a hint
+ * that must not block, is called under s->lock; nothing else is. It may be the one that ends the run,
+ * so on_batch_done takes finished_lock only.
  */
 #include "sched/sched.h"
 
@@ -26,6 +27,7 @@
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/mem.h"
+#include "sched/batchsize.h"
 
 /* Outputs up to this size are copied to the request's arena, so that the batch keeps its buffer and
  * the next round allocates nothing; larger ones are passed on by reference. */
@@ -64,10 +66,13 @@ struct nr_sched {
     unsigned n_queued, n_running;
     uint64_t queued_bytes;
     int64_t queued_rows;
-    struct nr_list idle, finished;
+    struct nr_list idle;
+    pthread_mutex_t finished_lock;
+    struct nr_list finished; /* places whose run ended later; under finished_lock */
     struct nr_place *places;
     unsigned n_places;
     struct nr_placement placement;
+    struct nr_batchsize batchsize; /* of queued batches, with rules.auto_size */
     _Atomic bool is_inline; /* copy of placement.is_inline that submit reads without the lock */
     int64_t row_ns;         /* smoothed service time per row, for admission */
     uint64_t seals[NR_SEAL_COUNT];
@@ -337,6 +342,9 @@ static void observe(struct nr_sched *s, struct nr_place *p, int64_t cpu_ns)
     nr_placement_observe(&s->placement, rows, run_ns, cpu_ns >= 0 ? cpu_ns : run_ns,
                          p->infer_end_ns);
     atomic_store_explicit(&s->is_inline, s->placement.is_inline, memory_order_relaxed);
+    if (!p->is_inline) {
+        nr_batchsize_observe(&s->batchsize, rows, run_ns, p->infer_end_ns);
+    }
 }
 
 static void refuse_all(struct nr_list *refused)
@@ -360,7 +368,11 @@ static struct nr_place *take_batch(struct nr_sched *s, struct nr_list *ret_batch
         return NULL;
     }
     int64_t now_ns = nr_clock_now();
-    struct nr_batch_plan plan = nr_batcher_plan(&s->cfg.rules, &s->queue, now_ns);
+    struct nr_batch_rules rules = s->cfg.rules;
+    if (rules.auto_size) {
+        rules.max_rows = nr_batchsize_limit(&s->batchsize, s->queued_rows, now_ns);
+    }
+    struct nr_batch_plan plan = nr_batcher_plan(&rules, &s->queue, now_ns);
     if (plan.n_requests == 0) {
         *ret_wait_ns = plan.wait_until_ns;
         return NULL;
@@ -384,9 +396,19 @@ static struct nr_place *take_batch(struct nr_sched *s, struct nr_list *ret_batch
     return p;
 }
 
+/* Before a place rests: the buffers that its batch keeps for the next run go back when memory is
+ * short, or a few large requests to many models would hold the budget for ever. */
+static void rest_place(struct nr_place *p)
+{
+    if (NR_UNLIKELY(nr_buf_scarce())) {
+        nr_batch_trim(p->batch);
+    }
+}
+
 static void release_place(struct nr_place *p, bool observed)
 {
     struct nr_sched *s = p->sched;
+    rest_place(p);
     pthread_mutex_lock(&s->lock);
     if (observed) {
         observe(s, p, -1);
@@ -401,18 +423,19 @@ static void on_batch_done(struct nr_batch *b, void *arg)
     (void)b;
     struct nr_place *p = arg;
     struct nr_sched *s = p->sched;
-    pthread_mutex_lock(&s->lock);
+    /* Not s->lock: a cancel, which holds that one, may be what ends the run. */
+    pthread_mutex_lock(&s->finished_lock);
     nr_list_append(&s->finished, &p->node);
-    pthread_mutex_unlock(&s->lock);
+    pthread_mutex_unlock(&s->finished_lock);
     nr_exec_wake(s->cfg.exec, &s->runnable);
 }
 
 static void finish_pending(struct nr_sched *s)
 {
     for (;;) {
-        pthread_mutex_lock(&s->lock);
+        pthread_mutex_lock(&s->finished_lock);
         struct nr_list *node = nr_list_pop(&s->finished);
-        pthread_mutex_unlock(&s->lock);
+        pthread_mutex_unlock(&s->finished_lock);
         if (node == NULL) {
             return;
         }
@@ -600,6 +623,7 @@ static struct nr_place *take_inline_place(struct turn *turn)
 static void give_back_inline_place(struct turn *turn, struct nr_place *p)
 {
     struct nr_sched *s = turn->sched;
+    rest_place(p);
     pthread_mutex_lock(&s->lock);
     s->n_running--;
     if (p != turn->place) {
@@ -776,11 +800,13 @@ nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, st
     s->cfg = *cfg;
     s->n_places = cfg->n_instances;
     pthread_mutex_init(&s->lock, NULL);
+    pthread_mutex_init(&s->finished_lock, NULL);
     nr_exec_init(&s->runnable, run_queue);
     nr_list_init(&s->queue);
     nr_list_init(&s->idle);
     nr_list_init(&s->finished);
     nr_placement_init(&s->placement, &cfg->placement);
+    nr_batchsize_init(&s->batchsize, cfg->rules.max_rows);
     s->counters = nr_counters_new(cfg->n_loops, cfg->signature->max_batch_size);
     s->places = nr_new_array(struct nr_place, NR_MAX(cfg->n_instances, 1u));
     s->turns = nr_new_array(struct turn, NR_MAX(cfg->n_loops, 1u));
@@ -826,6 +852,7 @@ void nr_sched_free(struct nr_sched *s)
     }
     nr_counters_free(s->counters);
     pthread_mutex_destroy(&s->lock);
+    pthread_mutex_destroy(&s->finished_lock);
     nr_free(s->places);
     nr_free(s->turns);
     nr_free(s);

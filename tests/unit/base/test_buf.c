@@ -141,6 +141,7 @@ static void test_budget(void **state)
     nr_buf_set_budget(base + (4 << 20));
     struct nr_buf *large = nr_buf_try_new(3 << 20);
     assert_non_null(large);
+    assert_true(nr_buf_scarce());
     assert_null(nr_buf_try_new(2 << 20));
     struct nr_buf *rest = nr_buf_try_new(1 << 20); /* exactly the rest */
     assert_non_null(rest);
@@ -157,6 +158,7 @@ static void test_budget(void **state)
     }
     nr_buf_unref(large);
     assert_int_equal(nr_buf_live_bytes(), base);
+    assert_false(nr_buf_scarce());
     nr_buf_set_budget(0);
     large = nr_buf_try_new(8 << 20);
     assert_non_null(large);
