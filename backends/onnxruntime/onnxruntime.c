@@ -304,7 +304,7 @@ static naru_status lib_open(const naru_host *host, const naru_option *options, u
 {
     const OrtApiBase *base = NULL;
     naru_status st = load(options, n_options, &base, err);
-    if (st != NARU_OK) {
+    if (st != NARU_OK || !base) {
         return st;
     }
     naru_backend_lib *lib = calloc(1, sizeof *lib);

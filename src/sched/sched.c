@@ -46,6 +46,7 @@ struct nr_place {
     int64_t (*shapes)[NARU_MAX_RANK];
     uint8_t *wanted;
     int64_t rows, begin_ns, infer_begin_ns, infer_end_ns;
+    uint64_t bytes_copied, bytes_in_place; /* of the batch, already in the scheduler's sums */
     bool is_inline;
 };
 
@@ -75,6 +76,7 @@ struct nr_sched {
     _Atomic bool is_inline; /* copy of placement.is_inline that submit reads without the lock */
     int64_t row_ns;         /* smoothed service time per row, for admission */
     uint64_t seals[NR_SEAL_COUNT];
+    uint64_t bytes_copied, bytes_in_place;
     struct turn *turns;
 };
 
@@ -326,11 +328,17 @@ static void show_running(struct nr_place *p, bool shown)
 /* --- queue and executors ---------------------------------------------------------------------- */
 
 /* cpu_ns: time on the processor, -1 when it was not measured. */
-static void observe(struct nr_sched *s, const struct nr_place *p, int64_t cpu_ns)
+static void observe(struct nr_sched *s, struct nr_place *p, int64_t cpu_ns)
 {
     int64_t run_ns = p->infer_end_ns - p->begin_ns, rows = NR_MAX(p->rows, 1);
     int64_t row_ns = run_ns / rows;
     s->row_ns = s->row_ns == 0 ? row_ns : s->row_ns + (row_ns - s->row_ns) / 8;
+    struct nr_batch_stats stats;
+    nr_batch_stats_get(p->batch, &stats);
+    s->bytes_copied += stats.bytes_copied - p->bytes_copied;
+    s->bytes_in_place += stats.bytes_in_place - p->bytes_in_place;
+    p->bytes_copied = stats.bytes_copied;
+    p->bytes_in_place = stats.bytes_in_place;
     nr_placement_observe(&s->placement, rows, run_ns, cpu_ns >= 0 ? cpu_ns : run_ns,
                          p->infer_end_ns);
     atomic_store_explicit(&s->is_inline, s->placement.is_inline, memory_order_relaxed);
@@ -871,7 +879,9 @@ void nr_sched_state_get(struct nr_sched *s, struct nr_sched_state *ret)
                                    .may_inline = s->placement.cfg.allowed,
                                    .n_promoted = s->placement.n_promoted,
                                    .n_demoted = s->placement.n_demoted,
-                                   .row_ns = s->row_ns};
+                                   .row_ns = s->row_ns,
+                                   .bytes_copied = s->bytes_copied,
+                                   .bytes_in_place = s->bytes_in_place};
     memcpy(ret->seals, s->seals, sizeof(ret->seals));
     pthread_mutex_unlock(&s->lock);
 }

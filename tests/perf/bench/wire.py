@@ -128,9 +128,11 @@ def together(pid, connections):
         c.receive()
 
 
-def exchange(pid, connections, rounds):
-    """rounds x one request on each connection: one after the other when there is one connection."""
+def exchange(pid, connections, rounds, pause_s=0.0):
+    """rounds x one request on each connection: one after the other when there is one connection. The
+    pause lets the server fall asleep, so that it never finds the next request by luck."""
     for _ in range(rounds):
+        time.sleep(pause_s)
         if len(connections) == 1:
             connections[0].send()
             connections[0].receive()
