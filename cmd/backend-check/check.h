@@ -7,8 +7,8 @@
  * or a state left behind costs one line of the report. It returns when it has passed; otherwise it
  * calls fail() or skip(), which end the child.
  */
-#ifndef NR_CMD_BACKEND_CHECK_CHECK_H
-#define NR_CMD_BACKEND_CHECK_CHECK_H
+#ifndef NARU_BACKEND_CHECK_CHECK_H
+#define NARU_BACKEND_CHECK_CHECK_H
 
 #include "host/batch.h"
 #include "host/plugin.h"
