@@ -6,6 +6,8 @@ SETUP ?= 1
 DESTDIR ?=
 PREFIX ?= /usr/local
 DEMO_FLAGS ?=
+BENCH_FLAGS ?=
+comma := ,
 setup = $(if $(filter 0,$(SETUP)),@:,@scripts/setup --group $(1))
 build = @scripts/build $(1) $(JOBS)
 
@@ -23,9 +25,9 @@ test: ## every test; the last line says "N passed, N failed"
 	$(call setup,test)
 	@JOBS=$(JOBS) scripts/run-tests
 
-bench: build ## naru beside its peers, in one run; prints a table with ratios
-	$(call setup,bench)
-	@scripts/bench
+bench: build ## naru beside its peers, in one run; prints tables with ratios, writes build/bench.md
+	$(call setup,test$(comma)bench)
+	@scripts/bench $(BENCH_FLAGS)
 
 lint: ## format, clang-tidy, layers, banned functions, sizes, both compilers
 	$(call setup,lint)

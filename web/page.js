@@ -27,8 +27,9 @@ function say(text) {
   $("live").textContent = text;
 }
 
-function fail(text) {
-  $("error").textContent = text;
+/* The words come from the server as they are; the file's name says which one they are about. */
+function fail(text, file) {
+  $("error").replaceChildren(make("b", {}, file ? file.name : ""), text);
   $("error").hidden = false;
   $("busy").hidden = true;
 }
@@ -146,8 +147,8 @@ function labelRows(labels) {
   return labels.map((l) => {
     const p = "probability" in l;
     const value = p ? l.probability : l.score;
-    const bar = p ? make("meter", { min: 0, max: 1, value: value || 0 }) : "";
-    if (p) bar.setAttribute("aria-hidden", "true");
+    const bar = make("div", { className: p ? "track" : "" }, make("i", {}));
+    bar.firstChild.style.width = (p ? Math.min(value || 0, 1) * 100 : 0) + "%";
     const text = value === null ? "–" : p ? (value * 100).toFixed(1) + " %" : value.toPrecision(4);
     return make("div", { className: "score" }, make("span", {}, l.label), bar, make("span", {}, text));
   });
@@ -163,7 +164,7 @@ async function finish(job, xhr, ms) {
   const type = (xhr.getResponseHeader("content-type") || "").split(";")[0];
   if (xhr.status !== 200) {
     forget(job.photo);
-    fail(words(await blob.text(), xhr.status));
+    fail(words(await blob.text(), xhr.status), job.file);
     return;
   }
   const infer = /dur=([\d.]+)/.exec(xhr.getResponseHeader("server-timing") || "");
@@ -196,7 +197,7 @@ function send(file) {
   if (state.job) state.job.xhr.abort();
   $("error").hidden = true;
   if (file.size > state.max) {
-    fail("This file has " + bytes(file.size) + ", the server takes at most " + bytes(state.max) + ".");
+    fail("This file has " + bytes(file.size) + ", the server takes at most " + bytes(state.max) + ".", file);
     return;
   }
   const xhr = new XMLHttpRequest();
@@ -210,7 +211,7 @@ function send(file) {
     $("busy").hidden = true;
     if (text) {
       forget(job.photo);
-      fail(text);
+      fail(text, file);
     }
   };
   state.job = job;
@@ -225,7 +226,7 @@ function send(file) {
   };
   xhr.onload = () => {
     over();
-    finish(job, xhr, performance.now() - began).catch((e) => fail(String(e.message || e)));
+    finish(job, xhr, performance.now() - began).catch((e) => fail(String(e.message || e), file));
   };
   xhr.onerror = () => over("The server ended the connection before it answered.");
   xhr.onabort = () => {

@@ -5,7 +5,8 @@
  *   beside this plug-in, ../onnxruntime (installed), ../../.deps/onnxruntime/lib (build tree),
  *   a directory given at build time, the system's libonnxruntime.so.1.
  * Further options of the backend: "threads" (of the pool; default: the cores this process may use),
- * "spin_us" (how long pool threads wait busily within a run), "shared_arena" (0, 1).
+ * "spin_us" (how long pool threads wait busily within a run), "shared_arena" (0, 1: one arena for all
+ * sessions, for several large models that seldom run at once; it keeps memory when one is closed).
  *
  * Why so (figures in docs/decisions/onnxruntime-threads.md): one environment with one pool of threads
  * for all sessions, since a pool per session costs cores - 1 threads for every model. Models that
@@ -72,6 +73,9 @@ static naru_status code_of(OrtErrorCode code, const char *text)
     if (strstr(text, "Failed to allocate memory") || strstr(text, "std::bad_alloc")) {
         return NARU_NOMEM;
     }
+    if (strstr(text, "The output OrtValue provided for output")) {
+        return NARU_INTERNAL; /* an output that has not the batch's rows: not the client's mistake */
+    }
     switch (code) {
     case ORT_OK:
         return NARU_OK;
@@ -101,6 +105,9 @@ naru_status ort_status(const struct naru_backend_lib *lib, OrtStatus *st, const 
     char *copy = strdup(text);
     for (unsigned i = 0; copy && i < n_hide; i++) {
         cut_out(copy, hide[i]);
+    }
+    if (copy) {
+        cut_out(copy, "/onnxruntime_src/onnxruntime/"); /* of the machine that built the library */
     }
     (void)naru_fail(err, code, "onnxruntime: %s", copy ? copy : "out of memory");
     free(copy);
@@ -211,7 +218,8 @@ static int count_cores(void)
     FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
     if (f) {
         long long quota, period;
-        /* NOLINTNEXTLINE(cert-err34-c): the kernel's own format; "max" leaves quota unread */
+        /* lint: allow fscanf: the kernel's own format; "max" leaves quota unread
+         * NOLINTNEXTLINE(cert-err34-c) */
         if (fscanf(f, "%lld %lld", &quota, &period) == 2 && quota > 0 && period > 0) {
             long long allowed = (quota + period - 1) / period;
             cores = allowed < cores ? (int)allowed : cores;
@@ -278,7 +286,7 @@ static naru_status read_lib_options(struct naru_backend_lib *lib, const naru_opt
                                     uint32_t n, naru_text *err)
 {
     int64_t threads = count_cores(), spin = DEFAULT_SPIN_US;
-    int shared = 1;
+    int shared = 0;
     naru_status st = naru_option_i64(options, n, "threads", 1, 1024, &threads, err);
     if (st == NARU_OK) {
         st = naru_option_i64(options, n, "spin_us", 0, 1000000, &spin, err);
@@ -297,7 +305,7 @@ static naru_status lib_open(const naru_host *host, const naru_option *options, u
 {
     const OrtApiBase *base = NULL;
     naru_status st = load(options, n_options, &base, err);
-    if (st != NARU_OK) {
+    if (st != NARU_OK || !base) {
         return st;
     }
     naru_backend_lib *lib = calloc(1, sizeof *lib);

@@ -124,6 +124,16 @@ static void write_gauges(struct nr_text *t, const struct row *rows, unsigned n)
                     NR_STR_ARG(rows[i].labels), (unsigned long long)rows[i].state.n_promoted,
                     NR_STR_ARG(rows[i].labels), (unsigned long long)rows[i].state.n_demoted);
     }
+    head(t, "naru_input_bytes_total", "counter",
+         "Bytes of inputs that were copied into a batch, or used where they arrived");
+    for (unsigned i = 0; i < n; i++) {
+        nr_text_fmt(t,
+                    "naru_input_bytes_total{" NR_STR_FMT
+                    ",how=\"copied\"} %llu\nnaru_input_bytes_total{" NR_STR_FMT
+                    ",how=\"in_place\"} %llu\n",
+                    NR_STR_ARG(rows[i].labels), (unsigned long long)rows[i].state.bytes_copied,
+                    NR_STR_ARG(rows[i].labels), (unsigned long long)rows[i].state.bytes_in_place);
+    }
     head(t, "naru_batches_sealed_total", "counter",
          "Batches by the reason that ended their forming");
     for (unsigned i = 0; i < n; i++) {

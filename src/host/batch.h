@@ -53,7 +53,8 @@ struct nr_batch_cfg {
     struct nr_buf *(*alloc)(void *arg, size_t bytes);
     void *alloc_arg;
     /* Called when a run that returned NARU_PENDING is over, on a thread of the plug-in or that of
-     * nr_batch_cancel: it should only pass a message on. NULL: nr_batch_run waits until it is over. */
+     * nr_batch_cancel: it only passes a message on, and takes no lock that is held around
+     * nr_batch_cancel. NULL: nr_batch_run waits until it is over. */
     void (*on_done)(struct nr_batch *b, void *arg);
     void *on_done_arg;
 };

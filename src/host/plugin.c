@@ -5,7 +5,7 @@
  * wrong table is refused with the name of the field instead of crashing at the first request.
  *
  * Invariants
- *  1. entry->lib is set exactly while entry->refs > 0; both change under set->lock only.
+ *  1. entry->pub.lib is set exactly while entry->refs > 0; both change under set->lock only.
  *  2. A shared object is opened once and never closed: frameworks leave threads, thread-local
  *     destructors and exit handlers behind that would run into unmapped memory.
  *  3. dlopen gets absolute paths only, so neither LD_LIBRARY_PATH nor the current directory decide
@@ -30,8 +30,9 @@
 #include "host/batch.h"
 #include "io/file.h"
 
-#ifndef NR_BACKEND_INSTALL_DIR
-#define NR_BACKEND_INSTALL_DIR "/usr/local/lib/naru/backends"
+/* From the folder of the binary to that of the plug-ins once installed; CMake says it exactly. */
+#ifndef NR_BACKENDS_FROM_BINARY
+#define NR_BACKENDS_FROM_BINARY "../lib/naru/backends"
 #endif
 
 #define MAX_IO 4096 /* inputs or outputs of one model; more is taken for a broken table */
@@ -40,7 +41,6 @@ struct entry {
     struct nr_plugin pub;
     struct nr_plugins *set;
     struct entry *next;
-    naru_backend_lib *lib;
     unsigned refs;
     pthread_mutex_t call;
 };
@@ -78,8 +78,8 @@ static void call_end(struct nr_plugin *plugin)
     }
 }
 
-/* "<directory of the running binary>/backends" */
-static char *binary_dir(void)
+/* "<directory of the running binary>/<to>": an installed tree may be moved as a whole. */
+static char *from_binary(const char *to)
 {
     char path[PATH_MAX];
     ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
@@ -92,7 +92,7 @@ static char *binary_dir(void)
         return NULL;
     }
     *slash = 0;
-    return nr_format("%s/backends", path);
+    return nr_format("%s/%s", path, to);
 }
 
 static void dir_insert(struct nr_plugins *set, size_t at, char *path)
@@ -107,11 +107,13 @@ struct nr_plugins *nr_plugins_new(void)
 {
     struct nr_plugins *set = nr_new(struct nr_plugins);
     pthread_mutex_init(&set->lock, NULL);
-    char *beside = binary_dir();
-    if (beside) {
-        dir_insert(set, 0, beside);
+    static const char *const places[] = {"backends", NR_BACKENDS_FROM_BINARY};
+    for (size_t i = 0; i < NR_COUNT(places); i++) {
+        char *dir = from_binary(places[i]);
+        if (dir) {
+            dir_insert(set, set->n_dirs, dir);
+        }
     }
-    dir_insert(set, set->n_dirs, nr_strdup(NR_BACKEND_INSTALL_DIR));
     return set;
 }
 
@@ -395,7 +397,7 @@ static nr_status lib_open(struct nr_plugins *set, struct entry *e, struct nr_err
     if (st != NARU_OK) {
         return plugin_error(err, st, "backend ", e->pub.name, buf);
     }
-    e->lib = lib;
+    e->pub.lib = lib;
     e->pub.version = e->pub.api->version; /* may be known only now */
     return NARU_OK;
 }
@@ -493,8 +495,8 @@ void nr_plugin_unref(struct nr_plugin *plugin)
     pthread_mutex_lock(&e->set->lock);
     NR_ASSERT(e->refs > 0);
     if (--e->refs == 0) {
-        plugin->api->lib_close(e->lib);
-        e->lib = NULL;
+        plugin->api->lib_close(plugin->lib);
+        plugin->lib = NULL;
     }
     pthread_mutex_unlock(&e->set->lock);
 }
@@ -510,7 +512,7 @@ nr_status nr_plugin_model_open(struct nr_plugin *plugin, const naru_model_args *
     naru_text text = {.struct_size = sizeof text, .capacity = sizeof buf, .data = buf};
     naru_backend_model *handle = NULL;
     call_begin(plugin);
-    nr_status st = plugin->api->model_open(entry_of(plugin)->lib, &a, &handle, &text);
+    nr_status st = plugin->api->model_open(plugin->lib, &a, &handle, &text);
     call_end(plugin);
     if (st != NARU_OK) {
         return plugin_error(err, st, "model ", a.name, buf);

@@ -36,10 +36,11 @@ struct nr_plugins;
 
 struct nr_plugin { /* read only for users */
     const naru_backend *api;
-    const char *name;    /* as asked for: "onnxruntime" */
-    const char *path;    /* of the shared object, absolute */
-    const char *version; /* of the plug-in and its library */
-    uint64_t caps;       /* enum naru_cap */
+    const char *name;      /* as asked for: "onnxruntime" */
+    const char *path;      /* of the shared object, absolute */
+    const char *version;   /* of the plug-in and its library */
+    uint64_t caps;         /* enum naru_cap */
+    naru_backend_lib *lib; /* made by lib_open; NULL while nobody has the plug-in open */
 };
 
 struct nr_plugin_model { /* read only for users */

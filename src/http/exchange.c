@@ -176,7 +176,7 @@ bool nr_xp_body_reserve(struct nr_xp *xp, uint64_t need, uint64_t final)
     if (!b) {
         return false;
     }
-    if (xp->body_len) {
+    if (x->body_buf && xp->body_len) {
         memcpy(nr_buf_data(b) + off, nr_buf_data(x->body_buf) + xp->body_off, xp->body_len);
     }
     nr_buf_unref(x->body_buf);

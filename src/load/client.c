@@ -383,6 +383,7 @@ static nr_status watched_cpu(const struct nr_load_cfg *cfg, int64_t *ret_ns, str
     for (unsigned i = 0; i < cfg->n_pids; i++) {
         clockid_t clock;
         struct timespec t;
+        /* lint: allow clock_gettime: another process's CPU time */
         if (clock_getcpuclockid(cfg->pids[i], &clock) != 0 || clock_gettime(clock, &t) != 0) {
             return nr_fail(err, NARU_NOT_FOUND, "no process %d to measure", (int)cfg->pids[i]);
         }

@@ -16,6 +16,7 @@
 struct nr_batch_rules {
     int64_t max_rows; /* max_batch_size; 1 request per execution when batching is off */
     bool batching;    /* dynamic batching is on */
+    bool auto_size;   /* nobody asked for batches: sizes follow what they gain (batchsize.h) */
     int64_t delay_ns; /* max_queue_delay_microseconds */
     unsigned n_preferred;
     int64_t preferred[NR_BATCH_MAX_PREFERRED]; /* ascending, <= max_rows */

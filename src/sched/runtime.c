@@ -148,10 +148,11 @@ static bool may_inline(const struct nr_runtime_host *host, const struct nr_runti
     return true;
 }
 
-static struct nr_batch_rules rules_of(const struct nr_model_config *c)
+static struct nr_batch_rules rules_of(const struct nr_runtime *rt, const struct nr_model_config *c)
 {
     struct nr_batch_rules rules = {.max_rows = NR_MAX(c->max_batch_size, 1),
                                    .batching = c->batched && c->dynamic_batching,
+                                   .auto_size = !rt->says_batching,
                                    .delay_ns = (int64_t)c->max_queue_delay_ns};
     for (uint32_t i = 0; i < c->n_preferred && rules.n_preferred < NR_BATCH_MAX_PREFERRED; i++) {
         rules.preferred[rules.n_preferred++] = c->preferred[i];
@@ -177,7 +178,7 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
                                .signature = &c->sig,
                                .input_map = c->input_map,
                                .output_map = c->output_map,
-                               .rules = rules_of(c),
+                               .rules = rules_of(rt, c),
                                .placement = host->placement,
                                .limits = host->limits};
     cfg.placement.allowed = may_inline(host, rt, c);
@@ -197,6 +198,7 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
     rt->version = v;
     rt->extra_free = host->extra_free;
     bool says_instances = v->config->pb->n_instance_group > 0;
+    rt->says_batching = v->config->pb->dynamic_batching != NULL;
     nr_status st = open_model(host, v, rt, err);
     if (st != NARU_OK) {
         return st;

@@ -14,8 +14,9 @@
  *     (NARU_PENDING), which gives it back through `finished`.
  *  4. Loop-thread data of a request (counters, on_complete, timer) is touched on its loop only.
  *
- * LOCKS. s->lock, then the executor's. A plug-in's cancel slot, a hint that must not block, is called
- * under s->lock; nothing else is.
+ * LOCKS. s->lock, then s->finished_lock (leaf), then the executor's. A plug-in's cancel slot, a hint
+ * that must not block, is called under s->lock; nothing else is. It may be the one that ends the run,
+ * so on_batch_done takes finished_lock only.
  */
 #include "sched/sched.h"
 
@@ -26,6 +27,7 @@
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/mem.h"
+#include "sched/batchsize.h"
 
 /* Outputs up to this size are copied to the request's arena, so that the batch keeps its buffer and
  * the next round allocates nothing; larger ones are passed on by reference. */
@@ -44,6 +46,7 @@ struct nr_place {
     int64_t (*shapes)[NARU_MAX_RANK];
     uint8_t *wanted;
     int64_t rows, begin_ns, infer_begin_ns, infer_end_ns;
+    uint64_t bytes_copied, bytes_in_place; /* of the batch, already in the scheduler's sums */
     bool is_inline;
 };
 
@@ -63,13 +66,17 @@ struct nr_sched {
     unsigned n_queued, n_running;
     uint64_t queued_bytes;
     int64_t queued_rows;
-    struct nr_list idle, finished;
+    struct nr_list idle;
+    pthread_mutex_t finished_lock;
+    struct nr_list finished; /* places whose run ended later; under finished_lock */
     struct nr_place *places;
     unsigned n_places;
     struct nr_placement placement;
+    struct nr_batchsize batchsize; /* of queued batches, with rules.auto_size */
     _Atomic bool is_inline; /* copy of placement.is_inline that submit reads without the lock */
     int64_t row_ns;         /* smoothed service time per row, for admission */
     uint64_t seals[NR_SEAL_COUNT];
+    uint64_t bytes_copied, bytes_in_place;
     struct turn *turns;
 };
 
@@ -326,14 +333,23 @@ static void show_running(struct nr_place *p, bool shown)
 /* --- queue and executors ---------------------------------------------------------------------- */
 
 /* cpu_ns: time on the processor, -1 when it was not measured. */
-static void observe(struct nr_sched *s, const struct nr_place *p, int64_t cpu_ns)
+static void observe(struct nr_sched *s, struct nr_place *p, int64_t cpu_ns)
 {
     int64_t run_ns = p->infer_end_ns - p->begin_ns, rows = NR_MAX(p->rows, 1);
     int64_t row_ns = run_ns / rows;
     s->row_ns = s->row_ns == 0 ? row_ns : s->row_ns + (row_ns - s->row_ns) / 8;
+    struct nr_batch_stats stats;
+    nr_batch_stats_get(p->batch, &stats);
+    s->bytes_copied += stats.bytes_copied - p->bytes_copied;
+    s->bytes_in_place += stats.bytes_in_place - p->bytes_in_place;
+    p->bytes_copied = stats.bytes_copied;
+    p->bytes_in_place = stats.bytes_in_place;
     nr_placement_observe(&s->placement, rows, run_ns, cpu_ns >= 0 ? cpu_ns : run_ns,
                          p->infer_end_ns);
     atomic_store_explicit(&s->is_inline, s->placement.is_inline, memory_order_relaxed);
+    if (!p->is_inline) {
+        nr_batchsize_observe(&s->batchsize, rows, run_ns, p->infer_end_ns);
+    }
 }
 
 static void refuse_all(struct nr_list *refused)
@@ -357,7 +373,11 @@ static struct nr_place *take_batch(struct nr_sched *s, struct nr_list *ret_batch
         return NULL;
     }
     int64_t now_ns = nr_clock_now();
-    struct nr_batch_plan plan = nr_batcher_plan(&s->cfg.rules, &s->queue, now_ns);
+    struct nr_batch_rules rules = s->cfg.rules;
+    if (rules.auto_size) {
+        rules.max_rows = nr_batchsize_limit(&s->batchsize, s->queued_rows, now_ns);
+    }
+    struct nr_batch_plan plan = nr_batcher_plan(&rules, &s->queue, now_ns);
     if (plan.n_requests == 0) {
         *ret_wait_ns = plan.wait_until_ns;
         return NULL;
@@ -408,18 +428,19 @@ static void on_batch_done(struct nr_batch *b, void *arg)
     (void)b;
     struct nr_place *p = arg;
     struct nr_sched *s = p->sched;
-    pthread_mutex_lock(&s->lock);
+    /* Not s->lock: a cancel, which holds that one, may be what ends the run. */
+    pthread_mutex_lock(&s->finished_lock);
     nr_list_append(&s->finished, &p->node);
-    pthread_mutex_unlock(&s->lock);
+    pthread_mutex_unlock(&s->finished_lock);
     nr_exec_wake(s->cfg.exec, &s->runnable);
 }
 
 static void finish_pending(struct nr_sched *s)
 {
     for (;;) {
-        pthread_mutex_lock(&s->lock);
+        pthread_mutex_lock(&s->finished_lock);
         struct nr_list *node = nr_list_pop(&s->finished);
-        pthread_mutex_unlock(&s->lock);
+        pthread_mutex_unlock(&s->finished_lock);
         if (node == NULL) {
             return;
         }
@@ -784,11 +805,13 @@ nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, st
     s->cfg = *cfg;
     s->n_places = cfg->n_instances;
     pthread_mutex_init(&s->lock, NULL);
+    pthread_mutex_init(&s->finished_lock, NULL);
     nr_exec_init(&s->runnable, run_queue);
     nr_list_init(&s->queue);
     nr_list_init(&s->idle);
     nr_list_init(&s->finished);
     nr_placement_init(&s->placement, &cfg->placement);
+    nr_batchsize_init(&s->batchsize, cfg->rules.max_rows);
     s->counters = nr_counters_new(cfg->n_loops, cfg->signature->max_batch_size);
     s->places = nr_new_array(struct nr_place, NR_MAX(cfg->n_instances, 1u));
     s->turns = nr_new_array(struct turn, NR_MAX(cfg->n_loops, 1u));
@@ -834,6 +857,7 @@ void nr_sched_free(struct nr_sched *s)
     }
     nr_counters_free(s->counters);
     pthread_mutex_destroy(&s->lock);
+    pthread_mutex_destroy(&s->finished_lock);
     nr_free(s->places);
     nr_free(s->turns);
     nr_free(s);
@@ -860,7 +884,9 @@ void nr_sched_state_get(struct nr_sched *s, struct nr_sched_state *ret)
                                    .may_inline = s->placement.cfg.allowed,
                                    .n_promoted = s->placement.n_promoted,
                                    .n_demoted = s->placement.n_demoted,
-                                   .row_ns = s->row_ns};
+                                   .row_ns = s->row_ns,
+                                   .bytes_copied = s->bytes_copied,
+                                   .bytes_in_place = s->bytes_in_place};
     memcpy(ret->seals, s->seals, sizeof(ret->seals));
     pthread_mutex_unlock(&s->lock);
 }

@@ -66,7 +66,8 @@ struct nr_sched_state {
     uint64_t n_promoted, n_demoted;
     int64_t row_ns; /* smoothed service time per row */
     uint64_t seals[NR_SEAL_COUNT];
-    uint64_t bytes_copied, bytes_in_place;
+    uint64_t bytes_copied, bytes_in_place; /* of inputs: gathered into a batch, or read where they
+                                              lay by the plug-in; of finished executions */
 };
 void nr_sched_state_get(struct nr_sched *s, struct nr_sched_state *ret);
 

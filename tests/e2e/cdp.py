@@ -80,10 +80,9 @@ class WebSocket:
 
 
 class Browser:
-    def __init__(self, folder, width=1200, height=900):
+    def __init__(self, folder, width=1200, height=900, flags=()):
         self.folder = pathlib.Path(folder) / "chromium"
         self.folder.mkdir(parents=True)
-        self.size = width, height
         self.next_id, self.events = 0, []
         with open(self.folder / "stderr.log", "wb") as log:
             self.process = subprocess.Popen(
@@ -91,7 +90,8 @@ class Browser:
                  "--disable-background-networking", "--disable-component-update", "--disable-sync",
                  "--disable-default-apps", "--disable-extensions", "--disable-dev-shm-usage", "--hide-scrollbars",
                  "--force-color-profile=srgb", f"--user-data-dir={self.folder / 'profile'}",
-                 "--remote-debugging-port=0", f"--window-size={width},{height}", "about:blank"],
+                 "--remote-debugging-port=0", f"--window-size={width},{height}", *flags,
+                 "about:blank"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 env={**os.environ, "HOME": str(self.folder), "XDG_CONFIG_HOME": str(self.folder / "config"),
                      "XDG_CACHE_HOME": str(self.folder / "cache")})
@@ -155,14 +155,17 @@ class Browser:
 class Page:
     def __init__(self, browser, url):
         self.browser = browser
-        target = browser.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.target = browser.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = browser.call("Target.attachToTarget", targetId=self.target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
             self.call(f"{domain}.enable")
         self.go(url)
 
     def call(self, method, **parameters):
         return self.browser.call(method, session=self.session, **parameters)
+
+    def close(self):
+        self.browser.call("Target.closeTarget", targetId=self.target)
 
     def go(self, url):
         failed = self.call("Page.navigate", url=url).get("errorText")
@@ -181,16 +184,19 @@ class Page:
         while True:
             try:
                 value = self.evaluate(condition)
+                last = ""
             except RuntimeError as e: # the document is being replaced
                 value, last = None, e
-            else:
-                last = None
             if value:
                 return value
             if time.monotonic() > end:
                 seen = self.evaluate("document.body.innerText")
-                raise AssertionError(f"{condition} did not become true within {limit_s} s; {last or ''} the page shows:\n{seen}")
+                raise AssertionError(f"{condition} did not become true within {limit_s} s; {last} the page shows:\n{seen}")
             time.sleep(0.05)
+
+    def settle(self):
+        """Until what was changed is laid out and drawn: input goes to what is on the screen."""
+        self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
 
     def middle(self, selector):
         return self.evaluate(f"(() => {{ const r = document.querySelector({json.dumps(selector)}).getBoundingClientRect();"
@@ -198,6 +204,7 @@ class Page:
 
     def drop(self, selector, *paths):
         """Drags files from outside over the element and lets them go, as a person does."""
+        self.settle()
         x, y = self.middle(selector)
         data = {"items": [], "files": [str(pathlib.Path(p).resolve()) for p in paths], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
@@ -210,6 +217,7 @@ class Page:
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(pathlib.Path(p).resolve()) for p in paths])
 
     def click(self, selector):
+        self.settle()
         x, y = self.middle(selector)
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
@@ -219,11 +227,13 @@ class Page:
             self.call("Input.dispatchKeyEvent", type=kind, key=name, code=code or name, text=text if kind == "keyDown" else "",
                       windowsVirtualKeyCode=number)
 
-    def bytes_of(self, url_expression):
-        """Fetches what the page's expression points to (blob: too) in the page; its bytes."""
-        return base64.b64decode(self.evaluate(
-            f"fetch({url_expression}).then(r => r.arrayBuffer()).then(b => {{ let s = ''; const a = new Uint8Array(b);"
-            "for (let i = 0; i < a.length; i += 8192) s += String.fromCharCode(...a.subarray(i, i + 8192)); return btoa(s); })"))
+    def picture(self, selector):
+        """What an image of the page shows, at its own size: the bytes of a PNG."""
+        data = self.evaluate(
+            f"(() => {{ const i = document.querySelector({json.dumps(selector)}), c = document.createElement('canvas');"
+            "c.width = i.naturalWidth; c.height = i.naturalHeight; c.getContext('2d').drawImage(i, 0, 0);"
+            "return c.toDataURL('image/png'); })()")
+        return base64.b64decode(data.split(",", 1)[1])
 
     def emulate(self, width=None, height=None, dark=None):
         if width:

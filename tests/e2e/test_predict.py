@@ -4,6 +4,8 @@ import base64
 import http.client
 import io
 import json
+import re
+import shlex
 import signal
 import socket
 import struct
@@ -12,7 +14,7 @@ import time
 import zlib
 
 import pytest
-from conftest import EXAMPLES, PICTURES
+from conftest import EXAMPLES, PICTURES, ROOT
 
 np = pytest.importorskip("numpy")
 Image = pytest.importorskip("PIL.Image")
@@ -142,6 +144,36 @@ def test_curl_in_other_ways(examples, tmp_path):
     assert curl("-H", "Content-Type: application/json", "--data-binary", f"@{body}", url) == want
     for form, ending in (("image/jpeg", "JPEG"), ("image/webp", "WEBP")):
         assert Image.open(io.BytesIO(curl("-T", rainy, "-H", f"Accept: {form}", url))).format == ending
+
+
+def test_the_documents_lines(examples, tmp_path):
+    """Every curl line of docs/predict.md, as it stands there."""
+    text = (ROOT / "docs" / "predict.md").read_text()
+    lines = [line for block in re.findall(r"```console\n(.*?)```", text, re.S) for line in block.splitlines()]
+    assert len(lines) >= 4
+    for name in ("rainy.jpg", "digit.png"):
+        (tmp_path / name).write_bytes((PICTURES / name).read_bytes())
+    for line in lines:
+        words = shlex.split(line.replace("http://127.0.0.1:8000", examples.url))
+        assert words[0] == "curl"
+        done = subprocess.run(["curl", "-sS", "--fail-with-body", *words[1:]], cwd=tmp_path, capture_output=True,
+                              timeout=60, check=False)
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        if "-o" in words:
+            out = tmp_path / words[words.index("-o") + 1]
+            assert Image.open(out).size == (480, 320) and Image.open(out).format.lower() == out.suffix[1:]
+            out.unlink()
+        else:
+            assert json.loads(done.stdout)["labels"]
+
+
+def test_the_documents_keys():
+    """docs/predict.md lists exactly the keys that the header of the plan describes."""
+    described = (ROOT / "src" / "codec" / "image_plan.h").read_text().split("Arithmetic per element")[0]
+    keys = set(re.findall(r"^ \*   (naru\.\S+)", described, re.M))
+    keys = {k.rstrip(",") for k in keys} | {"naru.image.std"} # "naru.image.mean, .std"
+    documented = set(re.findall(r"^\| `(naru\.[^`]+)` \|", (ROOT / "docs" / "predict.md").read_text(), re.M))
+    assert documented == keys
 
 
 # --- ways in -----------------------------------------------------------------------------------

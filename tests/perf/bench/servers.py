@@ -68,9 +68,9 @@ class Naru(Server):
     """build/naru serve REPOSITORY with no option that changes how it serves."""
 
     def __init__(self, repository, cores=(process.SERVER_CORE,), flags=(), name="naru", wrap=(), env=None,
-                 ready_s=60):
+                 ready_s=60, binary=None):
         self.name, self.log = name, WORK / f"{name}.log"
-        line = [*wrap, os.environ.get("NARU_BINARY") or BUILD / "naru", "serve", repository, "--http-port", 0,
+        line = [*wrap, binary or os.environ.get("NARU_BINARY") or BUILD / "naru", "serve", repository, "--http-port", 0,
                 "--grpc-port", 0, "--metrics-port", 0, "--no-keep-gallery", *flags]
         self.process = process.start(line, cores, self.log, stdout=subprocess.PIPE,
                                      env=process.clean_env(**(env or {})))
