@@ -8,7 +8,6 @@
 #include "api/node.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -16,6 +15,7 @@
 
 #include "api/call.h"
 #include "base/clock.h"
+#include "base/cpu.h"
 #include "base/mem.h"
 #include "io/loop.h"
 
@@ -31,13 +31,6 @@ struct nr_node {
     struct nr_server *server;
     bool stopped;
 };
-
-static unsigned usable_cores(void)
-{
-    cpu_set_t set;
-    int n = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
-    return n > 0 ? (unsigned)n : 1;
-}
 
 void nr_node_cfg_default(struct nr_node_cfg *cfg)
 {
@@ -76,7 +69,7 @@ static void on_state(void *ctx, const struct nr_version *v, nr_version_state sta
 
 static nr_status make_loops(struct nr_node *n, struct nr_err *err)
 {
-    unsigned want = n->cfg.io_threads > 0 ? n->cfg.io_threads : NR_MIN(usable_cores(), 4u);
+    unsigned want = n->cfg.io_threads > 0 ? n->cfg.io_threads : NR_MIN(nr_cpu_usable(), 4u);
     n->loops = nr_new_array(struct nr_loop *, want);
     n->threads = nr_new_array(pthread_t, want);
     for (; n->n_loops < want; n->n_loops++) {
@@ -114,7 +107,7 @@ static uint64_t default_budget(void)
 
 static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
 {
-    unsigned pool_threads = n->cfg.pool_threads > 0 ? n->cfg.pool_threads : usable_cores();
+    unsigned pool_threads = n->cfg.pool_threads > 0 ? n->cfg.pool_threads : nr_cpu_usable();
     nr_buf_set_budget(n->cfg.memory_budget_bytes > 0 ? n->cfg.memory_budget_bytes
                                                      : default_budget());
     n->pool = nr_pool_new("naru-pool", pool_threads, n->cfg.pool_queue);

@@ -107,11 +107,20 @@ static bool found(struct nr_call *c, const char *name, const char *version)
 static void handle_model_ready(struct nr_call *c)
 {
     Inference__ModelReadyRequest *q = UNPACK(c, inference__model_ready_request__unpack);
-    if (malformed(c, q) || !found(c, q->name, q->version)) {
+    if (malformed(c, q)) {
         return;
     }
+    struct nr_err err = {0};
+    c->model_name = nr_str_from(q->name);
+    c->version_text = nr_str_from(q->version);
+    nr_status st = nr_call_lookup(c, c->model_name, c->version_text, &err);
+    if (st == NARU_INVALID) {
+        nr_call_fail_err(c, &err);
+        return;
+    }
+    /* not there is an answer, not an error: clients poll this */
     Inference__ModelReadyResponse r = INFERENCE__MODEL_READY_RESPONSE__INIT;
-    r.ready = true;
+    r.ready = st == NARU_OK;
     answer(c, &r.base);
 }
 

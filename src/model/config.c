@@ -212,10 +212,14 @@ const char *nr_config_platform_backend(const char *platform)
 }
 
 /* The row of what the configuration says: platform, or backend (then the file's ending decides
- * between rows of one backend). NULL: it says nothing that the table knows. */
+ * between rows of one backend), or the file's ending alone. NULL: it says nothing that the table
+ * knows. */
 static const struct backend_row *row_of_config(const Inference__ModelConfig *pb)
 {
     const struct backend_row *first = NULL;
+    if (pb->platform[0] == '\0' && pb->backend[0] == '\0') {
+        return row_of_file(pb->default_model_filename);
+    }
     for (size_t i = 0; i < NR_COUNT(backend_rows); i++) {
         const struct backend_row *row = &backend_rows[i];
         if (pb->platform[0] != '\0') {
@@ -368,7 +372,7 @@ static nr_status choose(struct nr_model_config *c, int version_fd, const char *b
         if (!c->file) {
             return nr_config_nomem(err);
         }
-    } else if (pb->backend[0] != '\0' || row) {
+    } else if (pb->backend[0] != '\0' || pb->default_model_filename[0] != '\0' || row) {
         nr_status st = find_file(c, row, version_fd, err);
         if (st != NARU_OK) {
             return st;

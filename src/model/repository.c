@@ -23,9 +23,9 @@
 
 #include <fcntl.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "base/clock.h"
+#include "base/cpu.h"
 #include "base/mem.h"
 #include "io/file.h"
 #include "model/repository_priv.h"
@@ -381,8 +381,7 @@ nr_status nr_repository_new(const struct nr_repository_cfg *cfg, struct nr_repos
     }
     unsigned threads = cfg->load_threads;
     if (threads == 0) {
-        long cores = sysconf(_SC_NPROCESSORS_ONLN);
-        threads = cores < 1 ? 1 : (unsigned)NR_MIN(cores, (long)DEFAULT_THREADS);
+        threads = NR_MIN(nr_cpu_usable(), (unsigned)DEFAULT_THREADS);
     }
     /* every version has at most one job in the queue */
     r->pool = nr_pool_new("load", threads, (unsigned)n_slots + 1);

@@ -21,10 +21,10 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <sched.h>
 #include <time.h>
 
 #include "base/clock.h"
+#include "base/cpu.h"
 #include "base/mem.h"
 
 #define SPARE_WAIT_NS (5 * NR_MS_NS)
@@ -53,16 +53,6 @@ struct nr_exec {
     unsigned n_claimed; /* wakes signalled to workers that have not woken yet */
     bool stopping;
 };
-
-static unsigned usable_cores(void)
-{
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof(set), &set) != 0) {
-        return 1;
-    }
-    int n = CPU_COUNT(&set);
-    return n > 0 ? (unsigned)n : 1;
-}
 
 /* Absolute CLOCK_MONOTONIC wait; the lock is held. */
 static void wait_until(struct nr_exec *e, pthread_cond_t *cond, int64_t at_ns)
@@ -245,7 +235,7 @@ struct nr_exec *nr_exec_new(unsigned threads, unsigned max_threads)
     nr_list_init(&e->queue);
     nr_list_init(&e->timed);
     nr_list_init(&e->workers);
-    e->base = threads > 0 ? NR_MIN(threads, MAX_THREADS_CAP - 1u) : usable_cores();
+    e->base = threads > 0 ? NR_MIN(threads, MAX_THREADS_CAP - 1u) : nr_cpu_usable();
     e->max_threads = NR_MIN(NR_MAX(max_threads, e->base + 1), (unsigned)MAX_THREADS_CAP);
     pthread_mutex_lock(&e->lock);
     for (unsigned i = 0; i < e->base; i++) {

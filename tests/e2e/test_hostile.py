@@ -56,7 +56,9 @@ def one(module_server, tmp_path_factory):
         yield s
     wait_until(lambda: metric(s.http, "naru_http_connections") == 1, what="0 connections but the asking one")
     assert metric(s.http, "naru_buffer_bytes") < 16 << 20  # what batches keep for the next run
-    assert resident(s.pid) < s.start_bytes + (48 << 20), "memory of hostile requests is not given back"
+    with open(f"/proc/{s.pid}/maps", encoding="utf-8") as f:
+        keeps_freed = "libasan" in f.read()  # AddressSanitizer holds on to what was freed
+    assert keeps_freed or resident(s.pid) < s.start_bytes + (48 << 20), "memory of hostile requests is not given back"
 
 
 @pytest.fixture(autouse=True)

@@ -47,6 +47,7 @@ def test_health_and_metadata(api):
     lib, client = api
     assert client.is_server_live() and client.is_server_ready()
     assert client.is_model_ready("add_sub") and client.is_model_ready("add_sub", "1")
+    assert not client.is_model_ready("add_sub", "7") and not client.is_model_ready("no_such_model")
     meta = client.get_server_metadata(**({"as_json": True} if lib is grpcclient else {}))
     assert meta["name"] == "naru" and "statistics" in meta["extensions"]
     model = client.get_model_metadata("add_sub", **({"as_json": True} if lib is grpcclient else {}))
