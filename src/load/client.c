@@ -398,6 +398,10 @@ static nr_status open_window(struct nr_load *l, struct nr_err *err)
     nr_status st = watched_cpu(l->cfg, &l->watched_cpu_ns, err);
     l->client_cpu_ns = nr_clock_thread_cpu();
     l->opened_ns = nr_clock_now();
+    if (l->cfg->arrival == NR_ARRIVAL_CLOSED) { /* nothing was planned: a late opening moves it */
+        l->from_ns = l->opened_ns;
+        l->to_ns = l->opened_ns + l->cfg->run_ns;
+    }
     l->phase = WINDOW;
     return st;
 }
@@ -419,7 +423,8 @@ static nr_status close_window(struct nr_load *l, struct nr_err *err)
 /* Takes arrivals that are due into the backlog and sends what can be sent. */
 static void arrive(struct nr_load *l, int64_t now_ns)
 {
-    while (l->due_ns <= now_ns && l->due_ns < l->to_ns && may_send(l)) {
+    while (l->due_ns <= now_ns && l->due_ns < l->to_ns && may_send(l) &&
+           (l->cfg->max_requests == 0 || l->r.sent + l->backlog_n < l->cfg->max_requests)) {
         l->r.planned += l->due_ns >= l->from_ns;
         backlog_push(l, l->due_ns);
         l->due_ns = l->start_ns + nr_schedule_next(&l->schedule);
@@ -514,14 +519,14 @@ static nr_status run(struct nr_load *l, struct nr_err *err)
                 fill(l->conns[i]);
             }
         }
+        if (cfg->arrival != NR_ARRIVAL_CLOSED) {
+            arrive(l, now_ns); /* also what was due before the window closes below */
+        }
         bool all_sent = cfg->max_requests > 0 && l->r.sent >= cfg->max_requests;
         if (l->phase != DRAIN &&
             (now_ns >= l->to_ns || (all_sent && l->n_busy == 0 && l->backlog_n == 0))) {
             st = close_window(l, err);
             continue;
-        }
-        if (cfg->arrival != NR_ARRIVAL_CLOSED) {
-            arrive(l, now_ns);
         }
         if (now_ns >= l->sweep_ns) {
             sweep(l, now_ns);

@@ -279,6 +279,28 @@ static void test_poisson_rate(void **state)
     nr_load_result_done(&r);
 }
 
+/* Far more is due than may be sent: exactly so many are, and the rest is not counted as planned. */
+static void test_open_loop_ends_with_its_count(void **state)
+{
+    (void)state;
+    struct stub s = {0};
+    struct nr_load_cfg cfg;
+    struct nr_load_result r;
+    nr_load_cfg_default(&cfg);
+    cfg.arrival = NR_ARRIVAL_CONSTANT;
+    cfg.rate_per_s = 1e6;
+    cfg.connections = 2;
+    cfg.warm_ns = 0;
+    cfg.run_ns = 20 * NR_S_NS;
+    cfg.max_requests = 101;
+    assert_int_equal(run_against(&s, &cfg, &r), NARU_OK);
+    assert_int_equal(atomic_load(&s.n_requests), 101);
+    assert_int_equal(r.planned, 101);
+    assert_int_equal(r.outcomes[NR_LOAD_GOOD], 101);
+    assert_int_equal(nr_hist_count(r.response), 101);
+    nr_load_result_done(&r);
+}
+
 static void test_connections_are_opened_again(void **state)
 {
     (void)state;
@@ -436,6 +458,7 @@ int main(void)
         cmocka_unit_test(test_answers_in_pieces),
         cmocka_unit_test(test_open_loop_charges_the_stall),
         cmocka_unit_test(test_poisson_rate),
+        cmocka_unit_test(test_open_loop_ends_with_its_count),
         cmocka_unit_test(test_connections_are_opened_again),
         cmocka_unit_test(test_time_outs_stay_in_the_figures),
         cmocka_unit_test(test_outcomes),
