@@ -5,7 +5,8 @@
  *   beside this plug-in, ../onnxruntime (installed), ../../.deps/onnxruntime/lib (build tree),
  *   a directory given at build time, the system's libonnxruntime.so.1.
  * Further options of the backend: "threads" (of the pool; default: the cores this process may use),
- * "spin_us" (how long pool threads wait busily within a run), "shared_arena" (0, 1).
+ * "spin_us" (how long pool threads wait busily within a run), "shared_arena" (0, 1: one arena for all
+ * sessions, for several large models that seldom run at once; it keeps memory when one is closed).
  *
  * Why so (figures in docs/decisions/onnxruntime-threads.md): one environment with one pool of threads
  * for all sessions, since a pool per session costs cores - 1 threads for every model. Models that
@@ -285,7 +286,7 @@ static naru_status read_lib_options(struct naru_backend_lib *lib, const naru_opt
                                     uint32_t n, naru_text *err)
 {
     int64_t threads = count_cores(), spin = DEFAULT_SPIN_US;
-    int shared = 1;
+    int shared = 0;
     naru_status st = naru_option_i64(options, n, "threads", 1, 1024, &threads, err);
     if (st == NARU_OK) {
         st = naru_option_i64(options, n, "spin_us", 0, 1000000, &spin, err);

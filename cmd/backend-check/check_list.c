@@ -534,6 +534,9 @@ static void check_fork(void)
 
 static void check_fork_after_open(void)
 {
+#if defined(__SANITIZE_THREAD__)
+    skip("ThreadSanitizer allows no threads after a fork");
+#endif
     struct opened o;
     open_plugin(&o);
     bool safe = (o.plugin->caps & NARU_CAP_FORK_SAFE) != 0;

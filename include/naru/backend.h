@@ -12,7 +12,8 @@
  *    in arrays (naru_option, naru_io, naru_request, naru_tensor, naru_segment) keep their size for
  *    the whole of major 1; `reserved` members are 0 and not read.
  *  - Strings and arrays passed in are borrowed until the call returns, unless said otherwise.
- *  - On error a function leaves *ret untouched, owns nothing, and may fill *err.
+ *  - On error a function leaves *ret untouched, owns nothing, and may fill *err, which is never
+ *    NULL and has room for a byte at least.
  *  - Threads: the host never calls two functions on the same instance at once. Different
  *    instances and models may be called at the same time from different threads, unless the
  *    backend sets NARU_CAP_ONE_THREAD.

@@ -333,6 +333,10 @@ static void on_complete(struct nr_request *r)
     struct nr_call *c = nr_container_of(r, struct nr_call, request);
     c->completed = true;
     c->outputs = r->outputs;
+    if (c->cancelled && r->status == NARU_CANCELLED && c->cancel_status == NARU_DEADLINE) {
+        r->status = NARU_DEADLINE; /* the plug-in stopped because we asked it to: say why */
+        r->error = NR_STR("the request's time limit passed while it ran");
+    }
     c->respond(c);
 }
 
@@ -422,6 +426,7 @@ static void on_cancel(void *ctx, struct nr_exchange *x, nr_cancel_reason why)
     struct nr_call *c = x->app;
     nr_status st = why == NR_CANCEL_DEADLINE ? NARU_DEADLINE : NARU_CANCELLED;
     c->cancelled = true;
+    c->cancel_status = st;
     if (!c->begun) { /* the body never came: nobody else will answer */
         nr_call_fail(c, st, NR_STR("the request ended before its body was complete"), 0);
     } else if (c->submitted && !c->completed) {

@@ -50,6 +50,7 @@ struct nr_call {
     struct nr_request request;
     bool begun; /* the body is complete and the handler was called */
     bool submitted, completed, cancelled;
+    nr_status cancel_status; /* why, when cancelled */
     struct nr_err err;
     /* offloaded work */
     struct nr_job job;

@@ -510,7 +510,7 @@ static void read_discard(struct nr_conn *c)
         return;
     }
     c->linger_bytes += (uint64_t)n;
-    if (c->linger_bytes > NR_LINGER_MAX_BYTES) {
+    if (c->linger_bytes > (c->h2 ? NR_LINGER_H2_MAX_BYTES : NR_LINGER_MAX_BYTES)) {
         nr_conn_kill(c, NR_CANCEL_RESET);
     }
 }

@@ -29,7 +29,11 @@
 #define NR_DRAIN_MAX_BYTES \
     65536u /* a refused body up to this size is read to keep the connection */
 #define NR_LINGER_NS (2 * INT64_C(1000000000))
-#define NR_LINGER_MAX_BYTES 1048576u
+/* A client that sends a refused body without waiting gets its answer only when we read to the end of
+ * what it sends: closing with unread bytes is a reset, which takes the answer away from it.
+ * HTTP/2 answers each stream by itself; a connection that ends there has been told why before. */
+#define NR_LINGER_MAX_BYTES 67108864u
+#define NR_LINGER_H2_MAX_BYTES 1048576u
 #define NR_NEVER INT64_MAX
 
 /* Receive and output memory: pooled per engine, counted because exchanges keep views on it. */

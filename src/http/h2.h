@@ -28,9 +28,11 @@ struct nr_h2 {
     unsigned n_receiving;       /* streams whose request is incomplete */
     unsigned n_sending;         /* streams whose response was begun and is not queued whole */
     struct nr_bucket resets, glitches;
-    bool ping_credit; /* data or headers were sent since the last PING: it is not a glitch */
-    bool in_block;    /* between HEADERS and END_HEADERS */
-    bool ended;       /* no more input is read: error, abuse, or end of stream */
+    uint32_t drip_credit; /* small WINDOW_UPDATEs that requests have paid for: gRPC's C core sends
+                             two of 5 bytes for each message */
+    bool ping_credit;     /* data or headers were sent since the last PING: it is not a glitch */
+    bool in_block;        /* between HEADERS and END_HEADERS */
+    bool ended;           /* no more input is read: error, abuse, or end of stream */
     bool draining, goaway;
     int32_t highest_id; /* of the peer's streams */
     uint32_t block_bytes, block_frames;

@@ -19,7 +19,9 @@
 #define SMALL_BODY_BYTES 2048u
 #define BLOCK_FRAMES_MAX 8u
 #define BLOCK_BYTES_MAX 65536u
-#define DRIP_BYTES 256 /* a smaller WINDOW_UPDATE is a drip */
+#define DRIP_BYTES 256      /* a smaller WINDOW_UPDATE is a drip … */
+#define DRIPS_PER_REQUEST 4 /* … and these many of them come with every request */
+#define DRIP_CREDIT_MAX 400
 
 static struct nr_xp *stream_xp(nghttp2_session *s, int32_t id)
 {
@@ -118,6 +120,7 @@ static int on_begin_headers(nghttp2_session *s, const nghttp2_frame *frame, void
     nr_list_append(&h->open, &xp->x.node);
     h->n_open++;
     h->n_receiving++;
+    h->drip_credit = NR_MIN(h->drip_credit + DRIPS_PER_REQUEST, DRIP_CREDIT_MAX);
     st->rx_ns = st->rx_since_ns = nr_h2_now(h);
     (void)nghttp2_session_set_stream_user_data(s, st->id, xp);
     return 0;
@@ -433,7 +436,12 @@ static int on_frame_recv(nghttp2_session *s, const nghttp2_frame *frame, void *u
         return 0;
     }
     if (frame->hd.type == NGHTTP2_WINDOW_UPDATE) {
-        if (frame->window_update.window_size_increment < DRIP_BYTES) {
+        if (frame->window_update.window_size_increment >= DRIP_BYTES) {
+            return 0;
+        }
+        if (h->drip_credit > 0) {
+            h->drip_credit--;
+        } else {
             nr_h2_charge_glitch(h);
         }
         return 0;

@@ -13,6 +13,7 @@
 
 #include <pthread.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/map.h"
@@ -194,6 +195,12 @@ static void on_abort(struct nr_msg *m)
 void nr_server_drain(struct nr_server *s)
 {
     if (!atomic_flag_test_and_set(&s->drained)) {
+        /* First the sockets, for all loops at once: a connection that the kernel still took after a
+         * loop stopped looking would hang until the process ends. Closed they are in _free, when no
+         * loop can have them in its set. */
+        for (unsigned i = 0; i < s->n_listeners; i++) {
+            (void)shutdown(s->listeners[i].fd, SHUT_RDWR);
+        }
         for (unsigned i = 0; i < s->n_parts; i++) {
             nr_loop_post(s->parts[i]->e.loop, &s->parts[i]->drain_msg);
         }

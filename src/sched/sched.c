@@ -105,13 +105,20 @@ static nr_fail_reason fail_reason(const struct nr_request *r)
     switch (r->status) {
     case NARU_CANCELLED:
         return NR_FAIL_CANCELED;
+    case NARU_DEADLINE:
+        return r->begin_ns == 0 ? NR_FAIL_REJECTED : NR_FAIL_CANCELED;
     case NARU_UNAVAILABLE:
     case NARU_EXHAUSTED:
-    case NARU_DEADLINE:
         return r->begin_ns == 0 ? NR_FAIL_REJECTED : NR_FAIL_BACKEND;
     default:
         return r->begin_ns == 0 ? NR_FAIL_OTHER : NR_FAIL_BACKEND;
     }
+}
+
+static void fail(struct nr_request *r, nr_status status, const char *text)
+{
+    r->status = status;
+    r->error = nr_arena_str(r->arena, nr_str_from(text));
 }
 
 /* Loop thread. The request is the caller's again afterwards. */
@@ -120,6 +127,10 @@ static void complete(struct nr_request *r)
     struct nr_sched *s = r->sched;
     unsigned loop = nr_loop_index(r->loop);
     nr_loop_timer_cancel(r->loop, &r->timer);
+    if (r->status == NARU_CANCELLED && r->begin_ns != 0 && r->deadline_ns != 0 &&
+        r->deadline_ns <= nr_clock_now()) {
+        fail(r, NARU_DEADLINE, "the request's time limit passed while it ran");
+    }
     atomic_store_explicit(&r->state, NR_REQUEST_DONE, memory_order_relaxed);
     if (r->status == NARU_OK) {
         nr_counters_success(s->counters, loop, r, r->leads);
@@ -132,12 +143,6 @@ static void complete(struct nr_request *r)
 static void on_complete_msg(struct nr_msg *m)
 {
     complete(nr_container_of(m, struct nr_request, msg));
-}
-
-static void fail(struct nr_request *r, nr_status status, const char *text)
-{
-    r->status = status;
-    r->error = nr_arena_str(r->arena, nr_str_from(text));
 }
 
 /* --- running one batch ------------------------------------------------------------------------ */

@@ -160,7 +160,7 @@ class H1(Stream):
         return Response(status, headers, body)
 
     def ask(self, *args, **kwargs):
-        self.send(message(*args, **kwargs))
+        self.try_send(message(*args, **kwargs))  # an answer may come before all of it is taken
         return self.response(args[0])
 
 

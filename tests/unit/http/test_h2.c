@@ -798,7 +798,7 @@ static void test_floods(void **state)
     flood(f, DATA, 0, 1, NULL, 0, burst);
     again(f);
     send_headers(f, 1, 0);
-    flood(f, WINDOW, 0, 1, "\0\0\0\1", 4, burst);
+    flood(f, WINDOW, 0, 1, "\0\0\0\1", 4, burst + 4); /* four come with the request */
 }
 
 /* gRPC clients measure bandwidth with a PING for every piece of data: no flood. */
@@ -814,6 +814,25 @@ static void test_pings_with_data(void **state)
     }
     for (unsigned i = 0; i < 900; i++) { /* still within the bucket */
         frame(f, PING, 0, 0, "12345678", 8);
+    }
+    run(f);
+    assert_int_equal(goaway, 0);
+    assert_false(f->closed);
+}
+
+/* gRPC's C core widens its window by the 5 bytes of a prefix, twice for each message: no flood. */
+static void test_small_window_updates_of_messages(void **state)
+{
+    struct fix *f = *state;
+    f->limits.h2_glitch_burst = 20;
+    again(f);
+    for (unsigned i = 0; i < 290; i++) {
+        request_grpc("/s/M");
+        send_headers(f, 2 * i + 1, 0);
+        message(f, 2 * i + 1, END_STREAM, "x");
+        frame32(f, WINDOW, 0, 5);
+        frame32(f, WINDOW, 2 * i + 1, 5);
+        run(f);
     }
     run(f);
     assert_int_equal(goaway, 0);
@@ -1077,6 +1096,7 @@ int main(void)
         TEST(test_continuation_flood),
         TEST(test_floods),
         TEST(test_pings_with_data),
+        TEST(test_small_window_updates_of_messages),
         TEST(test_not_reading),
         TEST(test_window_drip),
         TEST(test_timeouts),

@@ -20,6 +20,7 @@
 
 #include "base/mem.h"
 #include "base/str.h"
+#include "http/listen.h"
 #include "http/server.h"
 
 #define N_LOOPS 2u
@@ -30,6 +31,7 @@ static struct nr_server *server;
 static uint16_t port;
 static _Atomic unsigned per_loop[N_LOOPS], n_cancel[5], n_done, n_later;
 static _Atomic(struct nr_exchange *) waiting;
+static _Atomic(struct nr_engine *) an_engine;
 
 static void respond(struct nr_exchange *x)
 {
@@ -43,6 +45,7 @@ static void on_head(void *ctx, struct nr_exchange *x)
     (void)ctx;
     assert_ptr_equal(nr_loop_current(), x->loop);
     atomic_fetch_add(&per_loop[nr_loop_index(x->loop)], 1);
+    atomic_store(&an_engine, x->conn->e);
 }
 
 static void on_request(void *ctx, struct nr_exchange *x)
@@ -236,6 +239,71 @@ static void test_max_connections(void **state)
     stop();
 }
 
+/* A connection as if it came from another machine. */
+struct foreign {
+    struct nr_msg msg;
+    struct nr_engine *e;
+    int fd;
+    uint8_t last; /* byte of the address */
+};
+
+static void on_foreign(struct nr_msg *m)
+{
+    const struct foreign *f = nr_container_of(m, struct foreign, msg);
+    const struct nr_peer peer = {.text = "192.0.2.1:1"};
+    uint8_t key[16] = {[10] = 0xff, [11] = 0xff, [12] = 192, [14] = 2, [15] = f->last};
+    nr_server_accepted(f->e, f->fd, &peer, key);
+}
+
+static int dial_from(struct nr_engine *e, uint8_t last)
+{
+    static struct foreign f;
+    int pair[2];
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+    assert_int_equal(fcntl(pair[0], F_SETFL, O_NONBLOCK), 0);
+    struct nr_http_stats before, now;
+    nr_server_stats(server, &before);
+    f = (struct foreign){.msg.run = on_foreign, .e = e, .fd = pair[0], .last = last};
+    nr_loop_post(e->loop, &f.msg);
+    wait_until((nr_server_stats(server, &now),
+                now.accepted + now.refused == before.accepted + before.refused + 1));
+    return pair[1];
+}
+
+static void test_max_per_address(void **state)
+{
+    (void)state;
+    limits.max_connections_per_addr = 2;
+    start();
+    int own[4];
+    for (size_t i = 0; i < 4; i++) { /* loopback is left out */
+        own[i] = dial();
+        say(own[i], GET);
+        hear(own[i]);
+    }
+    struct nr_engine *e = atomic_load(&an_engine);
+    int a = dial_from(e, 1), b = dial_from(e, 1), c = dial_from(e, 1), other = dial_from(e, 2);
+    assert_true(ended(c));
+    const int served[] = {a, b, other};
+    for (size_t i = 0; i < NR_COUNT(served); i++) {
+        say(served[i], GET);
+        hear(served[i]);
+    }
+    (void)close(a);
+    wait_until(nr_server_connections(server) == 6);
+    a = dial_from(e, 1);
+    say(a, GET);
+    hear(a);
+    struct nr_http_stats s;
+    nr_server_stats(server, &s);
+    assert_int_equal(s.refused, 1);
+    const int all[] = {a, b, c, other, own[0], own[1], own[2], own[3]};
+    for (size_t i = 0; i < NR_COUNT(all); i++) {
+        (void)close(all[i]);
+    }
+    stop();
+}
+
 static void test_reset_cancels(void **state)
 {
     (void)state;
@@ -362,6 +430,12 @@ static void test_drain(void **state)
     nr_server_drain(server);
     assert_true(ended(idle));
     wait_until(nr_server_connections(server) == 1);
+    int fresh = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_in sa = {.sin_family = AF_INET, .sin_port = htons(port)};
+    sa.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    assert_int_equal(connect(fresh, (struct sockaddr *)&sa, sizeof(sa)), -1);
+    assert_int_equal(errno, ECONNREFUSED);
+    (void)close(fresh);
     struct post p = {.msg.run = on_post, .x = atomic_load(&waiting)};
     nr_loop_post(p.x->loop, &p.msg);
     hear(busy);
@@ -405,6 +479,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_spread, setup),
         cmocka_unit_test_setup(test_max_connections, setup),
+        cmocka_unit_test_setup(test_max_per_address, setup),
         cmocka_unit_test_setup(test_reset_cancels, setup),
         cmocka_unit_test_setup(test_half_close, setup),
         cmocka_unit_test_setup(test_error_survives, setup),
