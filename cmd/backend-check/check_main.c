@@ -30,6 +30,7 @@ static int report_fd = -1;
 static uint64_t seconds = DEFAULT_SECONDS;
 static const char *only;
 
+static _Noreturn void report(int code, const char *fmt, va_list ap) nr_printf(2, 0);
 static _Noreturn void report(int code, const char *fmt, va_list ap)
 {
     char text[TEXT_MAX];
@@ -168,7 +169,8 @@ static void add_io(struct nr_str spec, const char *all)
               dims.ptr[dims.len - 1] == ']' && n < CHECK_MAX_IO;
     for (dims.len = ok ? dims.len - 1 : 0; ok && dims.ptr && dims.len > 0;) {
         struct nr_str one = nr_str_cut(dims, ',', &dims);
-        ok = rank < NARU_MAX_RANK && nr_str_to_i64(one, &shape[rank++]);
+        ok = rank < NARU_MAX_RANK && nr_str_to_i64(one, &shape[rank]);
+        rank++;
     }
     if (!ok) {
         usage("--io: \"FP32[-1,16];BYTES[-1,1]\" is a form it takes, not ", all);
