@@ -317,10 +317,11 @@ static nr_status not_found(const struct nr_plugins *set, const char *name, struc
     struct nr_text found;
     nr_text_init(&found, 200);
     names_list(set, &found);
-    nr_status st = nr_fail(err, NARU_NOT_FOUND,
-                           "no backend \"%s\": naru-%s.so is in none of the %zu plug-in directories "
-                           "(there: %s); --backend-directory adds one",
-                           name, name, set->n_dirs, found.len ? found.data : "none");
+    nr_status st =
+        nr_fail(err, NARU_NOT_FOUND,
+                "no backend \"%s\": naru-%s.so is in none of the %zu plug-in directories "
+                "(there: %s); --backend-directory adds one",
+                name, name, set->n_dirs, found.len ? found.data : "none");
     nr_text_done(&found);
     return st;
 }
