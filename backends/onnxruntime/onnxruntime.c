@@ -22,6 +22,7 @@
  */
 #include <dirent.h>
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -205,27 +206,42 @@ static naru_status load(const naru_option *options, uint32_t n, const OrtApiBase
     const OrtApiBase *(*base)(void);
     memcpy(&base, &symbol, sizeof base);
     *ret = base(); /* stays mapped for ever: it leaves threads and exit handlers behind */
-    return NARU_OK;
+    return *ret ? NARU_OK : naru_fail(err, NARU_UNSUPPORTED, "%.300s gives no interface", path);
 }
 
 /* ---- opening ----------------------------------------------------------------------------------- */
+
+/* Whole cores that the control group's quota allows ("200000 100000" in cpu.max), or INT_MAX. */
+static int quota_cores(void)
+{
+    char text[64];
+    int fd = open("/sys/fs/cgroup/cpu.max", O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd >= 0 ? read(fd, text, sizeof text - 1) : -1;
+    if (fd >= 0) {
+        close(fd);
+    }
+    text[n > 0 ? n : 0] = 0;
+    text[strcspn(text, "\n")] = 0;
+    char *space = strchr(text, ' ');
+    int64_t quota, period;
+    if (!space) {
+        return INT_MAX;
+    }
+    *space = 0;
+    if (!naru_parse_i64(text, &quota) || !naru_parse_i64(space + 1, &period) || quota <= 0 ||
+        period <= 0 || quota / period >= INT_MAX) {
+        return INT_MAX; /* "max" is no number: there is no quota */
+    }
+    return (int)((quota - 1) / period + 1);
+}
 
 /* Cores this process may use: its affinity, and the quota of its control group. */
 static int count_cores(void)
 {
     cpu_set_t set;
     int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
-    if (f) {
-        long long quota, period;
-        /* lint: allow fscanf: the kernel's own format; "max" leaves quota unread
-         * NOLINTNEXTLINE(cert-err34-c) */
-        if (fscanf(f, "%lld %lld", &quota, &period) == 2 && quota > 0 && period > 0) {
-            long long allowed = (quota + period - 1) / period;
-            cores = allowed < cores ? (int)allowed : cores;
-        }
-        (void)fclose(f);
-    }
+    int quota = quota_cores();
+    cores = quota < cores ? quota : cores;
     return cores > 0 ? cores : 1;
 }
 

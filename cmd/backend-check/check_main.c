@@ -245,5 +245,9 @@ int main(int argc, char **argv)
     if (!check_cfg.plugin) {
         usage("which plug-in?", "");
     }
+    if (check_cfg.n_io == 0 && check_cfg.n_options == 0 && check_cfg.file[0] == '\0') {
+        printf("no --model, --io or --option: trying it with --io \"FP32[-1,16]\"\n");
+        add_io(NR_STR("FP32[-1,16]"), "");
+    }
     return run_all();
 }

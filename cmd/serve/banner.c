@@ -8,7 +8,10 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "api/call.h"
+#include "base/arena.h"
 #include "base/clock.h"
+#include "codec/image_plan.h"
 #include "codec/tensor.h"
 #include "sched/runtime.h"
 
@@ -83,6 +86,26 @@ static void print_models(struct nr_node *node, const struct nr_catalog *catalog,
     }
 }
 
+/* The first model that takes pictures, and what it makes of them; NULL: none does. */
+static const struct nr_catalog_model *first_with_pictures(const struct nr_catalog *catalog,
+                                                          enum nr_image_output *ret_output)
+{
+    const struct nr_catalog_model *found = NULL;
+    struct nr_arena arena;
+    nr_arena_init(&arena, 0);
+    for (uint32_t i = 0; i < catalog->n_models && found == NULL; i++) {
+        const struct nr_catalog_model *m = &catalog->models[i];
+        const struct nr_image_plan *plan;
+        struct nr_err err = {0};
+        if (m->best != NULL && nr_predict_plan(m->best, &arena, &plan, &err) == NARU_OK) {
+            *ret_output = plan->output;
+            found = m;
+        }
+    }
+    nr_arena_done(&arena);
+    return found;
+}
+
 static void print_next(const struct nr_node_cfg *cfg, const struct nr_catalog *catalog, FILE *out)
 {
     const struct nr_catalog_model *first = NULL;
@@ -95,10 +118,12 @@ static void print_next(const struct nr_node_cfg *cfg, const struct nr_catalog *c
             port);
     if (first != NULL) {
         fprintf(out, "  curl http://%s:%u/v2/models/%s\n", host, port, first->name);
-        fprintf(out,
-                "  curl -T photo.jpg http://%s:%u/v2/models/%s/predict     (models that take "
-                "pictures)\n",
-                host, port, first->name);
+    }
+    enum nr_image_output output;
+    const struct nr_catalog_model *sees = first_with_pictures(catalog, &output);
+    if (sees != NULL) {
+        fprintf(out, "  curl -T photo.jpg http://%s:%u/v2/models/%s/predict%s\n", host, port,
+                sees->name, output == NR_OUTPUT_IMAGE ? " -o result.png" : "");
     }
 }
 

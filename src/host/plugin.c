@@ -313,20 +313,16 @@ static void names_list(const struct nr_plugins *set, struct nr_text *t)
 
 static nr_status not_found(const struct nr_plugins *set, const char *name, struct nr_err *err)
 {
-    struct nr_text found, where;
+    /* The text reaches clients in the repository index: names, but none of our directories. */
+    struct nr_text found;
     nr_text_init(&found, 200);
-    nr_text_init(&where, 400);
     names_list(set, &found);
-    for (size_t i = 0; i < set->n_dirs; i++) {
-        nr_text_fmt(&where, "%s%s", i ? ", " : "", set->dirs[i]);
-    }
-    nr_status st = nr_fail(err, NARU_NOT_FOUND,
-                           "no backend \"%s\": naru-%s.so is in none of %s (there: %s); name its "
-                           "directory with --backend-directory",
-                           name, name, where.len ? where.data : "no directory",
-                           found.len ? found.data : "none");
+    nr_status st =
+        nr_fail(err, NARU_NOT_FOUND,
+                "no backend \"%s\": naru-%s.so is in none of the %zu plug-in directories "
+                "(there: %s); --backend-directory adds one",
+                name, name, set->n_dirs, found.len ? found.data : "none");
     nr_text_done(&found);
-    nr_text_done(&where);
     return st;
 }
 

@@ -14,7 +14,7 @@
  *     (NARU_PENDING), which gives it back through `finished`.
  *  4. Loop-thread data of a request (counters, on_complete, timer) is touched on its loop only.
  *
- * LOCKS. s->lock, then s->finished_lock (leaf), then the executor's. A plug-in's cancel slot, a hint
+ * LOCKS. s->lock, then s->finished_lock, then the executor's. A plug-in's cancel slot, a hint
  * that must not block, is called under s->lock; nothing else is. It may be the one that ends the run,
  * so on_batch_done takes finished_lock only.
  */
@@ -54,7 +54,8 @@ struct turn { /* one per loop; loop thread only */
     struct nr_sched *sched;
     struct nr_turn_hook hook;
     struct nr_list pending;
-    struct nr_place *place; /* the loop's own, or NULL */
+    struct nr_place *place;        /* the loop's own, or NULL */
+    struct nr_placement placement; /* of the scheduler, as last seen under its lock */
 };
 
 struct nr_sched {
@@ -431,8 +432,9 @@ static void on_batch_done(struct nr_batch *b, void *arg)
     /* Not s->lock: a cancel, which holds that one, may be what ends the run. */
     pthread_mutex_lock(&s->finished_lock);
     nr_list_append(&s->finished, &p->node);
-    pthread_mutex_unlock(&s->finished_lock);
+    /* before the unlock: an executor that finds the place may be the last use of the scheduler */
     nr_exec_wake(s->cfg.exec, &s->runnable);
+    pthread_mutex_unlock(&s->finished_lock);
 }
 
 static void finish_pending(struct nr_sched *s)
@@ -621,6 +623,7 @@ static struct nr_place *take_inline_place(struct turn *turn)
         }
         s->n_running += p != NULL;
     }
+    turn->placement = s->placement;
     pthread_mutex_unlock(&s->lock);
     return p;
 }
@@ -639,18 +642,17 @@ static void give_back_inline_place(struct turn *turn, struct nr_place *p)
 
 /* The part of a plan that the rest of the turn's budget allows; n_requests 0: nothing. The first
  * batch of a turn gets one request at least, whatever is expected of it. */
-static void fit_budget(const struct nr_sched *s, const struct turn *turn,
-                       struct nr_batch_plan *plan)
+static void fit_budget(const struct turn *turn, struct nr_batch_plan *plan)
 {
-    int64_t left_ns = s->cfg.placement.budget_ns - budget.used_ns;
-    if (nr_placement_expect(&s->placement, plan->rows) <= left_ns) {
+    int64_t left_ns = turn->sched->cfg.placement.budget_ns - budget.used_ns;
+    if (nr_placement_expect(&turn->placement, plan->rows) <= left_ns) {
         return;
     }
     unsigned n = 0;
     int64_t rows = 0;
     NR_LIST_FOREACH (node, &turn->pending) {
         int64_t more = rows + request_of(node)->in->rows;
-        if (n == plan->n_requests || nr_placement_expect(&s->placement, more) > left_ns) {
+        if (n == plan->n_requests || nr_placement_expect(&turn->placement, more) > left_ns) {
             break;
         }
         n++;
@@ -670,7 +672,7 @@ static bool run_inline(struct turn *turn, struct nr_place *p, int64_t now_ns)
     struct nr_sched *s = turn->sched;
     struct nr_batch_plan plan = nr_batcher_plan(&s->cfg.rules, &turn->pending, now_ns);
     struct nr_list refused;
-    fit_budget(s, turn, &plan);
+    fit_budget(turn, &plan);
     if (plan.n_requests == 0) {
         return false;
     }
@@ -699,6 +701,7 @@ static bool run_inline(struct turn *turn, struct nr_place *p, int64_t now_ns)
     pthread_mutex_lock(&s->lock);
     s->seals[plan.why]++;
     observe(s, p, cpu_ns);
+    turn->placement = s->placement;
     pthread_mutex_unlock(&s->lock);
     deliver(p);
     return true;
@@ -715,7 +718,7 @@ static void on_turn(struct nr_turn_hook *h)
     struct nr_place *p = take_inline_place(turn);
     bool in_budget = true;
     if (p != NULL) {
-        while (!nr_list_empty(&turn->pending) && turn->sched->placement.is_inline && in_budget) {
+        while (!nr_list_empty(&turn->pending) && turn->placement.is_inline && in_budget) {
             in_budget = run_inline(turn, p, nr_clock_now());
         }
         give_back_inline_place(turn, p);

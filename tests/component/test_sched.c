@@ -398,7 +398,7 @@ static void test_model_that_becomes_slow_leaves_the_loop(void **state)
 {
     (void)state;
     const naru_option options[] = {
-        {"spin_us", "5"}, {"spin_us_after", "20000"}, {"after_requests", "60"}};
+        {"spin_us", "5"}, {"spin_us_after", "40000"}, {"after_requests", "60"}};
     struct world w;
     struct nr_sched_state s;
     world_init(&w, &(struct setup){.plugin = "delay",
@@ -415,7 +415,7 @@ static void test_model_that_becomes_slow_leaves_the_loop(void **state)
         submit(&w, n, 1, 0);
         assert_true(turn_until(&w, n + 1, 20 * NR_S_NS));
         struct nr_request *r = &w.all[n].r;
-        slow_inline += r->ran_inline && r->end_ns - r->begin_ns > 10 * NR_MS_NS;
+        slow_inline += r->ran_inline && r->end_ns - r->begin_ns > 30 * NR_MS_NS;
     }
     assert_int_equal(slow_inline, 1); /* the one that gave it away */
     nr_sched_state_get(w.sched, &s);

@@ -123,7 +123,6 @@ def test_same_class(one, name):
     ("/v2/models/id/versions/9", "ModelMetadata", field(1, "id") + field(2, "9"), 404),
     ("/v2/models/none/config", "ModelConfig", field(1, "none"), 404),
     ("/v2/models/fails/config", "ModelConfig", field(1, "fails"), 404),
-    ("/v2/models/none/ready", "ModelReady", field(1, "none"), 404),
     ("/v2/models/none/stats", "ModelStatistics", field(1, "none"), 404),
     ("/v2/models/id/versions/9/stats", "ModelStatistics", field(1, "id") + field(2, "9"), 404),
     ("/v2/models/id/stats", "ModelStatistics", field(1, "id"), 200)])
@@ -134,3 +133,12 @@ def test_same_class_of_metadata(one, path, method, data, status):
     assert rest.status == status and r.grpc in SAME[status], (rest, r)
     if status != 200:
         assert rest.error == r.message
+
+
+@pytest.mark.parametrize("name", ["none", "fails", "id"])
+def test_ready_is_an_answer_over_grpc(one, name):
+    """Not ready is an error status over REST and `ready: false` over gRPC, as Triton has it."""
+    rest = ask(one.http, "GET", f"/v2/models/{name}/ready")
+    with H2(one.grpc) as c:
+        r = c.reply(c.grpc(SERVICE + "ModelReady", field(1, name)))
+    assert r.grpc == 0 and (r.payload == b"\x08\x01") == (rest.status == 200) == (name == "id"), (rest, r)
