@@ -7,6 +7,7 @@ attempt, one of a busy machine does not: each test takes the best of a few attem
 import json
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -103,8 +104,22 @@ def large_json(n):
     return b'{"inputs":[{"name":"X","shape":[1,%d],"datatype":"FP32","data":[' % n + b"0.12345," * (n - 1) + b"1]}]}"
 
 
+class burning:
+    """Two processes that do nothing but compute: what an upload and its parsing take from everybody on
+    this machine, whichever thread of the server does it."""
+
+    def __enter__(self):
+        self.children = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+
+    def __exit__(self, *_):
+        for child in self.children:
+            child.kill()
+            child.wait()
+
+
 def test_a_large_body_does_not_delay_small_requests(server, tmp_path):
-    """64 MiB of JSON are parsed off the loop; small requests on it keep their p99 within 2 ms."""
+    """64 MiB of JSON are parsed off the loop; small requests on it keep their p99 within 2 ms of what it
+    was, or, where cores are short, of what it is beside as much computing outside the server."""
     write_model(tmp_path / "models", "large", "identity", dims=-1)
     write_model(tmp_path / "models", "small", "identity")
     s = server("--io-threads", 1, "--max-body", "80MiB", models=[tmp_path / "models"])
@@ -145,15 +160,17 @@ def test_a_large_body_does_not_delay_small_requests(server, tmp_path):
         thread = threading.Thread(target=upload)
         thread.start()
         time.sleep(0.05)
-        busy = p99_us(load(s, "/v2/models/small/infer", 500, 3, body=body))
+        beside_json = p99_us(load(s, "/v2/models/small/infer", 500, 3, body=body))
         stop.set()
         thread.join(60)
+        with burning():
+            beside_burning = p99_us(load(s, "/v2/models/small/infer", 500, 2, body=body))
         assert not trouble, trouble
         assert len(done) > before
-        seen.append((quiet, busy))
-        if busy <= quiet + 2 * MS:
+        seen.append((quiet, beside_burning, beside_json))
+        if beside_json <= max(quiet, beside_burning) + 2 * MS:
             return
-    pytest.fail(f"p99 of small requests in us, alone and beside 64 MiB of JSON: {seen}")
+    pytest.fail(f"p99 of small requests in us, alone, beside two busy processes, beside 64 MiB of JSON: {seen}")
 
 
 @pytest.mark.parametrize("dims", [4, 100_000])
