@@ -8,7 +8,7 @@
  * "spin_us" (how long pool threads wait busily within a run), "shared_arena" (0, 1: one arena for all
  * sessions, for several large models that seldom run at once; it keeps memory when one is closed).
  *
- * Why so (figures in docs/decisions/onnxruntime-threads.md): one environment with one pool of threads
+ * Why so (figures in docs/decisions/0007-threads-of-onnx-runtime.md): one environment with one pool of threads
  * for all sessions, since a pool per session costs cores - 1 threads for every model. Models that
  * compute for long get a pool of their own, whose threads may spin while a run lasts and stop with
  * it; there are few of those, and lib->pool_threads bounds them.
@@ -31,7 +31,7 @@
 
 #include "ort.h"
 
-#define DEFAULT_SPIN_US 1000
+#define DEFAULT_SPIN_US 200
 
 static char version_text[64] = "1.0";
 

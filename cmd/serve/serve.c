@@ -32,17 +32,24 @@ struct serve {
     sigset_t signals;
 };
 
-static volatile sig_atomic_t second_signal;
-static const volatile int *second_signal_flag(void)
-{
-    _Static_assert(sizeof(sig_atomic_t) == sizeof(int), "sig_atomic_t is an int on this platform");
-    return &second_signal;
-}
+#define STUCK_AFTER_S 10 /* of taking apart, once draining is over */
 
+/* Asked twice: the kernel frees faster than we do. */
 static void on_second_signal(int sig)
 {
     (void)sig;
-    second_signal = 1;
+    _exit(0);
+}
+
+/* A plug-in that never answers must not keep the process. Async-signal-safe calls only. */
+static void on_stuck(int sig)
+{
+    static const char text[] =
+        "naru serve: a plug-in did not answer; the process ends without it\n";
+    (void)sig;
+    ssize_t written = write(STDERR_FILENO, text, sizeof(text) - 1);
+    (void)written;
+    _exit(1);
 }
 
 static void on_state(void *ctx, const struct nr_version *v, nr_version_state state,
@@ -217,11 +224,13 @@ static void drain(struct serve *s)
     nr_log(NR_LOG_INFO, "serve", "draining",
            NR_KV_INT("connections", nr_server_connections(nr_node_server(s->node))));
     int64_t limit_ns = NR_MIN((int64_t)s->o.exit_timeout_ns, INT64_MAX / 2);
-    if (!nr_node_drain(s->node, nr_clock_now() + limit_ns, second_signal_flag())) {
-        nr_log(NR_LOG_WARN, "serve", "not all requests were answered",
-               NR_KV_INT("connections", nr_server_connections(nr_node_server(s->node))),
-               NR_KV_TEXT("reason", second_signal ? "second signal" : "time limit"));
+    if (!nr_node_drain(s->node, nr_clock_now() + limit_ns)) {
+        nr_log(NR_LOG_WARN, "serve", "not all requests were answered within --exit-timeout",
+               NR_KV_INT("connections", nr_server_connections(nr_node_server(s->node))));
     }
+    act.sa_handler = on_stuck;
+    sigaction(SIGALRM, &act, NULL);
+    alarm(STUCK_AFTER_S);
 }
 
 static int serve(struct serve *s)
@@ -247,9 +256,6 @@ static int serve(struct serve *s)
 
 static void done(struct serve *s)
 {
-    if (second_signal) {
-        _exit(0); /* asked twice: the kernel frees faster than we do */
-    }
     nr_node_free(s->node);
     nr_gallery_close(s->gallery);
     nr_plugins_free(s->plugins);

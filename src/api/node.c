@@ -227,10 +227,10 @@ static void nap(int64_t ns)
     nanosleep(&ts, NULL);
 }
 
-static bool wait_connections(struct nr_node *n, int64_t deadline_ns, const volatile int *abort)
+static bool wait_connections(struct nr_node *n, int64_t deadline_ns)
 {
     while (nr_server_connections(n->server) > 0) {
-        if ((abort != NULL && *abort) || nr_clock_now() >= deadline_ns) {
+        if (nr_clock_now() >= deadline_ns) {
             return false;
         }
         nap(2 * NR_MS_NS);
@@ -238,11 +238,11 @@ static bool wait_connections(struct nr_node *n, int64_t deadline_ns, const volat
     return true;
 }
 
-bool nr_node_drain(struct nr_node *n, int64_t deadline_ns, const volatile int *abort)
+bool nr_node_drain(struct nr_node *n, int64_t deadline_ns)
 {
     nr_api_set_draining(n->api);
     nr_server_drain(n->server);
-    return wait_connections(n, deadline_ns, abort);
+    return wait_connections(n, deadline_ns);
 }
 
 void nr_node_stop(struct nr_node *n)
@@ -254,7 +254,7 @@ void nr_node_stop(struct nr_node *n)
     if (n->server != NULL && n->n_threads > 0) {
         nr_server_abort(n->server);
         /* Running batches still complete to their loops; wait for them, not for ever. */
-        wait_connections(n, nr_clock_now() + 5 * NR_S_NS, NULL);
+        wait_connections(n, nr_clock_now() + 5 * NR_S_NS);
     }
     for (unsigned i = 0; i < n->n_threads; i++) {
         nr_loop_stop(n->loops[i]);

@@ -58,8 +58,8 @@ const struct nr_node_cfg *nr_node_cfg(const struct nr_node *n); /* with bound po
 struct nr_repository *nr_node_repository(struct nr_node *n);
 struct nr_server *nr_node_server(struct nr_node *n);
 /* Stops accepting, answers what is there; true when no connection is left before deadline_ns.
- * Any thread but a loop. *abort is read while waiting: true cuts short (second signal). */
-bool nr_node_drain(struct nr_node *n, int64_t deadline_ns, const volatile int *abort);
+ * Any thread but a loop. */
+bool nr_node_drain(struct nr_node *n, int64_t deadline_ns);
 /* Cuts what is left, ends loops and threads, unloads. */
 void nr_node_stop(struct nr_node *n);
 void nr_node_free(struct nr_node *n); /* stops if need be; accepts NULL */

@@ -189,3 +189,17 @@ def test_start_again_on_the_same_port(start, server, tmp_path):
         s.stop()
     again = server("--port", port, "--no-keep-gallery", models=[tmp_path / "repo"], ports=False)
     assert ask(again.http, "GET", "/v2").status == 200 and again.http == port
+
+
+def test_a_plug_in_that_never_answers_does_not_keep_the_process(server, tmp_path):
+    """The drain's limit passes, taking apart waits in vain, and the process ends all the same."""
+    repo = repository(tmp_path / "models",
+                      never=model("fault", [("INPUT0", "FP32", [1])], fault="never"))
+    s = server("--exit-timeout", "200ms", "--no-keep-gallery", models=[repo])
+    body = b'{"inputs":[{"name":"INPUT0","shape":[1],"datatype":"FP32","data":[1]}]}'
+    with socket.create_connection(("127.0.0.1", s.http)) as c:
+        c.sendall(b"POST /v2/models/never/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        time.sleep(0.3)
+        begin = time.monotonic()
+        s.stop(limit_s=30, expect=None)
+        assert time.monotonic() - begin < 20

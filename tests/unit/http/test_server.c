@@ -257,14 +257,17 @@ static void on_foreign(struct nr_msg *m)
 
 static int dial_from(struct nr_engine *e, uint8_t last)
 {
-    static struct foreign f;
+    static struct foreign all[16]; /* one each: the loop may still hold the one before */
+    static unsigned n;
+    struct foreign *f = &all[n++];
     int pair[2];
+    assert_true(n <= NR_COUNT(all));
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
     assert_int_equal(fcntl(pair[0], F_SETFL, O_NONBLOCK), 0);
     struct nr_http_stats before, now;
     nr_server_stats(server, &before);
-    f = (struct foreign){.msg.run = on_foreign, .e = e, .fd = pair[0], .last = last};
-    nr_loop_post(e->loop, &f.msg);
+    *f = (struct foreign){.msg.run = on_foreign, .e = e, .fd = pair[0], .last = last};
+    nr_loop_post(e->loop, &f->msg);
     wait_until((nr_server_stats(server, &now),
                 now.accepted + now.refused == before.accepted + before.refused + 1));
     return pair[1];
