@@ -8,8 +8,10 @@
 #include "api/node.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -105,12 +107,47 @@ static uint64_t default_budget(void)
     return all / 4 * 3;
 }
 
+/* Large buffers that end on a loop are unmapped by the pool. The memory itself carries the job. The
+ * process has one pool for it: that of the node made last. */
+#define UNMAP_SLICE_BYTES ((size_t)2 << 20)
+struct unmap_job {
+    struct nr_job job;
+    size_t bytes;
+};
+static struct nr_pool *_Atomic unmap_pool;
+
+/* In slices: while the kernel frees pages, other threads that need the lock of the address space wait
+ * (a heap that grows on a loop, for one). Emptied, the mapping itself is gone in a moment. */
+static void run_unmap(struct nr_job *j)
+{
+    struct unmap_job *u = nr_container_of(j, struct unmap_job, job);
+    size_t bytes = u->bytes;
+    char *memory = (char *)u;
+    for (size_t at = 0; at < bytes; at += UNMAP_SLICE_BYTES) {
+        madvise(memory + at, NR_MIN(UNMAP_SLICE_BYTES, bytes - at), MADV_DONTNEED);
+    }
+    munmap(memory, bytes);
+}
+
+static bool unmap_on_pool(void *memory, size_t bytes)
+{
+    struct nr_pool *pool = atomic_load_explicit(&unmap_pool, memory_order_acquire);
+    if (pool == NULL || nr_loop_current() == NULL) {
+        return false;
+    }
+    struct unmap_job *u = memory;
+    *u = (struct unmap_job){.job.run = run_unmap, .bytes = bytes};
+    return nr_pool_submit(pool, &u->job) == NARU_OK;
+}
+
 static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
 {
     unsigned pool_threads = n->cfg.pool_threads > 0 ? n->cfg.pool_threads : nr_cpu_usable();
     nr_buf_set_budget(n->cfg.memory_budget_bytes > 0 ? n->cfg.memory_budget_bytes
                                                      : default_budget());
     n->pool = nr_pool_new("naru-pool", pool_threads, n->cfg.pool_queue);
+    atomic_store_explicit(&unmap_pool, n->pool, memory_order_release);
+    nr_buf_set_unmap(unmap_on_pool);
     n->runtime =
         (struct nr_runtime_host){.plugins = n->cfg.plugins,
                                  .exec = nr_exec_new(n->cfg.exec_threads, n->cfg.max_exec_threads),
@@ -272,6 +309,8 @@ void nr_node_free(struct nr_node *n)
     }
     nr_node_stop(n);
     nr_server_free(n->server);
+    struct nr_pool *mine = n->pool;
+    atomic_compare_exchange_strong(&unmap_pool, &mine, NULL);
     nr_pool_free(n->pool);
     /* A load may still be under way, and what it publishes goes through the edge: let it end. Then
      * the readers' snapshots go first, or the repository would wait for them. */

@@ -5,7 +5,8 @@
  *   <= 64 KiB         header + data in one block of a power     the freeing thread's pool
  *                     of two (256 B … 64 KiB) of data
  *   < 1 MiB           header + data in one malloc'ed block      malloc
- *   >= 1 MiB          header (pooled) + mapping                 the system at once
+ *   >= 1 MiB          header (pooled) + mapping                 the system at once, or by another
+ *                                                             thread (nr_buf_set_unmap)
  *   wrapped           header (pooled)                           destroy(), then the pool
  *
  * A block freed by another thread stays with that thread: no lock, no shared free list. Where one
@@ -58,6 +59,7 @@ static _Thread_local struct pool pool;
  * its negative delta before the allocating thread flushes its positive one. */
 static _Atomic int64_t shared_live;
 static _Atomic uint64_t budget; /* 0: none; read often, written at start */
+static bool (*_Atomic unmap_elsewhere)(void *memory, size_t bytes); /* the same */
 
 static size_t class_bytes(unsigned class)
 {
@@ -267,6 +269,15 @@ struct nr_buf *nr_buf_ref(struct nr_buf *b)
     return b;
 }
 
+static void unmap(void *memory, size_t bytes)
+{
+    bool (*elsewhere)(void *, size_t) =
+        atomic_load_explicit(&unmap_elsewhere, memory_order_acquire);
+    if (bytes < NR_BUF_SLOW_UNMAP_BYTES || elsewhere == NULL || !elsewhere(memory, bytes)) {
+        munmap(memory, bytes);
+    }
+}
+
 void nr_buf_unref(struct nr_buf *b)
 {
     if (b == NULL) {
@@ -286,7 +297,7 @@ void nr_buf_unref(struct nr_buf *b)
     if (b->destroy != NULL) {
         b->destroy(b);
     } else if (b->pool_class == HEADER_CLASS && b->charged_bytes > 0) {
-        munmap(b->region.base, b->charged_bytes);
+        unmap(b->region.base, b->charged_bytes);
     }
     if (b->pool_class == NO_CLASS) {
         nr_free(b);
@@ -305,6 +316,11 @@ bool nr_buf_scarce(void)
 {
     uint64_t allowed = atomic_load_explicit(&budget, memory_order_relaxed);
     return allowed != 0 && nr_buf_live_bytes() > allowed / 2;
+}
+
+void nr_buf_set_unmap(bool (*fn)(void *memory, size_t bytes))
+{
+    atomic_store_explicit(&unmap_elsewhere, fn, memory_order_release);
 }
 
 void nr_buf_set_budget(uint64_t bytes)

@@ -49,6 +49,12 @@ static inline size_t nr_buf_bytes(const struct nr_buf *b)
 }
 uint64_t nr_buf_live_bytes(void);
 void nr_buf_set_budget(uint64_t bytes); /* 0: none */
+/* Giving a mapping back takes the kernel 0.1 ms per MiB, too long for a thread that must not block.
+ * Mappings of NR_BUF_SLOW_UNMAP_BYTES and more are offered to `unmap` (any thread; NULL: nobody,
+ * the default): true when it has taken over the duty to munmap(memory, bytes), at whose begin it may
+ * write a node of its own; false: the caller of nr_buf_unref does it. */
+#define NR_BUF_SLOW_UNMAP_BYTES ((size_t)4 << 20)
+void nr_buf_set_unmap(bool (*unmap)(void *memory, size_t bytes));
 /* More than half of the budget is in use: who keeps buffers for later should let them go. */
 bool nr_buf_scarce(void);
 /* Gives this thread's pool back to the system; done by itself when a thread ends. */

@@ -1,13 +1,14 @@
 """One client's load may not be another one's delay: what shares a loop with slow or large requests.
 
 Every latency here comes from naru-load at a constant rate and counts from the scheduled instant, so that
-a stall is charged for everybody it kept waiting. A stall that the server causes comes back at every
-attempt, one of a busy machine does not: each test takes the best of a few attempts.
+a stall is charged for everybody it kept waiting. Beside each server under test stands another one that
+has nothing else to do and is asked the same at the same time: what a busy machine does to the one it does
+to the other, and what is left is the loop. A stall that the server causes comes back at every attempt, so
+each test takes the best of a few.
 """
 import json
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -43,10 +44,22 @@ def load(s, path, rate, seconds, body=None, connections=16, start=subprocess.run
     return start([str(word) for word in line], stdout=subprocess.PIPE, text=True)
 
 
-def p99_us(done):
-    r = json.loads(done.stdout)
+def p99_us(out):
+    r = json.loads(out)
     assert r["outcomes"]["ok"] == r["answered"] > 0, r["outcomes"]
     return r["response_us"]["p99"]
+
+
+def p99_of_both(s, idle, path, rate, seconds, body=None):
+    """(server under test, idle server), measured at the same time."""
+    runs = [load(one, path, rate, seconds, body=body, start=subprocess.Popen) for one in (s, idle)]
+    return tuple(p99_us(run.communicate(timeout=60 + seconds)[0]) for run in runs)
+
+
+def is_fair(here, there, more):
+    """On an idle machine `there` is a fraction of a millisecond and the first limit counts. Where every
+    millisecond is fought for, a server that computes elsewhere than on its loop also loses by that."""
+    return here <= max(there + more, 2.5 * there)
 
 
 def metric(s, name, **labels):
@@ -65,14 +78,15 @@ def infer(s, model, body=TINY, timeout=60):
 
 
 def test_a_model_that_becomes_slow_leaves_the_loop(server, tmp_path):
-    """5 us that become 5 ms: one slow execution on the loop, and then none. The 5 ms are 5 of the 2,000
+    """5 us that become 5 ms: one slow execution on the loop, and then none. The 5 ms are 5 of the 4,000
     health requests of a window, so its p99 does not see them; a model that stayed would delay a
     quarter of them."""
     names = [f"jump_{i}" for i in range(ATTEMPTS)]
     for name in names:
         write_model(tmp_path / "models", name, "delay",
-                    parameters={"spin_us": 5, "after_requests": 250, "spin_us_after": 5000})
+                    parameters={"spin_us": 5, "after_requests": 200, "spin_us_after": 5000})
     s = server("--io-threads", 1, models=[tmp_path / "models"])
+    idle = server("--io-threads", 1, models=[tmp_path / "models"])
     body = tmp_path / "body"
     body.write_bytes(TINY)
     seen = []
@@ -80,49 +94,37 @@ def test_a_model_that_becomes_slow_leaves_the_loop(server, tmp_path):
         for _ in range(100):
             infer(s, name)
         wait_until(lambda: metric(s, "naru_model_inline", model=name) == 1, what=f"{name} on the I/O thread")
-        # asked 50 times a second all the time: the 150 short executions that are left last for 3 s
+        # asked 50 times a second all the time: the 100 or so short executions that are left last for 2 s
         work = load(s, f"/v2/models/{name}/infer", 50, 8, body=body, connections=4, start=subprocess.Popen)
-        before = p99_us(load(s, "/v2/health/live", 1000, 2))
-        across = p99_us(load(s, "/v2/health/live", 1000, 2))
+        across = p99_of_both(s, idle, "/v2/health/live", 1000, 4)
         wait_until(lambda: metric(s, "naru_placement_changes_total", model=name, to="pool") > 0,
                    limit_s=30, what=f"{name} off the I/O thread")
         inline = metric(s, "naru_inline_executions_total", model=name)
-        after = p99_us(load(s, "/v2/health/live", 1000, 2))
+        after = p99_of_both(s, idle, "/v2/health/live", 1000, 2)
         out, _ = work.communicate(timeout=60)
         assert json.loads(out)["outcomes"]["ok"] > 0
         # It left once, and nothing ran on the loop since.
         once = (metric(s, "naru_model_inline", model=name) == 0 and
                 metric(s, "naru_placement_changes_total", model=name, to="pool") == 1 and
                 metric(s, "naru_inline_executions_total", model=name) == inline)
-        seen.append((before, across, after, once))
-        if once and across <= before + 1 * MS and after <= before + 1 * MS:
+        seen.append((across, after, once))
+        if once and all(is_fair(here, there, 1 * MS) for here, there in (across, after)):
             return
-    pytest.fail(f"p99 of health requests in us before, across and after the jump, and whether it left once: {seen}")
+    pytest.fail(f"p99 of health requests in us, here and at an idle server, across and after the jump, and whether "
+                f"the model left once: {seen}")
 
 
 def large_json(n):
     return b'{"inputs":[{"name":"X","shape":[1,%d],"datatype":"FP32","data":[' % n + b"0.12345," * (n - 1) + b"1]}]}"
 
 
-class burning:
-    """Two processes that do nothing but compute: what an upload and its parsing take from everybody on
-    this machine, whichever thread of the server does it."""
-
-    def __enter__(self):
-        self.children = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
-
-    def __exit__(self, *_):
-        for child in self.children:
-            child.kill()
-            child.wait()
-
-
 def test_a_large_body_does_not_delay_small_requests(server, tmp_path):
-    """64 MiB of JSON are parsed off the loop; small requests on it keep their p99 within 2 ms of what it
-    was, or, where cores are short, of what it is beside as much computing outside the server."""
+    """64 MiB of JSON are parsed off the loop; small requests on it keep their p99 within 2 ms of
+    those at a server that is idle but for them."""
     write_model(tmp_path / "models", "large", "identity", dims=-1)
     write_model(tmp_path / "models", "small", "identity")
     s = server("--io-threads", 1, "--max-body", "80MiB", models=[tmp_path / "models"])
+    idle = server("--io-threads", 1, models=[tmp_path / "models"])
     body = tmp_path / "body"
     body.write_bytes(TINY)
     n = (64 << 20) // len("0.12345,")
@@ -154,23 +156,20 @@ def test_a_large_body_does_not_delay_small_requests(server, tmp_path):
 
     seen = []
     for _ in range(ATTEMPTS):
-        quiet = p99_us(load(s, "/v2/models/small/infer", 500, 2, body=body))
         before = len(done)
         stop.clear()
         thread = threading.Thread(target=upload)
         thread.start()
         time.sleep(0.05)
-        beside_json = p99_us(load(s, "/v2/models/small/infer", 500, 3, body=body))
+        here, there = p99_of_both(s, idle, "/v2/models/small/infer", 500, 3, body=body)
         stop.set()
         thread.join(60)
-        with burning():
-            beside_burning = p99_us(load(s, "/v2/models/small/infer", 500, 2, body=body))
         assert not trouble, trouble
         assert len(done) > before
-        seen.append((quiet, beside_burning, beside_json))
-        if beside_json <= max(quiet, beside_burning) + 2 * MS:
+        seen.append((here, there))
+        if is_fair(here, there, 2 * MS):
             return
-    pytest.fail(f"p99 of small requests in us, alone, beside two busy processes, beside 64 MiB of JSON: {seen}")
+    pytest.fail(f"p99 of small requests in us, beside 64 MiB of JSON and at an idle server: {seen}")
 
 
 @pytest.mark.parametrize("dims", [4, 100_000])

@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/buf.h"
 #include "base/mem.h"
@@ -232,6 +233,38 @@ static void test_threads(void **state)
     assert_int_equal(nr_buf_live_bytes(), before); /* exact again: the threads have ended */
 }
 
+static unsigned n_offered;
+static bool take_over;
+static bool unmap_later(void *memory, size_t bytes)
+{
+    n_offered++;
+    assert_true(bytes >= NR_BUF_SLOW_UNMAP_BYTES);
+    memset(memory, 0xff, 64); /* the beginning is free for a node */
+    if (take_over) {
+        assert_int_equal(munmap(memory, bytes), 0);
+    }
+    return take_over;
+}
+
+/* Large mappings are offered to another thread, small ones are not; nobody has to take them. */
+static void test_unmapping_elsewhere(void **state)
+{
+    (void)state;
+    uint64_t before = nr_buf_live_bytes();
+    nr_buf_set_unmap(unmap_later);
+    for (unsigned i = 0; i < 4; i++) {
+        take_over = i % 2 == 0;
+        nr_buf_unref(nr_buf_try_new(NR_BUF_SLOW_UNMAP_BYTES));
+        assert_int_equal(n_offered, i + 1);
+        nr_buf_unref(nr_buf_try_new(NR_BUF_SLOW_UNMAP_BYTES / 2));
+        assert_int_equal(n_offered, i + 1);
+    }
+    nr_buf_set_unmap(NULL);
+    nr_buf_unref(nr_buf_try_new(NR_BUF_SLOW_UNMAP_BYTES));
+    assert_int_equal(n_offered, 4);
+    assert_int_equal(nr_buf_live_bytes(), before);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -244,6 +277,7 @@ int main(void)
         cmocka_unit_test(test_budget),
         cmocka_unit_test(test_without_memory),
         cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_unmapping_elsewhere),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
