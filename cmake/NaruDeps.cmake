@@ -8,7 +8,6 @@ pkg_check_modules(PNG REQUIRED IMPORTED_TARGET libpng)
 pkg_check_modules(WEBP REQUIRED IMPORTED_TARGET libwebp)
 pkg_check_modules(CMOCKA IMPORTED_TARGET cmocka)
 pkg_check_modules(YAML REQUIRED IMPORTED_TARGET yaml-0.1)
-pkg_check_modules(SQLITE IMPORTED_TARGET sqlite3)
 
 if(NOT EXISTS "${NARU_DEPS_DIR}/src/llhttp/src/llhttp.c" OR NOT EXISTS "${NARU_DEPS_DIR}/src/yyjson/yyjson.c")
   message(FATAL_ERROR "missing sources under ${NARU_DEPS_DIR}: run scripts/setup (or make) first")
