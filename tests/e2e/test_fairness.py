@@ -108,7 +108,9 @@ def test_a_model_that_becomes_slow_leaves_the_loop(server, tmp_path):
                 metric(s, "naru_placement_changes_total", model=name, to="pool") == 1 and
                 metric(s, "naru_inline_executions_total", model=name) == inline)
         seen.append((across, after, once))
-        if once and all(is_fair(here, there, 1 * MS) for here, there in (across, after)):
+        # That it left once is exact. The time is within 1 ms of the idle server's, or, where cores are short, below one execution of 5 ms, for which a quarter
+        # of the requests would wait if the model had stayed.
+        if once and all(is_fair(*pair, 1 * MS) or pair[0] < 4 * MS for pair in (across, after)):
             return
     pytest.fail(f"p99 of health requests in us, here and at an idle server, across and after the jump, and whether "
                 f"the model left once: {seen}")
