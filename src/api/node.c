@@ -21,6 +21,9 @@
 #include "base/mem.h"
 #include "io/loop.h"
 
+/* Of an I/O thread's time, so that it gets in soon between executors that compute. */
+#define SLICE_NS (NR_MS_NS / 10)
+
 struct nr_node {
     struct nr_node_cfg cfg;
     struct nr_loop **loops;
@@ -219,6 +222,7 @@ static void *loop_main(void *arg)
     char name[16];
     snprintf(name, sizeof(name), "naru-io-%u", nr_loop_index(l) % 1000);
     pthread_setname_np(pthread_self(), name);
+    (void)nr_cpu_slice(SLICE_NS); /* older kernels: executions may hold a loop up for longer */
     nr_loop_run(l);
     nr_arena_thread_done();
     nr_buf_thread_done();
