@@ -253,8 +253,8 @@ static unsigned collect(struct nr_call *c, struct row **ret)
             rows[n].version = v;
             rows[n].labels =
                 nr_arena_fmt(a, "model=\"%s\",version=\"%lld\"", v->name, (long long)v->number);
-            nr_counters_read(nr_sched_counters(nr_runtime_of(v)->sched), a, &rows[n].counts);
-            nr_sched_state_get(nr_runtime_of(v)->sched, &rows[n].state);
+            nr_counters_read(nr_runtime_of(v)->counters, a, &rows[n].counts);
+            nr_runtime_state_get(nr_runtime_of(v), &rows[n].state);
             n++;
         }
     }

@@ -61,7 +61,7 @@ void nr_v2_model_view(struct nr_call *c, struct nr_model_view *ret)
 static void stats_view(struct nr_arena *a, const struct nr_version *v, struct nr_stats_view *s)
 {
     struct nr_counts n;
-    nr_counters_read(nr_sched_counters(nr_runtime_of(v)->sched), a, &n);
+    nr_counters_read(nr_runtime_of(v)->counters, a, &n);
     *s = (struct nr_stats_view){.name = nr_str_from(v->name),
                                 .version = nr_v2_version_text(v, a),
                                 .last_inference_ms = n.last_wall_ms,

@@ -227,7 +227,7 @@ void nr_place_deliver(struct nr_place *p)
         struct nr_request *r = p->taken[i];
         r->end_ns = end_ns;
         r->msg.run = nr_request_on_msg;
-        /* From here on a cancel finds nothing to do; pairs with nr_sched_cancel. */
+        /* From here on a cancel finds nothing to do; pairs with cancel() of sched.c. */
         atomic_store_explicit(&r->state, NR_REQUEST_DONE, memory_order_release);
         if (is_inline) {
             nr_request_complete(r);

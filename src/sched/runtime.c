@@ -221,6 +221,8 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
         return st;
     }
     nr_sched_prove(rt->sched);
+    rt->target = nr_sched_target(rt->sched);
+    rt->counters = nr_sched_counters(rt->sched);
     rt->signature = &c->sig;
     v->memory_bytes = nr_plugin_model_memory(rt->model);
     v->runtime = NR_TAKE(rt);
@@ -232,6 +234,11 @@ static void runtime_close(void *ctx, struct nr_version *v)
     (void)ctx;
     runtime_free(v->runtime);
     v->runtime = NULL;
+}
+
+void nr_runtime_state_get(const struct nr_runtime *rt, struct nr_sched_state *ret)
+{
+    nr_sched_state_get(rt->sched, ret);
 }
 
 const struct nr_version_ops nr_runtime_ops = {.open = runtime_open, .close = runtime_close};

@@ -24,8 +24,10 @@ struct nr_runtime_host {
 
 struct nr_runtime {
     struct nr_version *version; /* back pointer; the version owns the runtime */
+    struct nr_target *target;   /* where requests of the version go */
+    struct nr_counters *counters;
     struct nr_plugin_model *model;
-    struct nr_sched *sched;
+    struct nr_sched *sched; /* runs the model's batches */
     const struct nr_signature *signature;
     struct nr_plugin_instance **instances;
     unsigned n_instances;
@@ -38,6 +40,8 @@ struct nr_runtime {
 
 /* ctx of the ops is the struct nr_runtime_host. */
 extern const struct nr_version_ops nr_runtime_ops;
+
+void nr_runtime_state_get(const struct nr_runtime *rt, struct nr_sched_state *ret); /* any thread */
 
 static inline struct nr_runtime *nr_runtime_of(const struct nr_version *v)
 {

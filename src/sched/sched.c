@@ -23,7 +23,7 @@ void nr_sched_limits_default(struct nr_sched_limits *l)
 
 /* --- queue and executors ----------------------------------------------------------------------- */
 
-/* Makes the requests of a place findable for nr_sched_cancel, or hides them again before they are
+/* Makes the requests of a place findable for a cancel, or hides them again before they are
  * handed back; only for plug-ins that can be told. */
 static void show_running(struct nr_place *p, bool shown)
 {
@@ -195,7 +195,7 @@ static bool run_queue(struct nr_runnable *runnable)
 static void on_deadline(struct nr_timer *t)
 {
     struct nr_request *r = nr_container_of(t, struct nr_request, timer);
-    nr_sched_cancel(r, NARU_DEADLINE, false);
+    nr_request_cancel(r, NARU_DEADLINE, false);
 }
 
 /* Under the lock: NULL when the queue takes it, else why not. */
@@ -264,9 +264,10 @@ static void prepare(struct nr_sched *s, struct nr_request *r)
     r->outputs = nr_arena_zalloc(r->arena, NR_MAX(r->in->n_outputs, 1u) * sizeof(*r->outputs));
 }
 
-void nr_sched_submit(struct nr_request *r)
+static void submit(struct nr_target *t, struct nr_request *r)
 {
-    struct nr_sched *s = r->sched;
+    struct nr_sched *s = nr_container_of(t, struct nr_sched, target);
+    r->sched = s;
     r->status = NARU_OK;
     r->error = (struct nr_str){0};
     r->queued_ns = nr_clock_now();
@@ -300,9 +301,9 @@ static const char *cancel_text(nr_status status)
                                    : "the request was cancelled before it ran";
 }
 
-void nr_sched_cancel(struct nr_request *r, nr_status status, bool running_too)
+static void cancel(struct nr_target *t, struct nr_request *r, nr_status status, bool running_too)
 {
-    struct nr_sched *s = r->sched;
+    struct nr_sched *s = nr_container_of(t, struct nr_sched, target);
     pthread_mutex_lock(&s->lock);
     bool waiting = atomic_load_explicit(&r->state, memory_order_acquire) == NR_REQUEST_QUEUED;
     if (!waiting && running_too) {
@@ -337,6 +338,7 @@ nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, st
 {
     struct nr_sched *s = nr_new(struct nr_sched);
     s->cfg = *cfg;
+    s->target = (struct nr_target){.submit = submit, .cancel = cancel};
     s->n_places = cfg->n_instances;
     pthread_mutex_init(&s->lock, NULL);
     pthread_mutex_init(&s->finished_lock, NULL);
@@ -395,6 +397,11 @@ void nr_sched_free(struct nr_sched *s)
     nr_free(s->places);
     nr_free(s->turns);
     nr_free(s);
+}
+
+struct nr_target *nr_sched_target(struct nr_sched *s)
+{
+    return &s->target;
 }
 
 const struct nr_signature *nr_sched_signature(const struct nr_sched *s)

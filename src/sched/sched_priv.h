@@ -49,6 +49,7 @@ struct nr_turn { /* one per loop; loop thread only */
 };
 
 struct nr_sched {
+    struct nr_target target;
     struct nr_sched_cfg cfg;
     struct nr_runnable runnable;
     struct nr_counters *counters;

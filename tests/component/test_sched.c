@@ -160,14 +160,14 @@ static struct one *submit(struct world *w, unsigned index, int64_t rows, int64_t
                                         .bytes = (size_t)rows * WIDTH * sizeof(float)};
     o->in = (struct nr_infer_request){
         .rows = rows, .inputs = &o->input, .n_inputs = 1, .outputs = &o->output, .n_outputs = 1};
-    o->r = (struct nr_request){.sched = w->sched,
+    o->r = (struct nr_request){.target = nr_sched_target(w->sched),
                                .loop = w->loop,
                                .arena = &o->arena,
                                .in = &o->in,
                                .arrival_ns = nr_clock_now(),
                                .deadline_ns = deadline_ns,
                                .on_complete = on_complete};
-    nr_sched_submit(&o->r);
+    nr_request_submit(&o->r);
     return o;
 }
 
@@ -362,14 +362,14 @@ static void test_cancel_queued_and_running(void **state)
     while (s.running == 0 && nr_clock_now() < until) {
         nr_sched_state_get(w.sched, &s);
     }
-    nr_sched_cancel(&w.all[1].r, NARU_CANCELLED, true);
+    nr_request_cancel(&w.all[1].r, NARU_CANCELLED, true);
     assert_int_equal(w.all[1].completed, 1);
     assert_int_equal(w.all[1].r.status, NARU_CANCELLED);
-    nr_sched_cancel(&w.all[1].r, NARU_CANCELLED, true);  /* again: nothing */
-    nr_sched_cancel(&w.all[0].r, NARU_CANCELLED, false); /* begun, and not to be disturbed */
+    nr_request_cancel(&w.all[1].r, NARU_CANCELLED, true);  /* again: nothing */
+    nr_request_cancel(&w.all[0].r, NARU_CANCELLED, false); /* begun, and not to be disturbed */
     assert_int_equal(w.all[0].completed, 0);
     int64_t begin = nr_clock_now();
-    nr_sched_cancel(&w.all[0].r, NARU_CANCELLED, true); /* the sleep of ten seconds ends early */
+    nr_request_cancel(&w.all[0].r, NARU_CANCELLED, true); /* the sleep of ten seconds ends early */
     assert_true(turn_until(&w, 2, 9 * NR_S_NS));
     assert_true(nr_clock_now() - begin < 5 * NR_S_NS);
     finish(&w, 2);
@@ -386,7 +386,7 @@ static void test_cancel_before_the_turn_ends(void **state)
                                    .limits = usual()});
     submit(&w, 0, 1, 0);
     submit(&w, 1, 1, 0);
-    nr_sched_cancel(&w.all[0].r, NARU_CANCELLED, true);
+    nr_request_cancel(&w.all[0].r, NARU_CANCELLED, true);
     assert_int_equal(w.all[0].completed, 1);
     nr_loop_turn(w.loop, 0);
     assert_int_equal(w.all[0].completed, 1);
@@ -499,7 +499,7 @@ static void test_a_plug_in_that_never_answers_can_be_cancelled(void **state)
                                    .limits = usual()});
     submit(&w, 0, 1, 0);
     assert_false(turn_until(&w, 1, 100 * NR_MS_NS));
-    nr_sched_cancel(&w.all[0].r, NARU_CANCELLED, true);
+    nr_request_cancel(&w.all[0].r, NARU_CANCELLED, true);
     assert_true(turn_until(&w, 1, 10 * NR_S_NS));
     finish(&w, 1);
 }
