@@ -322,7 +322,7 @@ nr_status nr_call_lookup(struct nr_call *c, struct nr_str model, struct nr_str v
     struct nr_catalog_reader *reader = &c->api->readers[nr_loop_index(c->x->loop)];
     nr_status st = nr_catalog_lookup(nr_catalog_get(reader), model, version, &c->version, err);
     if (st == NARU_OK) {
-        c->pin = nr_catalog_pin(reader);
+        c->pin = nr_catalog_pin(reader, c->version);
         c->runtime = nr_runtime_of(c->version);
     }
     return st;
@@ -478,7 +478,7 @@ static void on_done(void *ctx, struct nr_exchange *x)
         access_log(c); /* an error of ours is always worth its one line */
     }
     if (c->pin != NULL) {
-        nr_catalog_unpin(c->pin);
+        nr_catalog_unpin(c->pin, c->version);
         c->pin = NULL;
     }
 }

@@ -319,7 +319,7 @@ void nr_node_free(struct nr_node *n)
     /* A load may still be under way, and what it publishes goes through the edge: let it end. Then
      * the readers' snapshots go first, or the repository would wait for them. */
     if (n->repository != NULL) {
-        nr_repository_wait(n->repository, 0);
+        nr_repository_stop(n->repository);
     }
     nr_api_readers_done(n->api);
     nr_repository_free(n->repository);

@@ -5,11 +5,13 @@
  * a reader compares that number with the one it has (a shared cache line that is only read) and
  * takes the lock only when it differs. Readers count their own requests in a view without atomics,
  * because a request begins and ends on the loop that read it. The alternatives, a count per request
- * on the version or epochs, cost a shared write per request or more code.
+ * on the version or epochs, cost a shared write per request or more code. A view that retires while
+ * requests run keeps the versions of those requests and lets the snapshot go: a request that takes
+ * a minute holds its own model, not every model that was there when it came.
  *
  * INVARIANTS
- *  1. A snapshot holds a reference of every version that is READY in it; while a view of it is
- *     pinned or current, none of them closes.
+ *  1. A snapshot holds a reference of every version that is READY in it. A current view holds its
+ *     snapshot; a retired one a reference of each version that is pinned in it.
  *  2. A view belongs to the thread of its reader; it is freed when it is neither current nor pinned.
  *  3. reader.generation is that of the view's snapshot.
  */
@@ -25,7 +27,16 @@ static const char *copy_text(struct nr_arena *a, const char *text)
     return text[0] == '\0' ? "" : nr_arena_strz(a, nr_str_from(text));
 }
 
-static void fill_model(struct nr_catalog *c, struct nr_catalog_model *to, const struct nr_model *m)
+/* In explicit mode a model that nobody wants loaded does not make the server unready. */
+static bool counts(enum nr_control_mode mode, const struct nr_version *v, nr_version_state state)
+{
+    return mode != NR_CONTROL_EXPLICIT ||
+           !(state == NR_VERSION_UNKNOWN || state == NR_VERSION_UNLOADING ||
+             (state == NR_VERSION_UNAVAILABLE && strcmp(v->reason, "unloaded") == 0));
+}
+
+static void fill_model(const struct nr_repository *r, struct nr_catalog *c,
+                       struct nr_catalog_model *to, const struct nr_model *m)
 {
     struct nr_catalog_version *versions =
         nr_arena_zalloc(&c->arena, NR_MAX(m->n_slots, (size_t)1) * sizeof *versions);
@@ -40,7 +51,7 @@ static void fill_model(struct nr_catalog *c, struct nr_catalog_model *to, const 
                                                   .reason = copy_text(&c->arena, v->reason),
                                                   .version = ready ? nr_version_ref(v) : NULL};
         to->best = ready ? v : to->best;
-        c->all_ready = c->all_ready && ready;
+        c->all_ready = c->all_ready && (ready || !counts(r->cfg.mode, v, state));
     }
     to->versions = versions;
     to->n_versions = (uint32_t)m->n_slots;
@@ -63,12 +74,15 @@ struct nr_catalog *nr_catalog_make(const struct nr_repository *r, uint64_t gener
     nr_map_init(&c->by_name);
     struct nr_catalog_model *models =
         nr_arena_zalloc(&c->arena, NR_MAX(r->n_models, (size_t)1) * sizeof *models);
+    c->n_index = r->n_index;
     for (size_t i = 0; i < r->n_models; i++) {
-        fill_model(c, &models[i], r->models[i]);
-        (void)nr_map_put(&c->by_name, nr_str_from(models[i].name), &models[i]);
+        if (r->models[i]->shown) {
+            struct nr_catalog_model *to = &models[c->n_models++];
+            fill_model(r, c, to, r->models[i]);
+            (void)nr_map_put(&c->by_name, nr_str_from(to->name), to);
+        }
     }
     c->models = models;
-    c->n_models = (uint32_t)r->n_models;
     return c;
 }
 
@@ -90,19 +104,25 @@ void nr_catalog_unref(struct nr_catalog *c)
 
 /* --- readers ---------------------------------------------------------------------------------- */
 
-static void view_release(struct nr_catalog_view *view)
-{
-    if (view && !view->current && view->pins == 0) {
-        nr_catalog_unref(view->catalog);
-        nr_free(view);
-    }
-}
-
+/* No request will be found in it any more: keeps what is pinned, lets the snapshot go. */
 static void view_retire(struct nr_catalog_view *view)
 {
-    if (view) {
-        view->current = false;
-        view_release(view);
+    if (!view) {
+        return;
+    }
+    struct nr_catalog *c = NR_TAKE(view->catalog);
+    view->current = false;
+    for (uint32_t i = 0; i < c->n_models && view->n_pins > 0; i++) {
+        for (uint32_t k = 0; k < c->models[i].n_versions; k++) {
+            struct nr_version *v = c->models[i].versions[k].version;
+            if (v && view->pins[v->index] > 0) {
+                (void)nr_version_ref(v);
+            }
+        }
+    }
+    nr_catalog_unref(c);
+    if (view->n_pins == 0) {
+        nr_free(view);
     }
 }
 
@@ -126,12 +146,13 @@ void nr_catalog_refresh(struct nr_catalog_reader *rd)
                   rd->generation == atomic_load_explicit(&r->generation, memory_order_acquire))) {
         return;
     }
-    struct nr_catalog_view *view = nr_new(struct nr_catalog_view);
-    view->current = true;
     (void)pthread_mutex_lock(&r->lock);
-    view->catalog = r->catalog;
-    (void)atomic_fetch_add_explicit(&r->catalog->refs, 1, memory_order_relaxed);
+    struct nr_catalog *c = r->catalog;
+    (void)atomic_fetch_add_explicit(&c->refs, 1, memory_order_relaxed);
     (void)pthread_mutex_unlock(&r->lock);
+    struct nr_catalog_view *view = nr_alloc(sizeof *view + c->n_index * sizeof(view->pins[0]));
+    view->catalog = c;
+    view->current = true;
     view_retire(rd->view);
     rd->view = view;
     rd->generation = view->catalog->generation;
@@ -143,18 +164,28 @@ const struct nr_catalog *nr_catalog_get(struct nr_catalog_reader *rd)
     return rd->view->catalog;
 }
 
-struct nr_catalog_view *nr_catalog_pin(struct nr_catalog_reader *rd)
+struct nr_catalog_view *nr_catalog_pin(struct nr_catalog_reader *rd, const struct nr_version *v)
 {
-    NR_DCHECK(rd->view != NULL);
-    rd->view->pins++;
+    NR_DCHECK(rd->view != NULL && v->index < rd->view->catalog->n_index);
+    rd->view->pins[v->index]++;
+    rd->view->n_pins++;
     return rd->view;
 }
 
-void nr_catalog_unpin(struct nr_catalog_view *view)
+void nr_catalog_unpin(struct nr_catalog_view *view, struct nr_version *v)
 {
-    NR_DCHECK(view->pins > 0);
-    view->pins--;
-    view_release(view);
+    NR_DCHECK(view->n_pins > 0 && view->pins[v->index] > 0);
+    view->n_pins--;
+    bool last = --view->pins[v->index] == 0;
+    if (view->current) {
+        return;
+    }
+    if (last) {
+        nr_version_unref(v);
+    }
+    if (view->n_pins == 0) {
+        nr_free(view);
+    }
 }
 
 /* --- lookup ----------------------------------------------------------------------------------- */

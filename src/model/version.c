@@ -72,7 +72,8 @@ void nr_version_clear(struct nr_version *v)
     nr_config_free(v->config);
     v->config = NULL;
     nr_close(v->dir_fd);
-    v->dir_fd = -1;
+    nr_close(v->model_fd);
+    v->dir_fd = v->model_fd = -1;
     v->memory_bytes = 0;
 }
 

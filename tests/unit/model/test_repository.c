@@ -583,8 +583,8 @@ static void test_unload_waits_for_pins(void **state)
     nr_catalog_reader_init(&rd, r);
     assert_int_equal(nr_catalog_lookup(nr_catalog_get(&rd), NR_STR("a"), NR_STR(""), &v, &err),
                      NARU_OK);
-    struct nr_catalog_view *pin = nr_catalog_pin(&rd);
-    assert_ptr_equal(pin, nr_catalog_pin(&rd)); /* two requests of one snapshot */
+    struct nr_catalog_view *pin = nr_catalog_pin(&rd, v);
+    assert_ptr_equal(pin, nr_catalog_pin(&rd, v)); /* two requests of one snapshot */
     assert_int_equal(nr_repository_unload(r, "nobody", &err), NARU_NOT_FOUND);
     assert_int_equal(nr_repository_unload(r, "a", &err), NARU_OK);
     assert_has(index_text(r, false), "a/1 UNLOADING;b/1 READY;");
@@ -594,10 +594,10 @@ static void test_unload_waits_for_pins(void **state)
     assert_has(err.text, "being unloaded");
     assert_false(nr_repository_wait(r, nr_clock_now() + 20 * NR_MS_NS));
     assert_non_null(v->config);
-    nr_catalog_unpin(pin);
+    nr_catalog_unpin(pin, v);
     assert_false(nr_repository_wait(r, nr_clock_now() + 20 * NR_MS_NS));
     assert_int_equal(stub.closed, 0);
-    nr_catalog_unpin(pin);
+    nr_catalog_unpin(pin, v);
     assert_true(nr_repository_wait(r, 0));
     assert_int_equal(stub.closed, 1);
     assert_has(index_text(r, false), "a/1 UNAVAILABLE unloaded;b/1 READY;");
@@ -682,23 +682,25 @@ static void *look(void *arg)
     struct nr_catalog_reader rd;
     nr_catalog_reader_init(&rd, l->r);
     struct nr_catalog_view *pins[8] = {NULL};
+    struct nr_version *held[8] = {NULL};
     for (unsigned i = 0; !atomic_load(l->stop); i++) {
         struct nr_version *v;
         struct nr_err err;
         const struct nr_catalog *c = nr_catalog_get(&rd);
         if (pins[i % 8]) {
-            nr_catalog_unpin(pins[i % 8]);
+            nr_catalog_unpin(pins[i % 8], held[i % 8]);
             pins[i % 8] = NULL;
         }
         if (nr_catalog_lookup(c, i % 2 ? NR_STR("m1") : NR_STR("m2"), NR_STR(""), &v, &err) ==
             NARU_OK) {
-            pins[i % 8] = nr_catalog_pin(&rd);
+            pins[i % 8] = nr_catalog_pin(&rd, v);
+            held[i % 8] = v;
             l->found += v->config->max_batch_size == 64 && v->runtime == &stub;
         }
     }
     for (int i = 0; i < 8; i++) {
         if (pins[i]) {
-            nr_catalog_unpin(pins[i]);
+            nr_catalog_unpin(pins[i], held[i]);
         }
     }
     nr_catalog_reader_done(&rd);
