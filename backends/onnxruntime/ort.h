@@ -6,6 +6,7 @@
  *   ort_run.c      instances and execution
  *   ort_string.c   BYTES ↔ string tensors
  *   ort_gpu.c      GPUs of the machine
+ *   ort_threads.c  makes the threads of sessions' own pools
  */
 #ifndef NR_BACKENDS_ONNXRUNTIME_ORT_H
 #define NR_BACKENDS_ONNXRUNTIME_ORT_H
@@ -21,6 +22,8 @@
 
 #define ORT_MAX_PATH 4096
 
+struct ort_spawner;
+
 struct naru_backend_lib {
     const naru_host *host;
     const OrtApi *api;
@@ -33,6 +36,7 @@ struct naru_backend_lib {
     int cores;                 /* threads of the global pool, the caller's included */
     int spin_us;               /* of pools of single sessions; 0: do not spin */
     bool shared_arena;         /* sessions allocate from one arena */
+    struct ort_spawner *spawner;
     _Atomic int pool_threads;  /* started for pools of single sessions */
     _Atomic unsigned opening;  /* model_open calls under way, for the estimate of memory */
     _Atomic unsigned openings; /* ever begun */
@@ -87,6 +91,12 @@ void ort_graph_read(int dir_fd, const char *path, struct ort_graph *ret);
 naru_status ort_options_make(struct naru_backend_lib *lib, const naru_model_args *args,
                              const struct ort_graph *graph, OrtSessionOptions **ret,
                              struct ort_threads *threads, naru_text *err);
+
+/* The thread that makes threads; NULL when none can be had. Free accepts NULL, after all sessions. */
+struct ort_spawner *ort_spawner_new(void);
+void ort_spawner_free(struct ort_spawner *s);
+/* Sessions made with `so` get their threads from it. */
+OrtStatus *ort_spawner_use(struct ort_spawner *s, const OrtApi *a, OrtSessionOptions *so);
 
 /* GPUs seen through the driver; 0 where there is none. */
 uint32_t ort_gpu_count(void);

@@ -33,8 +33,31 @@ static const struct option_def defs[] = {
      .kind = OPTION_CHOICE,
      .offset = O(control_mode),
      .preset = "none",
-     .choices = "none",
-     .help = "none: all models are loaded once at the start"},
+     .choices = "none|poll|explicit",
+     .help =
+         "none: all models are loaded once at the start; poll: the files are looked at, what is "
+         "new, changed or gone is loaded or unloaded; explicit: by --load-model and the "
+         "repository API"},
+    {.name = "load-model",
+     .kind = OPTION_LIST,
+     .offset = O(load_models),
+     .arg = "NAME",
+     .help = "in explicit mode, load this model at the start; may be repeated, * alone: all"},
+    {.name = "repository-poll-secs",
+     .alias = "repository-poll",
+     .kind = OPTION_DURATION,
+     .offset = O(poll_ns),
+     .preset = "15s",
+     .arg = "TIME",
+     .unit_ns = S,
+     .help = "in poll mode, time between two looks at the files"},
+    {.name = "repository-quiet",
+     .kind = OPTION_DURATION,
+     .offset = O(quiet_ns),
+     .preset = "2s",
+     .arg = "TIME",
+     .unit_ns = S,
+     .help = "in poll mode, files must have rested for so long before a change is taken"},
     {.name = "exit-on-error",
      .kind = OPTION_BOOL,
      .offset = O(exit_on_error),
@@ -661,6 +684,13 @@ static void configure_rest(const struct serve_options *o, struct nr_node_cfg *cf
     cfg->placement.slow_ns = (int64_t)o->inline_slow_ns;
     cfg->placement.budget_ns = (int64_t)o->inline_budget_ns;
     cfg->repository.config_name = o->config_name;
+    cfg->repository.mode = strcmp(o->control_mode, "poll") == 0       ? NR_CONTROL_POLL
+                           : strcmp(o->control_mode, "explicit") == 0 ? NR_CONTROL_EXPLICIT
+                                                                      : NR_CONTROL_NONE;
+    cfg->repository.load = o->load_models.items;
+    cfg->repository.n_load = o->load_models.n;
+    cfg->repository.poll_ns = (int64_t)o->poll_ns;
+    cfg->repository.quiet_ns = (int64_t)o->quiet_ns;
     cfg->repository.load_threads = o->load_threads;
     cfg->repository.config.auto_complete = !o->disable_auto_complete;
     cfg->api.server_name = o->id;
@@ -688,6 +718,9 @@ nr_status serve_configure(const struct serve_options *o, const struct option_lis
         return nr_fail(err, NARU_INVALID,
                        "no model: give a model file, a model's folder or a repository, e.g. naru "
                        "serve model.onnx");
+    }
+    if (o->load_models.n > 0 && strcmp(o->control_mode, "explicit") != 0) {
+        return nr_fail(err, NARU_INVALID, "--load-model needs --model-control-mode=explicit");
     }
     cfg->repository.paths = paths->items;
     cfg->repository.n_paths = paths->n;

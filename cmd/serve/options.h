@@ -10,6 +10,8 @@ struct serve_options {
     /* models */
     struct option_list repositories;
     const char *config_name, *control_mode;
+    struct option_list load_models;
+    uint64_t poll_ns, quiet_ns;
     bool exit_on_error, strict_readiness, disable_auto_complete;
     unsigned load_threads;
     struct option_list backend_dirs, backend_config;

@@ -137,7 +137,7 @@ struct nr_op {
     char name[129];
 };
 /* Takes op (kind and done are set) over. Never blocks. A name that is unknown: NARU_NOT_FOUND for a
- * load, NARU_OK for an unload, as Triton answers. NARU_PRECONDITION outside NR_CONTROL_EXPLICIT. Any
+ * load, NARU_OK for an unload, as Triton answers. NARU_UNAVAILABLE outside NR_CONTROL_EXPLICIT. Any
  * thread. */
 void nr_repository_submit(struct nr_repository *r, struct nr_str name, struct nr_op *op);
 

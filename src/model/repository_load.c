@@ -878,7 +878,7 @@ void nr_repository_submit(struct nr_repository *r, struct nr_str name, struct nr
 {
     op->err = (struct nr_err){0};
     if (r->cfg.mode != NR_CONTROL_EXPLICIT) {
-        (void)nr_fail(&op->err, NARU_PRECONDITION,
+        (void)nr_fail(&op->err, NARU_UNAVAILABLE,
                       "explicit model load / unload is not allowed if polling is enabled or all "
                       "models are loaded at the start: start with --model-control-mode=explicit");
     } else if (!nr_name_valid(name)) {

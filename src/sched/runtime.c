@@ -33,6 +33,7 @@ static void runtime_free(struct nr_runtime *rt)
         nr_plugin_instance_close(rt->loop_instances[i]);
     }
     nr_plugin_model_close(rt->model);
+    nr_plugin_unref(rt->plugin);
     nr_free(rt->instances);
     nr_free(rt->loop_instances);
     nr_free(rt);
@@ -66,15 +67,9 @@ static int32_t wanted_device(const struct nr_model_config *c)
     return -1;
 }
 
-static nr_status open_model(const struct nr_runtime_host *host, struct nr_version *v,
-                            struct nr_runtime *rt, struct nr_err *err)
+static nr_status open_model(struct nr_version *v, struct nr_runtime *rt, struct nr_err *err)
 {
     const struct nr_model_config *c = v->config;
-    struct nr_plugin *plugin;
-    nr_status st = nr_plugin_open(host->plugins, nr_str_from(c->backend), &plugin, err);
-    if (st != NARU_OK) {
-        return st;
-    }
     naru_model_args args = {.struct_size = sizeof(args),
                             .dir_fd = v->dir_fd,
                             .name = c->name,
@@ -89,9 +84,7 @@ static nr_status open_model(const struct nr_runtime_host *host, struct nr_versio
                             .outputs = c->args_outputs,
                             .n_inputs = c->n_args_inputs,
                             .n_outputs = c->n_args_outputs};
-    st = nr_plugin_model_open(plugin, &args, &rt->model, err);
-    nr_plugin_unref(plugin);
-    return st;
+    return nr_plugin_model_open(rt->plugin, &args, &rt->model, err);
 }
 
 static nr_status open_instances(struct nr_runtime *rt, const struct nr_model_config *c, unsigned n,
@@ -191,15 +184,29 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
     return nr_sched_new(&cfg, &rt->sched, err);
 }
 
+/* The library, whose threads live as long as it does, is opened here and not in open. */
+static nr_status runtime_prepare(void *ctx, struct nr_version *v, struct nr_err *err)
+{
+    const struct nr_runtime_host *host = ctx;
+    struct nr_plugin *plugin;
+    nr_status st = nr_plugin_open(host->plugins, nr_str_from(v->config->backend), &plugin, err);
+    if (st == NARU_OK) {
+        struct nr_runtime *rt = nr_new(struct nr_runtime);
+        rt->version = v;
+        rt->plugin = plugin;
+        rt->extra_free = host->extra_free;
+        v->runtime = rt;
+    }
+    return st;
+}
+
 static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *err)
 {
     const struct nr_runtime_host *host = ctx;
-    nr_cleanup(runtime_free_at) struct nr_runtime *rt = nr_new(struct nr_runtime);
-    rt->version = v;
-    rt->extra_free = host->extra_free;
+    nr_cleanup(runtime_free_at) struct nr_runtime *rt = NR_TAKE(v->runtime);
     bool says_instances = v->config->pb->n_instance_group > 0;
     rt->says_batching = v->config->pb->dynamic_batching != NULL;
-    nr_status st = open_model(host, v, rt, err);
+    nr_status st = open_model(v, rt, err);
     if (st != NARU_OK) {
         return st;
     }
@@ -241,4 +248,5 @@ void nr_runtime_state_get(const struct nr_runtime *rt, struct nr_sched_state *re
     nr_sched_state_get(rt->sched, ret);
 }
 
-const struct nr_version_ops nr_runtime_ops = {.open = runtime_open, .close = runtime_close};
+const struct nr_version_ops nr_runtime_ops = {
+    .prepare = runtime_prepare, .open = runtime_open, .close = runtime_close};

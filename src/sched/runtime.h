@@ -26,6 +26,7 @@ struct nr_runtime {
     struct nr_version *version; /* back pointer; the version owns the runtime */
     struct nr_target *target;   /* where requests of the version go */
     struct nr_counters *counters;
+    struct nr_plugin *plugin; /* opened before the model: see nr_version_ops.prepare */
     struct nr_plugin_model *model;
     struct nr_sched *sched; /* runs the model's batches */
     const struct nr_signature *signature;
