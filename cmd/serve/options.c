@@ -81,6 +81,13 @@ static const struct option_def defs[] = {
      .arg = "N",
      .max = 64,
      .help = "models loaded at the same time; 0: as many as cores, 4 at most"},
+    {.name = "warm-up",
+     .kind = OPTION_BOOL,
+     .offset = O(warm_up),
+     .preset = "true",
+     .help =
+         "run a model on zeros before it serves, where its first runs are slower than later ones "
+         "(300 ms at most); model_warmup of a configuration is always done"},
     {.name = "backend-directory",
      .kind = OPTION_LIST,
      .offset = O(backend_dirs),
@@ -688,6 +695,7 @@ static void configure_rest(const struct serve_options *o, struct nr_node_cfg *cf
     cfg->pool_threads = o->pool_threads;
     cfg->pool_queue = o->pool_queue;
     cfg->max_instances = o->max_instances;
+    cfg->warm_up = o->warm_up;
     cfg->memory_budget_bytes = o->memory_budget;
     cfg->cache_bytes = o->cache_size;
     cfg->queue.max_queue_requests = o->queue_requests;

@@ -39,8 +39,11 @@ struct nr_node {
 
 void nr_node_cfg_default(struct nr_node_cfg *cfg)
 {
-    *cfg = (struct nr_node_cfg){
-        .max_exec_threads = 64, .pool_queue = 256, .max_instances = 64, .cache_bytes = 64u << 20};
+    *cfg = (struct nr_node_cfg){.max_exec_threads = 64,
+                                .pool_queue = 256,
+                                .max_instances = 64,
+                                .cache_bytes = 64u << 20,
+                                .warm_up = true};
     nr_http_limits_default(&cfg->http);
     nr_sched_limits_default(&cfg->queue);
     nr_placement_cfg_default(&cfg->placement);
@@ -167,6 +170,7 @@ static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
                                  .limits = n->cfg.queue,
                                  .placement = n->cfg.placement,
                                  .max_instances = n->cfg.max_instances,
+                                 .warm_up = n->cfg.warm_up,
                                  .cache = make_cache(n->cfg.cache_bytes, budget),
                                  .extra_free = nr_predict_plan_free};
     struct nr_repository_cfg rc = n->cfg.repository;

@@ -431,7 +431,7 @@ nr_status nr_config_list_ignored(struct nr_model_config *c, struct nr_err *err)
         bool there;
         const char *name;
     } all[] = {
-        {pb->n_model_warmup > 0, "model_warmup"},
+        {pb->n_model_warmup > 0 && c->decoupled, "model_warmup"},
         {d && d->priority_levels > 1, "priority_levels"},
         {d && d->preserve_ordering, "preserve_ordering"},
         {d && d->default_queue_policy &&

@@ -72,10 +72,11 @@ static nr_status open_model(struct nr_version *v, struct nr_runtime *rt, struct 
 {
     const struct nr_model_config *c = v->config;
     if (c->decoupled && (rt->plugin->caps & NARU_CAP_DECOUPLED) == 0) {
-        return nr_fail(err, NARU_UNSUPPORTED,
-                       "model_transaction_policy: decoupled, but plug-in \"%s\" answers each request "
-                       "once; leave it out",
-                       rt->plugin->name);
+        return nr_fail(
+            err, NARU_UNSUPPORTED,
+            "model_transaction_policy: decoupled, but plug-in \"%s\" answers each request "
+            "once; leave it out",
+            rt->plugin->name);
     }
     naru_model_args args = {.struct_size = sizeof(args),
                             .dir_fd = v->dir_fd,
@@ -192,6 +193,20 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
     return nr_sched_new(&cfg, &rt->sched, err);
 }
 
+static nr_status warm_up(const struct nr_runtime_host *host, struct nr_runtime *rt,
+                         const struct nr_version *v, struct nr_err *err)
+{
+    const Inference__ModelConfig *pb = v->config->pb;
+    nr_status st = NARU_OK;
+    if (pb->n_model_warmup == 0 && host->warm_up) {
+        nr_sched_warm_auto(rt->sched);
+    }
+    for (size_t i = 0; i < pb->n_model_warmup && !v->config->decoupled && st == NARU_OK; i++) {
+        st = nr_sched_warm(rt->sched, pb->model_warmup[i], v->model_fd, err);
+    }
+    return st;
+}
+
 /* The library, whose threads live as long as it does, is opened here and not in open. */
 static nr_status runtime_prepare(void *ctx, struct nr_version *v, struct nr_err *err)
 {
@@ -236,6 +251,10 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
         return st;
     }
     nr_sched_prove(rt->sched);
+    st = warm_up(host, rt, v, err);
+    if (st != NARU_OK) {
+        return st;
+    }
     rt->target = nr_sched_target(rt->sched);
     rt->counters = nr_sched_counters(rt->sched);
     if (c->response_cache && host->cache != NULL) {

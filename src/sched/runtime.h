@@ -20,6 +20,7 @@ struct nr_runtime_host {
     struct nr_sched_limits limits;
     struct nr_placement_cfg placement; /* allowed: the operator's switch for inline execution */
     unsigned max_instances;            /* over all groups of a model */
+    bool warm_up;                      /* models without model_warmup, where it pays */
     struct nr_cache *cache;            /* for models that ask for it; NULL: none */
     void (*extra_free)(void *extra);   /* frees nr_runtime.extra; NULL when nobody sets it */
 };
