@@ -320,7 +320,10 @@ nr_status nr_call_lookup(struct nr_call *c, struct nr_str model, struct nr_str v
                          struct nr_err *err)
 {
     struct nr_catalog_reader *reader = &c->api->readers[nr_loop_index(c->x->loop)];
-    nr_status st = nr_catalog_lookup(nr_catalog_get(reader), model, version, &c->version, err);
+    const struct nr_catalog *catalog = nr_catalog_get(reader);
+    nr_status st = c->route->scope == NR_SCOPE_INFER
+                       ? nr_catalog_route(reader, model, version, &c->version, err)
+                       : nr_catalog_lookup(catalog, model, version, &c->version, err);
     if (st == NARU_OK) {
         c->pin = nr_catalog_pin(reader, c->version);
         c->runtime = nr_runtime_of(c->version);
@@ -563,6 +566,7 @@ nr_status nr_api_new(const struct nr_api_cfg *cfg, struct nr_api **ret, struct n
     a->catalog_msgs = nr_new_array(struct nr_catalog_msg, cfg->n_loops);
     for (unsigned i = 0; i < cfg->n_loops; i++) {
         nr_catalog_reader_init(&a->readers[i], cfg->repository);
+        a->readers[i].slot = i;
         a->catalog_msgs[i].api = a;
         a->catalog_msgs[i].loop = i;
     }

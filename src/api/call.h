@@ -96,6 +96,7 @@ extern const struct nr_route nr_routes_metrics[];
 extern const struct nr_route nr_routes_page[];
 extern const struct nr_route nr_routes_gallery[];
 extern const struct nr_route nr_routes_control[];
+extern const struct nr_route nr_routes_labels[];
 
 /* predict.c: what a ready version does with pictures; made on first use and kept in
  * nr_runtime.extra, so *ret lives as long as the version. a is scratch. NARU_PRECONDITION: the

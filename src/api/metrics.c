@@ -267,6 +267,21 @@ static void write_cache(struct nr_text *t, struct nr_api *a)
     }
 }
 
+/* Requests by label: of the snapshot, so that no model's state is touched. */
+static void write_labels(struct nr_text *t, const struct nr_catalog *catalog)
+{
+    head(t, "naru_label_requests_total", "counter",
+         "Requests that a label of the model was asked for, or got by its weight");
+    for (uint32_t i = 0; i < catalog->n_models; i++) {
+        const struct nr_catalog_model *m = &catalog->models[i];
+        for (uint32_t k = 0; k < m->n_labels; k++) {
+            nr_text_fmt(t, "naru_label_requests_total{model=\"%s\",label=\"%s\"} %llu\n", m->name,
+                        m->labels[k].label->name,
+                        (unsigned long long)nr_label_requests(m->labels[k].label));
+        }
+    }
+}
+
 static unsigned collect(struct nr_call *c, struct row **ret)
 {
     struct nr_arena *a = &c->x->arena;
@@ -310,6 +325,7 @@ static void handle_metrics(struct nr_call *c)
             write_stage(&t, &rows[i], (nr_stage)s);
         }
     }
+    write_labels(&t, nr_call_catalog(c));
     write_http(&t, c->api);
     write_cache(&t, c->api);
     write_process(&t, c->api);

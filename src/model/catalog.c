@@ -27,6 +27,30 @@ static const char *copy_text(struct nr_arena *a, const char *text)
     return text[0] == '\0' ? "" : nr_arena_strz(a, nr_str_from(text));
 }
 
+/* Labels point to versions of this snapshot, so a move is seen as a whole or not at all. */
+static void fill_labels(struct nr_catalog *c, struct nr_catalog_model *to, struct nr_model *m)
+{
+    uint32_t n = m->traffic.n, *weights = NULL;
+    struct nr_catalog_label *labels = nr_arena_zalloc(&c->arena, NR_MAX(n, 1u) * sizeof *labels);
+    for (uint32_t i = 0; i < n; i++) {
+        const struct nr_traffic_rule *rule = &m->traffic.rules[i];
+        labels[i].label = nr_model_label(m, nr_str_from(rule->name));
+        labels[i].number = rule->version;
+        for (uint32_t k = 0; k < to->n_versions; k++) {
+            if (to->versions[k].number == rule->version) {
+                labels[i].version = to->versions[k].version;
+            }
+        }
+        if (rule->weight > 0) {
+            weights = weights ? weights : nr_arena_zalloc(&c->arena, n * sizeof *weights);
+            weights[i] = rule->weight;
+        }
+    }
+    to->labels = labels;
+    to->n_labels = n;
+    to->weights = weights;
+}
+
 /* In explicit mode a model that nobody wants loaded does not make the server unready. */
 static bool counts(enum nr_control_mode mode, const struct nr_version *v, nr_version_state state)
 {
@@ -36,7 +60,7 @@ static bool counts(enum nr_control_mode mode, const struct nr_version *v, nr_ver
 }
 
 static void fill_model(const struct nr_repository *r, struct nr_catalog *c,
-                       struct nr_catalog_model *to, const struct nr_model *m)
+                       struct nr_catalog_model *to, struct nr_model *m)
 {
     struct nr_catalog_version *versions =
         nr_arena_zalloc(&c->arena, NR_MAX(m->n_slots, (size_t)1) * sizeof *versions);
@@ -55,6 +79,7 @@ static void fill_model(const struct nr_repository *r, struct nr_catalog *c,
     }
     to->versions = versions;
     to->n_versions = (uint32_t)m->n_slots;
+    fill_labels(c, to, m);
     if (to->best) {
         to->reason = "";
     } else if (m->n_slots > 0) {
@@ -213,13 +238,45 @@ static nr_status fail_state(struct nr_err *err, const char *model, const char *w
     return nr_fail(err, NARU_NOT_FOUND, "model \"%s\"%s is not loaded", model, which);
 }
 
+static const struct nr_catalog_label *find_label(const struct nr_catalog_model *m,
+                                                 struct nr_str name)
+{
+    for (uint32_t i = 0; i < m->n_labels; i++) {
+        if (nr_str_is(name, m->labels[i].label->name)) {
+            return &m->labels[i];
+        }
+    }
+    return NULL;
+}
+
+static nr_status lookup_label(const struct nr_catalog_model *m, struct nr_str name,
+                              struct nr_version **ret, struct nr_err *err)
+{
+    const struct nr_catalog_label *l = find_label(m, name);
+    if (!l) {
+        return nr_fail(err, NARU_NOT_FOUND,
+                       "version \"" NR_STR_FMT "\" is no version and no label of model \"%s\"",
+                       NR_STR_ARG(name), m->name);
+    }
+    *ret = l->version;
+    return l->version ? NARU_OK
+                      : nr_fail(err, NARU_NOT_FOUND,
+                                "label \"%s\" of model \"%s\" points to version %lld, which is not "
+                                "ready: move the label",
+                                l->label->name, m->name, (long long)l->number);
+}
+
 static nr_status lookup_version(const struct nr_catalog_model *m, struct nr_str version,
                                 struct nr_version **ret, struct nr_err *err)
 {
     uint64_t number;
+    if (nr_label_valid(version)) {
+        return lookup_label(m, version, ret, err);
+    }
     if (!nr_str_to_u64(version, &number) || number > INT64_MAX) {
         return nr_fail(err, NARU_INVALID,
-                       "version \"" NR_STR_FMT "\" is no version: expected a number from 1 on",
+                       "version \"" NR_STR_FMT
+                       "\" is no version: expected a number from 1 on, or a label",
                        NR_STR_ARG(version));
     }
     char which[48];
@@ -260,4 +317,29 @@ nr_status nr_catalog_lookup(const struct nr_catalog *c, struct nr_str name, stru
     nr_version_state state =
         m->n_versions > 0 ? m->versions[m->n_versions - 1].state : NR_VERSION_UNAVAILABLE;
     return fail_state(err, m->name, "", state, m->reason);
+}
+
+nr_status nr_catalog_route(struct nr_catalog_reader *rd, struct nr_str name, struct nr_str version,
+                           struct nr_version **ret, struct nr_err *err)
+{
+    const struct nr_catalog *c = rd->view->catalog;
+    const struct nr_catalog_model *m = nr_catalog_find(c, name);
+    if (NR_LIKELY(!m || m->n_labels == 0)) {
+        return nr_catalog_lookup(c, name, version, ret, err);
+    }
+    const struct nr_catalog_label *l = NULL;
+    if (version.len > 0) {
+        l = find_label(m, version);
+    } else if (m->weights) {
+        l = &m->labels[nr_traffic_pick(m->weights, m->n_labels, rd->turn++)];
+    }
+    if (l) {
+        nr_label_add(l->label, rd->slot);
+    }
+    if (l && l->version) {
+        *ret = l->version;
+        return NARU_OK;
+    }
+    return nr_catalog_lookup(c, name, version, ret,
+                             err); /* a share without a version: the default */
 }

@@ -39,6 +39,7 @@
 #include "base/map.h"
 #include "base/status.h"
 #include "io/pool.h"
+#include "model/traffic.h"
 #include "model/version.h"
 
 struct nr_repository;
@@ -49,12 +50,20 @@ struct nr_catalog_version {
     const char *reason;         /* "" when READY */
     struct nr_version *version; /* not NULL exactly when READY */
 };
+struct nr_catalog_label {
+    struct nr_label *label;
+    int64_t number;
+    struct nr_version *version; /* NULL: that version is not READY */
+};
 struct nr_catalog_model {
     const char *name;
     struct nr_version *best; /* highest READY version, or NULL */
     const char *reason;      /* why best is NULL: the newest reason; "" otherwise */
     uint32_t n_versions;
     const struct nr_catalog_version *versions; /* ascending; those the version policy selects */
+    uint32_t n_labels;
+    const struct nr_catalog_label *labels;
+    const uint32_t *weights; /* [n_labels] of requests without a version; NULL: all go to best */
 };
 struct nr_catalog {
     _Atomic uint32_t refs;
@@ -172,6 +181,8 @@ struct nr_catalog_reader { /* one per I/O loop or other looking thread; owner th
     struct nr_repository *repository;
     struct nr_catalog_view *view;
     uint64_t generation;
+    uint64_t turn; /* of splits by weight */
+    unsigned slot; /* of the labels' counts: different for each reader that routes */
 };
 void nr_catalog_reader_init(struct nr_catalog_reader *rd, struct nr_repository *r);
 void nr_catalog_reader_done(struct nr_catalog_reader *rd); /* pinned views live on until unpinned */
@@ -185,13 +196,46 @@ struct nr_catalog_view *nr_catalog_pin(struct nr_catalog_reader *rd, const struc
 void nr_catalog_unpin(struct nr_catalog_view *view, struct nr_version *v);
 
 const struct nr_catalog_model *nr_catalog_find(const struct nr_catalog *c, struct nr_str name);
-/* The version to run: `version` is decimal text, empty for the default (the highest READY one).
- * *ret is held by the snapshot. NARU_NOT_FOUND: unknown model or version, or one that failed to
+/* The version to run: `version` is decimal text or a label, empty for the default (the highest READY
+ * one). *ret is held by the snapshot. NARU_NOT_FOUND: unknown model or version, or one that failed to
  * load or was unloaded (as Triton answers; the text says what there is, or the reason);
- * NARU_UNAVAILABLE: loading or unloading now, a later try may succeed; NARU_INVALID: version is no
- * number. */
+ * NARU_UNAVAILABLE: loading or unloading now, a later try may succeed; NARU_INVALID: version is neither
+ * a number nor can it be a label. */
 nr_nodiscard nr_status nr_catalog_lookup(const struct nr_catalog *c, struct nr_str name,
                                          struct nr_str version, struct nr_version **ret,
                                          struct nr_err *err);
+
+/* The same for a request that will run: without a version it goes where the weights of the labels
+ * send it, and labels count it. Of the snapshot that the last nr_catalog_get returned. Owner thread. */
+nr_nodiscard nr_status nr_catalog_route(struct nr_catalog_reader *rd, struct nr_str name,
+                                        struct nr_str version, struct nr_version **ret,
+                                        struct nr_err *err);
+
+/* --- labels --------------------------------------------------------------------------------- */
+
+struct nr_label_edit {
+    struct nr_str label;
+    enum {
+        NR_LABEL_MOVE,   /* to `version`, which must be READY; a new one has weight 0 */
+        NR_LABEL_REMOVE, /* NARU_NOT_FOUND when there is none */
+        NR_LABEL_WEIGHT  /* gets `weight`; its label must be there, maybe by an edit before */
+    } what;
+    int64_t version;
+    uint32_t weight;
+};
+/* All edits at once or none. clear_weights: before the edits, every weight becomes 0. NARU_NOT_FOUND
+ * (model, version or label), NARU_INVALID. Any thread. */
+nr_nodiscard nr_status nr_repository_labels_edit(struct nr_repository *r, struct nr_str model,
+                                                 const struct nr_label_edit *edits, size_t n,
+                                                 bool clear_weights, struct nr_err *err);
+/* Back to what the labels were before the last change (and forth when called again).
+ * NARU_PRECONDITION: there was none. */
+nr_nodiscard nr_status nr_repository_labels_rollback(struct nr_repository *r, struct nr_str model,
+                                                     struct nr_err *err);
+/* Copies: *ret's names live as long as the repository. requests[i] of the i-th rule. */
+nr_nodiscard nr_status nr_repository_labels_get(struct nr_repository *r, struct nr_str model,
+                                                struct nr_traffic *ret,
+                                                uint64_t requests[NR_TRAFFIC_MAX_LABELS],
+                                                struct nr_err *err);
 
 #endif

@@ -217,6 +217,7 @@ void nr_model_free(struct nr_repository *r, struct nr_model *m)
     for (size_t i = 0; i < m->n_slots; i++) {
         slot_free(r, m->slots[i]);
     }
+    nr_model_free_labels(m);
     nr_free(m->slots);
     nr_free(m->name);
     nr_free(m->reason);
@@ -693,6 +694,7 @@ void nr_model_take_plan(struct nr_repository *r, struct nr_model *m, const struc
     nr_repository_lock(r);
     set_text(&m->reason, "");
     m->shown = true;
+    nr_model_take_labels(m, &p->traffic);
     c->model = m;
     c->beside = has_ready(m);
     size_t n_new = c->n_left = plan_slots(r, m, p, c);

@@ -434,6 +434,11 @@ static nr_status find_versions(const struct nr_repository *r, struct nr_plan *p,
     }
     if (st == NARU_OK) {
         select_versions(p, c, entries, n);
+        st = nr_traffic_read(c->pb, &p->traffic, err);
+        for (uint32_t i = 0; i < p->traffic.n; i++) { /* the message goes, the names stay */
+            (void)snprintf(p->names[i], sizeof p->names[i], "%s", p->traffic.rules[i].name);
+            p->traffic.rules[i].name = p->names[i];
+        }
     }
     nr_config_free(c);
     for (size_t i = 0; i < p->n_versions && st == NARU_OK; i++) {

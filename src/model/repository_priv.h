@@ -4,6 +4,7 @@
  *   repository_load.c   changes: plan → new slots → load jobs → switch; unloading; operations
  *   repository_poll.c   the thread that looks at the files in NR_CONTROL_POLL
  *   repository.c        begin and end, waiting, listing
+ *   repository_labels.c labels of versions
  *   catalog.c           snapshots and readers
  */
 #ifndef NR_MODEL_REPOSITORY_PRIV_H
@@ -48,10 +49,15 @@ struct nr_model {
     char *note;              /* "" or why the last change failed while older versions serve */
     struct nr_slot **slots;  /* ascending by number: what index and catalog show */
     size_t n_slots;
-    struct nr_change *change; /* under way */
-    struct nr_op *active;     /* operation under way */
-    struct nr_list ops;       /* that wait for it */
-    bool shown;               /* false: found, but not taken yet, or gone */
+    struct nr_change *change;                      /* under way */
+    struct nr_op *active;                          /* operation under way */
+    struct nr_list ops;                            /* that wait for it */
+    bool shown;                                    /* false: found, but not taken yet, or gone */
+    struct nr_traffic traffic, before, configured; /* labels now, before the last change, as the
+                                                      configuration said last */
+    bool has_before;
+    struct nr_label *labels[NR_TRAFFIC_MAX_LABELS]; /* every name there ever was */
+    uint32_t n_labels;
     /* of the polling thread only */
     uint64_t look_print, tried_print; /* as seen last; as it was when a load was last begun */
     int64_t look_ns, look_gone_ns;    /* since when look_print is seen; since when nothing is */
@@ -119,8 +125,10 @@ struct nr_plan { /* what the files say of one model, at one moment */
     char *reason; /* "" or why it cannot be tried; then there are no versions */
     struct nr_planned *versions;
     size_t n_versions;
-    uint64_t print;         /* of everything that belongs to the model */
-    int64_t newest_wall_ns; /* latest mtime within */
+    uint64_t print;            /* of everything that belongs to the model */
+    int64_t newest_wall_ns;    /* latest mtime within */
+    struct nr_traffic traffic; /* of the configuration; its names are in `names` */
+    char names[NR_TRAFFIC_MAX_LABELS][65];
 };
 /* Finds out what lies at a path given at the start. NARU_INVALID, NARU_NOT_FOUND, NARU_IO. */
 nr_nodiscard nr_status nr_source_open(struct nr_source *s, const char *path, struct nr_err *err);
@@ -160,6 +168,13 @@ bool nr_model_take_gone(struct nr_repository *r, struct nr_model *m);
 void nr_repository_poll_load(struct nr_repository *r, const char *name);
 /* Ends operations that wait, when the repository is stopping. Not under the lock. */
 void nr_repository_cancel_ops(struct nr_repository *r);
+
+/* --- repository_labels.c --------------------------------------------------------------------- */
+
+/* The configuration's labels, when it says something else than the last time. Under the lock. */
+void nr_model_take_labels(struct nr_model *m, const struct nr_traffic *t);
+struct nr_label *nr_model_label(struct nr_model *m, struct nr_str name); /* or NULL */
+void nr_model_free_labels(struct nr_model *m);
 
 /* --- repository_poll.c ---------------------------------------------------------------------- */
 void nr_repository_poll_start(struct nr_repository *r);
