@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "api/call.h"
+#include "api/shadow.h"
 #include "api/state.h"
 #include "base/clock.h"
 #include "base/log.h"
@@ -321,9 +322,10 @@ nr_status nr_call_lookup(struct nr_call *c, struct nr_str model, struct nr_str v
 {
     struct nr_catalog_reader *reader = &c->api->readers[nr_loop_index(c->x->loop)];
     const struct nr_catalog *catalog = nr_catalog_get(reader);
-    nr_status st = c->route->scope == NR_SCOPE_INFER
-                       ? nr_catalog_route(reader, model, version, &c->version, err)
-                       : nr_catalog_lookup(catalog, model, version, &c->version, err);
+    nr_status st =
+        c->route->scope == NR_SCOPE_INFER
+            ? nr_catalog_route(reader, model, version, &c->version, &c->wants_shadow, err)
+            : nr_catalog_lookup(catalog, model, version, &c->version, err);
     if (st == NARU_OK) {
         c->pin = nr_catalog_pin(reader, c->version);
         c->runtime = nr_runtime_of(c->version);
@@ -410,6 +412,9 @@ void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena)
         return;
     }
     c->submitted = true;
+    if (NR_UNLIKELY(c->wants_shadow)) {
+        nr_shadow_send(c);
+    }
     nr_request_submit(&c->request);
 }
 
@@ -538,6 +543,11 @@ bool nr_api_ready(struct nr_api *a, const struct nr_catalog *catalog)
 void nr_api_set_draining(struct nr_api *a)
 {
     atomic_store(&a->draining, true);
+}
+
+unsigned nr_api_shadows(const struct nr_api *a)
+{
+    return atomic_load_explicit(&a->n_shadows, memory_order_acquire);
 }
 
 void nr_api_set_server(struct nr_api *a, struct nr_server *server)

@@ -53,6 +53,8 @@ const struct nr_http_app *nr_api_app(struct nr_api *a);
 void nr_api_set_server(struct nr_api *a, struct nr_server *server);
 /* /v2/health/ready answers "no" from now on. Any thread. */
 void nr_api_set_draining(struct nr_api *a);
+/* Shadow requests under way, which no connection waits for. Any thread. */
+unsigned nr_api_shadows(const struct nr_api *a);
 /* Calls on_publish of the repository's configuration: tells every loop to look at the new catalog. */
 void nr_api_catalog_changed(struct nr_api *a);
 

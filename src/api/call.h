@@ -48,7 +48,8 @@ struct nr_call {
     struct nr_runtime *runtime;
     struct nr_infer_request in;
     struct nr_request request;
-    bool begun; /* the body is complete and the handler was called */
+    bool wants_shadow; /* the model's shadow shall have a copy */
+    bool begun;        /* the body is complete and the handler was called */
     bool submitted, completed, cancelled;
     nr_status cancel_status; /* why, when cancelled */
     struct nr_err err;

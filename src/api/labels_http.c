@@ -1,9 +1,11 @@
 /* Labels of versions over HTTP (scope control): /v2/repository/models/M/labels.
  *
- *   GET   {"labels":{"stable":{"version":"3","weight":95,"requests":190}, …}}
- *   POST  {"labels":{"stable":"4","canary":null},"traffic":{"stable":95,"canary":5}}
- *         all of it at once or none; null removes a label; "traffic" replaces every weight, null
- *         clears them. Answers as GET.
+ *   GET   {"labels":{"stable":{"version":"3","weight":95,"requests":190, "shadow_percent":0, …}}}
+ *   POST  {"labels":{"stable":"4","canary":null},"traffic":{"stable":95,"canary":5},
+ *          "shadow":{"next":10}}
+ *         all of it at once or none; null removes a label; "traffic" replaces every weight, "shadow"
+ *         says which label has copies of how many percent of the requests; null clears either.
+ *         Answers as GET.
  *   POST  …/labels/rollback   the labels as they were before the last change
  */
 #include <string.h>
@@ -18,10 +20,10 @@
 static void answer(struct nr_call *c)
 {
     struct nr_traffic t;
-    uint64_t requests[NR_TRAFFIC_MAX_LABELS];
+    struct nr_label_counts counts[NR_TRAFFIC_MAX_LABELS];
     struct nr_err err = {0};
     struct nr_text out;
-    if (nr_repository_labels_get(c->api->cfg.repository, c->model_name, &t, requests, &err) !=
+    if (nr_repository_labels_get(c->api->cfg.repository, c->model_name, &t, counts, &err) !=
         NARU_OK) {
         nr_call_fail_err(c, &err);
         return;
@@ -29,9 +31,16 @@ static void answer(struct nr_call *c)
     nr_text_init(&out, LABELS_TEXT_MAX);
     nr_text_str(&out, "{\"labels\":{");
     for (uint32_t i = 0; i < t.n; i++) { /* names of labels need no escapes */
-        nr_text_fmt(&out, "%s\"%s\":{\"version\":\"%lld\",\"weight\":%u,\"requests\":%llu}",
+        const uint64_t *e = counts[i].events;
+        nr_text_fmt(&out,
+                    "%s\"%s\":{\"version\":\"%lld\",\"weight\":%u,\"requests\":%llu,"
+                    "\"shadow_percent\":%u,\"shadows\":%llu,\"shadow_failed\":%llu,"
+                    "\"shadow_skipped\":%llu}",
                     i > 0 ? "," : "", t.rules[i].name, (long long)t.rules[i].version,
-                    t.rules[i].weight, (unsigned long long)requests[i]);
+                    t.rules[i].weight, (unsigned long long)e[NR_LABEL_REQUESTS], t.rules[i].shadow,
+                    (unsigned long long)e[NR_LABEL_SHADOWS],
+                    (unsigned long long)e[NR_LABEL_SHADOW_FAILED],
+                    (unsigned long long)e[NR_LABEL_SHADOW_SKIPPED]);
     }
     nr_text_str(&out, "}}");
     nr_call_json(c, 200, &out);
@@ -74,10 +83,23 @@ static nr_status read_weight(yyjson_val *key, yyjson_val *value, struct nr_label
     return NARU_OK;
 }
 
+static nr_status read_shadow(yyjson_val *key, yyjson_val *value, struct nr_label_edit *e,
+                             struct nr_err *err)
+{
+    e->label = (struct nr_str){yyjson_get_str(key), yyjson_get_len(key)};
+    e->what = NR_LABEL_SHADOW;
+    if (!yyjson_is_uint(value) || yyjson_get_uint(value) > 100) {
+        return nr_fail(err, NARU_INVALID, "shadow: \"%.64s\" must be a percentage from 0 to 100",
+                       e->label.ptr);
+    }
+    e->weight = (uint32_t)yyjson_get_uint(value);
+    return NARU_OK;
+}
+
 struct edits {
-    struct nr_label_edit all[4 * NR_TRAFFIC_MAX_LABELS];
+    struct nr_label_edit all[6 * NR_TRAFFIC_MAX_LABELS];
     size_t n;
-    bool clear_weights;
+    bool clear_weights, clear_shadow;
 };
 
 static nr_status read_object(yyjson_val *object, const char *what,
@@ -105,16 +127,23 @@ static nr_status read_object(yyjson_val *object, const char *what,
 static nr_status read_body(yyjson_val *root, struct edits *e, struct nr_err *err)
 {
     yyjson_val *labels = yyjson_obj_get(root, "labels"), *traffic = yyjson_obj_get(root, "traffic");
-    if (!yyjson_is_obj(root) ||
-        yyjson_obj_size(root) != (size_t)(labels != NULL) + (size_t)(traffic != NULL)) {
-        return nr_fail(err, NARU_INVALID,
-                       "the body must be a JSON object with 'labels' and 'traffic' only, like "
-                       "{\"labels\": {\"stable\": \"3\"}, \"traffic\": {\"stable\": 100}}");
+    yyjson_val *shadow = yyjson_obj_get(root, "shadow");
+    if (!yyjson_is_obj(root) || yyjson_obj_size(root) != (size_t)(labels != NULL) +
+                                                             (size_t)(traffic != NULL) +
+                                                             (size_t)(shadow != NULL)) {
+        return nr_fail(
+            err, NARU_INVALID,
+            "the body must be a JSON object with 'labels', 'traffic' and 'shadow' only, like "
+            "{\"labels\": {\"stable\": \"3\"}, \"traffic\": {\"stable\": 100}}");
     }
     nr_status st = read_object(labels, "labels", read_move, e, err);
     e->clear_weights = traffic != NULL;
     if (st == NARU_OK && traffic != NULL && !yyjson_is_null(traffic)) {
         st = read_object(traffic, "traffic", read_weight, e, err);
+    }
+    e->clear_shadow = shadow != NULL;
+    if (st == NARU_OK && shadow != NULL && !yyjson_is_null(shadow)) {
+        st = read_object(shadow, "shadow", read_shadow, e, err);
     }
     return st;
 }
@@ -134,7 +163,7 @@ static void handle_set(struct nr_call *c)
                                : read_body(yyjson_doc_get_root(doc), &e, &err);
     if (st == NARU_OK) {
         st = nr_repository_labels_edit(c->api->cfg.repository, c->model_name, e.all, e.n,
-                                       e.clear_weights, &err);
+                                       e.clear_weights, e.clear_shadow, &err);
     }
     yyjson_doc_free(doc);
     if (st != NARU_OK) {

@@ -267,17 +267,28 @@ static void write_cache(struct nr_text *t, struct nr_api *a)
     }
 }
 
-/* Requests by label: of the snapshot, so that no model's state is touched. */
+/* Of the snapshot, so that no model's state is touched. */
 static void write_labels(struct nr_text *t, const struct nr_catalog *catalog)
 {
-    head(t, "naru_label_requests_total", "counter",
-         "Requests that a label of the model was asked for, or got by its weight");
-    for (uint32_t i = 0; i < catalog->n_models; i++) {
-        const struct nr_catalog_model *m = &catalog->models[i];
-        for (uint32_t k = 0; k < m->n_labels; k++) {
-            nr_text_fmt(t, "naru_label_requests_total{model=\"%s\",label=\"%s\"} %llu\n", m->name,
-                        m->labels[k].label->name,
-                        (unsigned long long)nr_label_requests(m->labels[k].label));
+    static const struct {
+        nr_label_event event;
+        const char *name, *help;
+    } rows[] = {
+        {NR_LABEL_REQUESTS, "naru_label_requests_total",
+         "Requests that were addressed to a label, or got by its weight"},
+        {NR_LABEL_SHADOWS, "naru_label_shadows_total", "Copies of requests sent to a label"},
+        {NR_LABEL_SHADOW_FAILED, "naru_label_shadow_failures_total",
+         "Copies that were not answered well"},
+        {NR_LABEL_SHADOW_SKIPPED, "naru_label_shadow_skipped_total", "Copies that were not sent"}};
+    for (unsigned r = 0; r < NR_COUNT(rows); r++) {
+        head(t, rows[r].name, "counter", rows[r].help);
+        for (uint32_t i = 0; i < catalog->n_models; i++) {
+            const struct nr_catalog_model *m = &catalog->models[i];
+            for (uint32_t k = 0; k < m->n_labels; k++) {
+                uint64_t n = nr_label_count(m->labels[k].label, rows[r].event);
+                nr_text_fmt(t, "%s{model=\"%s\",label=\"%s\"} %llu\n", rows[r].name, m->name,
+                            m->labels[k].label->name, (unsigned long long)n);
+            }
         }
     }
 }

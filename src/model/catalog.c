@@ -41,6 +41,10 @@ static void fill_labels(struct nr_catalog *c, struct nr_catalog_model *to, struc
                 labels[i].version = to->versions[k].version;
             }
         }
+        if (rule->shadow > 0) {
+            to->shadow = &labels[i];
+            to->shadow_percent = rule->shadow;
+        }
         if (rule->weight > 0) {
             weights = weights ? weights : nr_arena_zalloc(&c->arena, n * sizeof *weights);
             weights[i] = rule->weight;
@@ -320,10 +324,11 @@ nr_status nr_catalog_lookup(const struct nr_catalog *c, struct nr_str name, stru
 }
 
 nr_status nr_catalog_route(struct nr_catalog_reader *rd, struct nr_str name, struct nr_str version,
-                           struct nr_version **ret, struct nr_err *err)
+                           struct nr_version **ret, bool *ret_shadow, struct nr_err *err)
 {
     const struct nr_catalog *c = rd->view->catalog;
     const struct nr_catalog_model *m = nr_catalog_find(c, name);
+    *ret_shadow = false;
     if (NR_LIKELY(!m || m->n_labels == 0)) {
         return nr_catalog_lookup(c, name, version, ret, err);
     }
@@ -333,8 +338,12 @@ nr_status nr_catalog_route(struct nr_catalog_reader *rd, struct nr_str name, str
     } else if (m->weights) {
         l = &m->labels[nr_traffic_pick(m->weights, m->n_labels, rd->turn++)];
     }
+    if (version.len == 0 && m->shadow) {
+        const uint32_t parts[] = {m->shadow_percent, 100 - m->shadow_percent};
+        *ret_shadow = nr_traffic_pick(parts, 2, rd->shadow_turn++) == 0;
+    }
     if (l) {
-        nr_label_add(l->label, rd->slot);
+        nr_label_add(l->label, NR_LABEL_REQUESTS, rd->slot);
     }
     if (l && l->version) {
         *ret = l->version;

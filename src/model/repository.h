@@ -64,6 +64,8 @@ struct nr_catalog_model {
     uint32_t n_labels;
     const struct nr_catalog_label *labels;
     const uint32_t *weights; /* [n_labels] of requests without a version; NULL: all go to best */
+    const struct nr_catalog_label *shadow; /* has copies of shadow_percent of those; NULL: none */
+    uint32_t shadow_percent;
 };
 struct nr_catalog {
     _Atomic uint32_t refs;
@@ -181,8 +183,8 @@ struct nr_catalog_reader { /* one per I/O loop or other looking thread; owner th
     struct nr_repository *repository;
     struct nr_catalog_view *view;
     uint64_t generation;
-    uint64_t turn; /* of splits by weight */
-    unsigned slot; /* of the labels' counts: different for each reader that routes */
+    uint64_t turn, shadow_turn; /* of splits by weight */
+    unsigned slot;              /* of the labels' counts: different for each reader that routes */
 };
 void nr_catalog_reader_init(struct nr_catalog_reader *rd, struct nr_repository *r);
 void nr_catalog_reader_done(struct nr_catalog_reader *rd); /* pinned views live on until unpinned */
@@ -206,10 +208,10 @@ nr_nodiscard nr_status nr_catalog_lookup(const struct nr_catalog *c, struct nr_s
                                          struct nr_err *err);
 
 /* The same for a request that will run: without a version it goes where the weights of the labels
- * send it, and labels count it. Of the snapshot that the last nr_catalog_get returned. Owner thread. */
+ * send it, and labels count it; *ret_shadow: the model's shadow shall have a copy. Of the snapshot that the last nr_catalog_get returned. Owner thread. */
 nr_nodiscard nr_status nr_catalog_route(struct nr_catalog_reader *rd, struct nr_str name,
                                         struct nr_str version, struct nr_version **ret,
-                                        struct nr_err *err);
+                                        bool *ret_shadow, struct nr_err *err);
 
 /* --- labels --------------------------------------------------------------------------------- */
 
@@ -218,24 +220,28 @@ struct nr_label_edit {
     enum {
         NR_LABEL_MOVE,   /* to `version`, which must be READY; a new one has weight 0 */
         NR_LABEL_REMOVE, /* NARU_NOT_FOUND when there is none */
-        NR_LABEL_WEIGHT  /* gets `weight`; its label must be there, maybe by an edit before */
+        NR_LABEL_WEIGHT, /* gets `weight`; its label must be there, maybe by an edit before */
+        NR_LABEL_SHADOW  /* gets `weight` percent of copies; likewise */
     } what;
     int64_t version;
     uint32_t weight;
 };
-/* All edits at once or none. clear_weights: before the edits, every weight becomes 0. NARU_NOT_FOUND
- * (model, version or label), NARU_INVALID. Any thread. */
+/* All edits at once or none. clear_weights, clear_shadow: before the edits, every weight (every shadow)
+ * becomes 0. NARU_NOT_FOUND (model, version or label), NARU_INVALID. Any thread. */
 nr_nodiscard nr_status nr_repository_labels_edit(struct nr_repository *r, struct nr_str model,
                                                  const struct nr_label_edit *edits, size_t n,
-                                                 bool clear_weights, struct nr_err *err);
+                                                 bool clear_weights, bool clear_shadow,
+                                                 struct nr_err *err);
 /* Back to what the labels were before the last change (and forth when called again).
  * NARU_PRECONDITION: there was none. */
 nr_nodiscard nr_status nr_repository_labels_rollback(struct nr_repository *r, struct nr_str model,
                                                      struct nr_err *err);
-/* Copies: *ret's names live as long as the repository. requests[i] of the i-th rule. */
-nr_nodiscard nr_status nr_repository_labels_get(struct nr_repository *r, struct nr_str model,
-                                                struct nr_traffic *ret,
-                                                uint64_t requests[NR_TRAFFIC_MAX_LABELS],
-                                                struct nr_err *err);
+struct nr_label_counts {
+    uint64_t events[NR_LABEL_EVENTS];
+};
+/* Copies: *ret's names live as long as the repository. counts[i] of the i-th rule. */
+nr_nodiscard nr_status
+nr_repository_labels_get(struct nr_repository *r, struct nr_str model, struct nr_traffic *ret,
+                         struct nr_label_counts counts[NR_TRAFFIC_MAX_LABELS], struct nr_err *err);
 
 #endif

@@ -143,6 +143,10 @@ static nr_status edit(struct nr_model *m, struct nr_traffic *t, const struct nr_
     }
     if (e->what == NR_LABEL_REMOVE) {
         *rule = t->rules[--t->n];
+    } else if (e->what == NR_LABEL_SHADOW && e->weight > 100) {
+        return nr_fail(err, NARU_INVALID, "a shadow has from 0 to 100 percent");
+    } else if (e->what == NR_LABEL_SHADOW) {
+        rule->shadow = e->weight;
     } else if (e->weight > NR_TRAFFIC_MAX_WEIGHT) {
         return nr_fail(err, NARU_INVALID, "a weight is from 0 to %d", NR_TRAFFIC_MAX_WEIGHT);
     } else {
@@ -164,18 +168,20 @@ static nr_status finish(struct nr_repository *r, nr_status st)
 
 nr_status nr_repository_labels_edit(struct nr_repository *r, struct nr_str model,
                                     const struct nr_label_edit *edits, size_t n, bool clear_weights,
-                                    struct nr_err *err)
+                                    bool clear_shadow, struct nr_err *err)
 {
     nr_repository_lock(r);
     struct nr_model *m = find(r, model, err);
     nr_status st = m ? NARU_OK : NARU_NOT_FOUND;
     struct nr_traffic t = m ? m->traffic : (struct nr_traffic){0};
-    for (uint32_t i = 0; clear_weights && i < t.n; i++) {
-        t.rules[i].weight = 0;
+    for (uint32_t i = 0; i < t.n; i++) {
+        t.rules[i].weight = clear_weights ? 0 : t.rules[i].weight;
+        t.rules[i].shadow = clear_shadow ? 0 : t.rules[i].shadow;
     }
     for (size_t i = 0; i < n && st == NARU_OK; i++) {
         st = edit(m, &t, &edits[i], err);
     }
+    st = st == NARU_OK ? nr_traffic_check(&t, err) : st;
     if (st == NARU_OK) {
         put(m, &t);
     }
@@ -201,14 +207,18 @@ nr_status nr_repository_labels_rollback(struct nr_repository *r, struct nr_str m
 }
 
 nr_status nr_repository_labels_get(struct nr_repository *r, struct nr_str model,
-                                   struct nr_traffic *ret, uint64_t requests[NR_TRAFFIC_MAX_LABELS],
+                                   struct nr_traffic *ret,
+                                   struct nr_label_counts counts[NR_TRAFFIC_MAX_LABELS],
                                    struct nr_err *err)
 {
     nr_repository_lock(r);
     struct nr_model *m = find(r, model, err);
     *ret = m ? m->traffic : (struct nr_traffic){0};
     for (uint32_t i = 0; i < ret->n; i++) {
-        requests[i] = nr_label_requests(nr_model_label(m, nr_str_from(ret->rules[i].name)));
+        const struct nr_label *l = nr_model_label(m, nr_str_from(ret->rules[i].name));
+        for (int k = 0; k < NR_LABEL_EVENTS; k++) {
+            counts[i].events[k] = nr_label_count(l, (nr_label_event)k);
+        }
     }
     nr_repository_unlock(r);
     return m ? NARU_OK : NARU_NOT_FOUND;

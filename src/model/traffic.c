@@ -44,7 +44,7 @@ bool nr_traffic_same(const struct nr_traffic *a, const struct nr_traffic *b)
     for (uint32_t i = 0; i < a->n && same; i++) {
         same = strcmp(a->rules[i].name, b->rules[i].name) == 0 &&
                a->rules[i].version == b->rules[i].version &&
-               a->rules[i].weight == b->rules[i].weight;
+               a->rules[i].weight == b->rules[i].weight && a->rules[i].shadow == b->rules[i].shadow;
     }
     return same;
 }
@@ -73,30 +73,44 @@ static nr_status read_label(const char *name, const char *value, struct nr_traff
 }
 
 /* "stable=95,canary=5" */
-static nr_status read_weights(struct nr_str text, struct nr_traffic *t, struct nr_err *err)
+static nr_status read_shares(struct nr_str text, const char *key, uint64_t most, bool shadow,
+                             struct nr_traffic *t, struct nr_err *err)
 {
     while (text.ptr != NULL && text.len > 0) {
         struct nr_str value, part = nr_str_cut(text, ',', &text);
         struct nr_str name = nr_str_cut(part, '=', &value);
         struct nr_traffic_rule *rule = nr_traffic_find(t, name);
-        uint64_t weight;
-        if (rule == NULL || !nr_str_to_u64(value, &weight) || weight > NR_TRAFFIC_MAX_WEIGHT) {
+        uint64_t share;
+        if (rule == NULL || !nr_str_to_u64(value, &share) || share > most) {
             return nr_fail(err, NARU_INVALID,
-                           "naru.traffic: \"" NR_STR_FMT
-                           "\": expected LABEL=WEIGHT of labels given by naru.label.LABEL, weights "
-                           "from 0 to %d",
-                           NR_STR_ARG(part), NR_TRAFFIC_MAX_WEIGHT);
+                           "%s: \"" NR_STR_FMT
+                           "\": expected LABEL=%s of labels given by naru.label.LABEL, from 0 to "
+                           "%llu",
+                           key, NR_STR_ARG(part), shadow ? "PERCENT" : "WEIGHT",
+                           (unsigned long long)most);
         }
-        rule->weight = (uint32_t)weight;
+        *(shadow ? &rule->shadow : &rule->weight) = (uint32_t)share;
     }
     return NARU_OK;
+}
+
+nr_status nr_traffic_check(const struct nr_traffic *t, struct nr_err *err)
+{
+    unsigned shadows = 0;
+    for (uint32_t i = 0; i < t->n; i++) {
+        shadows += t->rules[i].shadow > 0;
+    }
+    return shadows <= 1
+               ? NARU_OK
+               : nr_fail(err, NARU_INVALID,
+                         "%u labels have a shadow, one of a model at most may have", shadows);
 }
 
 nr_status nr_traffic_read(const Inference__ModelConfig *pb, struct nr_traffic *ret,
                           struct nr_err *err)
 {
     static const char prefix[] = "naru.label.";
-    const char *weights = NULL;
+    const char *weights = "", *shadow = "";
     nr_status st = NARU_OK;
     *ret = (struct nr_traffic){0};
     for (size_t i = 0; i < pb->n_parameters && st == NARU_OK; i++) {
@@ -107,9 +121,18 @@ nr_status nr_traffic_read(const Inference__ModelConfig *pb, struct nr_traffic *r
             st = read_label(key + sizeof(prefix) - 1, value, ret, err);
         } else if (strcmp(key, "naru.traffic") == 0) {
             weights = value;
+        } else if (strcmp(key, "naru.shadow") == 0) {
+            shadow = value;
         }
     }
-    return st == NARU_OK && weights != NULL ? read_weights(nr_str_from(weights), ret, err) : st;
+    if (st == NARU_OK) {
+        st = read_shares(nr_str_from(weights), "naru.traffic", NR_TRAFFIC_MAX_WEIGHT, false, ret,
+                         err);
+    }
+    if (st == NARU_OK) {
+        st = read_shares(nr_str_from(shadow), "naru.shadow", 100, true, ret, err);
+    }
+    return st == NARU_OK ? nr_traffic_check(ret, err) : st;
 }
 
 uint32_t nr_traffic_pick(const uint32_t *weights, uint32_t n, uint64_t k)
@@ -128,11 +151,11 @@ uint32_t nr_traffic_pick(const uint32_t *weights, uint32_t n, uint64_t k)
     return i;
 }
 
-uint64_t nr_label_requests(const struct nr_label *l)
+uint64_t nr_label_count(const struct nr_label *l, nr_label_event what)
 {
     uint64_t sum = 0;
     for (unsigned i = 0; i < NR_TRAFFIC_SLOTS; i++) {
-        sum += atomic_load_explicit(&l->counts[i].requests, memory_order_relaxed);
+        sum += atomic_load_explicit(&l->counts[i].events[what], memory_order_relaxed);
     }
     return sum;
 }

@@ -8,6 +8,9 @@
  *
  *   parameters { key: "naru.label.stable" value { string_value: "3" } }
  *   parameters { key: "naru.traffic" value { string_value: "stable=95,canary=5" } }
+ *   parameters { key: "naru.shadow" value { string_value: "next=10" } }
+ *
+ * Shadow. One label of a model may have a copy of a share of the requests, whose answers nobody sees.
  *
  * Split. The k-th request of a loop takes the label in whose share the fractional part of
  * k × (golden ratio) falls: any run of n requests has its share of each label but for about log n
@@ -31,8 +34,15 @@
 #define NR_TRAFFIC_MAX_WEIGHT 1000000
 #define NR_TRAFFIC_SLOTS 64 /* one for each loop, modulo */
 
+typedef enum nr_label_event {
+    NR_LABEL_REQUESTS,       /* addressed to it, or got by its weight */
+    NR_LABEL_SHADOWS,        /* copies sent */
+    NR_LABEL_SHADOW_FAILED,  /* of these, not answered well */
+    NR_LABEL_SHADOW_SKIPPED, /* not sent: see api/shadow.c */
+    NR_LABEL_EVENTS
+} nr_label_event;
 struct nr_label_count { /* a cache line for each loop */
-    _Alignas(64) _Atomic uint64_t requests;
+    _Alignas(64) _Atomic uint64_t events[NR_LABEL_EVENTS];
 };
 struct nr_label { /* lives as long as the repository */
     char name[65];
@@ -42,6 +52,7 @@ struct nr_traffic_rule {
     const char *name; /* of the label; in nr_traffic the nr_label's */
     int64_t version;
     uint32_t weight; /* 0: no share of requests without a version */
+    uint32_t shadow; /* percent of requests without a version that are copied to it */
 };
 struct nr_traffic {
     uint32_t n;
@@ -50,18 +61,21 @@ struct nr_traffic {
 
 /* A letter, then letters, digits, '.', '_', '-'; 64 at most. So no label reads as a number. */
 bool nr_label_valid(struct nr_str name);
-/* Reads naru.label.* and naru.traffic. Names point into the message. NARU_INVALID. */
+/* Reads naru.label.*, naru.traffic and naru.shadow. Names point into the message. NARU_INVALID. */
 nr_nodiscard nr_status nr_traffic_read(const Inference__ModelConfig *pb, struct nr_traffic *ret,
                                        struct nr_err *err);
 bool nr_traffic_same(const struct nr_traffic *a, const struct nr_traffic *b);
 struct nr_traffic_rule *nr_traffic_find(struct nr_traffic *t, struct nr_str name); /* or NULL */
+/* NARU_INVALID: more than one label has a shadow. */
+nr_nodiscard nr_status nr_traffic_check(const struct nr_traffic *t, struct nr_err *err);
 /* Which rule the k-th request takes, of weights whose sum is above 0. */
 uint32_t nr_traffic_pick(const uint32_t *weights, uint32_t n, uint64_t k);
 
-uint64_t nr_label_requests(const struct nr_label *l);              /* of all loops */
-static inline void nr_label_add(struct nr_label *l, unsigned slot) /* owner loop */
+uint64_t nr_label_count(const struct nr_label *l, nr_label_event what); /* of all loops */
+/* On the loop whose slot it is. */
+static inline void nr_label_add(struct nr_label *l, nr_label_event what, unsigned slot)
 {
-    _Atomic uint64_t *n = &l->counts[slot % NR_TRAFFIC_SLOTS].requests;
+    _Atomic uint64_t *n = &l->counts[slot % NR_TRAFFIC_SLOTS].events[what];
     atomic_store_explicit(n, atomic_load_explicit(n, memory_order_relaxed) + 1,
                           memory_order_relaxed);
 }

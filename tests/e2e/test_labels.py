@@ -8,6 +8,7 @@ import time
 import pytest
 from tritonclient.grpc import service_pb2
 
+from conftest import wait_until
 from plugin_models import model, repository
 from rawhttp import H1, H2, SERVICE, field, infer_pb
 
@@ -72,8 +73,10 @@ def test_refusals_change_nothing(start):
                       ({"labels": {"stable": "2", "other": None}}, "has no label \"other\""),
                       ({"labels": {"stable": "x"}}, "must be a version"), ({"labels": {"stable": -1}}, "must be a version"),
                       ({"traffic": {"stable": -5}}, "must be a whole number"), ({"labels": []}, "must be an object"),
+                      ({"shadow": {"stable": 101}}, "must be a percentage"), ({"shadow": {"nobody": 1}}, "has no label"),
+                      ({"labels": {"b": "2"}, "shadow": {"stable": 1, "b": 1}}, "2 labels have a shadow"),
                       ({"traffic": {"stable": 10**9}}, "must be a whole number"), ([], "must be a JSON object"),
-                      ({"label": {}}, "'labels' and 'traffic' only"),
+                      ({"label": {}}, "'labels', 'traffic' and 'shadow' only"),
                       ({"labels": {f"l{i}": "1" for i in range(17)}}, "labels at most"),
                       ({"labels": {f"l{i}": "1" for i in range(40)}}, "labels at most")]:
         r = ask(s, "POST", LABELS, json.dumps(body))
@@ -161,6 +164,54 @@ def test_moves_are_atomic(start):
     for t in workers:
         t.join()
     assert not wrong, wrong[:3]
+
+
+def runs(s, version):
+    stats = ask(s, "GET", f"/v2/models/m/versions/{version}/stats").json()["model_stats"][0]
+    return stats["inference_stats"]["success"]["count"]
+
+
+def test_shadow(start):
+    s = start("--io-threads", 1)
+    labels(s, {"labels": {"next": "2"}, "shadow": {"next": 25}})
+    with H1(s.http) as c:
+        for _ in range(400):
+            assert c.ask("POST", "/v2/models/m/infer", BODY).json()["model_version"] == "3"
+        for _ in range(50):
+            c.ask("POST", "/v2/models/m/versions/1/infer", BODY)
+    wait_until(lambda: runs(s, 2) == labels(s)["next"]["shadows"], what="the shadows")
+    got = labels(s)["next"]
+    assert abs(got["shadows"] - 100) <= 4 and got["shadow_failed"] == got["shadow_skipped"] == got["requests"] == 0
+    assert runs(s, 1) == 50 and runs(s, 3) == 400
+    assert f'naru_label_shadows_total{{model="m",label="next"}} {got["shadows"]}' in \
+        ask(s, "GET", "/metrics").body.decode()
+    labels(s, {"shadow": None})
+    assert version_of(s) == "3" and labels(s)["next"]["shadows"] == got["shadows"]
+
+
+def test_shadow_neither_delays_nor_fails_anybody(server, tmp_path):
+    """The shadow's version is slow, then failing; clients see nothing, and SIGTERM waits for it."""
+    repo = tmp_path / "repo"
+    for number, text in (("1", model("delay", X, delay_us=500000)), ("2", model("identity", X))):
+        (repo / "m" / number).mkdir(parents=True)
+    # one configuration serves both versions, so slowness comes with a parameter of the model
+    (repo / "m/config.pbtxt").write_text(model("delay", X, extra=ALL, after_requests=1, delay_us=0, delay_us_after=400000))
+    s = server("--no-keep-gallery", "--no-warm-up", models=[repo])
+    labels(s, {"labels": {"next": "1"}, "shadow": {"next": 100}})
+    begin = time.monotonic()
+    assert version_of(s) == "2"
+    assert time.monotonic() - begin < 0.3
+    assert ask(s, "POST", "/v2/models/m/versions/1/infer", BODY).status == 200  # its next run is slow now
+    begin = time.monotonic()
+    assert ask(s, "POST", "/v2/models/m/infer", BODY).status == 200
+    s.stop()
+
+
+def test_shadow_that_does_not_fit_is_skipped(start):
+    s = start()
+    labels(s, {"labels": {"same": "3"}, "shadow": {"same": 100}})
+    assert version_of(s) == "3"
+    assert labels(s)["same"]["shadow_skipped"] == 1, "a version is no shadow of itself"
 
 
 CONFIGURED = ('parameters { key: "naru.label.stable" value { string_value: "1" } }\n'

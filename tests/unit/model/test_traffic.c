@@ -40,6 +40,8 @@ static nr_status read(const char *text, struct nr_traffic *t, struct nr_model_co
     "parameters { key: 'naru.label." name "' value { string_value: '" version "' } }"
 #define TRAFFIC(text) "parameters { key: 'naru.traffic' value { string_value: '" text "' } }"
 
+#define SHADOW(text) "parameters { key: 'naru.shadow' value { string_value: '" text "' } }"
+
 static void test_configuration(void **state)
 {
     (void)state;
@@ -69,7 +71,9 @@ static void test_configuration(void **state)
                {TRAFFIC("a=1"), "naru.traffic: \"a=1\": expected LABEL=WEIGHT of labels given"},
                {LABEL("a", "1") TRAFFIC("a"), "\"a\": expected"},
                {LABEL("a", "1") TRAFFIC("a=-1"), "\"a=-1\": expected"},
-               {LABEL("a", "1") TRAFFIC("a=1000001"), "weights from 0 to 1000000"},
+               {LABEL("a", "1") TRAFFIC("a=1000001"), "from 0 to 1000000"},
+               {LABEL("a", "1") SHADOW("a=101"), "naru.shadow: \"a=101\": expected LABEL=PERCENT"},
+               {LABEL("a", "1") LABEL("b", "1") SHADOW("a=1,b=1"), "2 labels have a shadow"},
                {LABEL("a", "1") TRAFFIC(",a=1"), "\"\": expected"}};
     for (size_t i = 0; i < NR_COUNT(bad); i++) {
         c = NULL;
