@@ -576,6 +576,9 @@ nr_status nr_config_complete(struct nr_model_config *c, const naru_model_info *i
         st = compare(c, info, err);
     }
     if (st == NARU_OK) {
+        st = nr_config_derive_shared(c, info, err);
+    }
+    if (st == NARU_OK) {
         st = nr_config_check_final(c, err);
     }
     return st == NARU_OK ? nr_config_list_ignored(c, err) : st;

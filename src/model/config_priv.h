@@ -11,6 +11,11 @@ nr_nodiscard nr_status nr_config_check(const struct nr_model_config *c, struct n
 /* Rules that need the final max_batch_size, inputs and outputs: batch sizes, priorities, warm-up. */
 nr_nodiscard nr_status nr_config_check_final(const struct nr_model_config *c, struct nr_err *err);
 
+/* Fills c->sig.shared from the names of the model's dimensions (info may be NULL). After the
+ * signature and input_map. NARU_INVALID when configured sizes disagree; NARU_NOMEM. */
+nr_nodiscard nr_status nr_config_derive_shared(struct nr_model_config *c,
+                                               const naru_model_info *info, struct nr_err *err);
+
 /* Fills c->ignored. NARU_NOMEM. */
 nr_nodiscard nr_status nr_config_list_ignored(struct nr_model_config *c, struct nr_err *err);
 

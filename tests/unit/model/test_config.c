@@ -380,6 +380,82 @@ static void test_complete_without_configuration(void **state)
     assert_string_equal(config->label_files[0], "");
 }
 
+/* Names of dimensions: what is left of them for request code. */
+static void test_shared_dimensions(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        const char *symbols[3][3];
+        const char *want; /* "name:input.dim,…" */
+        const char *error;
+    } cases[] = {
+        {"max_batch_size: 0",
+         {{"N", "L"}, {"N", "M"}, {"L", "M"}},
+         "L:0.1,L:2.0,M:1.1,M:2.1,N:0.0,N:1.0,",
+         NULL},
+        {NULL, {{"N", "L"}, {"N", "L"}, {"N", "K"}}, "L:0.1,L:1.1,", NULL}, /* N is the batch */
+        {NULL, {{"N", "a"}, {"N", "b"}, {"N", "c"}}, "", NULL},
+        {"max_batch_size: 0", {{NULL, ""}, {"", NULL}, {NULL, NULL}}, "", NULL},
+        {"max_batch_size: 0", {{"d", "d"}, {"e", "e"}, {"f", "d"}}, "d:0.0,d:2.1,", NULL},
+        {"max_batch_size: 0", {{"d", "d"}, {"e", "e"}, {"f", "f"}}, "", NULL}, /* one input alone */
+        {"input [ { name: 'a' data_type: TYPE_FP32 dims: [2, 3] }, "
+         "{ name: 'b' data_type: TYPE_FP32 dims: [-1, 3] }, "
+         "{ name: 'c' data_type: TYPE_FP32 dims: [-1, -1] } ] max_batch_size: 0 "
+         "output { name: 'y' data_type: TYPE_FP32 dims: [-1, -1] }",
+         {{"N", "L"}, {"N", "L"}, {"K", "P"}},
+         "N:0.0,N:1.0,",
+         NULL}, /* both L are 3 */
+        {"input [ { name: 'a' data_type: TYPE_FP32 dims: [2, 3] }, "
+         "{ name: 'b' data_type: TYPE_FP32 dims: [2, 4] }, "
+         "{ name: 'c' data_type: TYPE_FP32 dims: [-1, -1] } ] max_batch_size: 0 "
+         "output { name: 'y' data_type: TYPE_FP32 dims: [-1, -1] }",
+         {{"N", "L"}, {"N", "L"}, {"K", "P"}},
+         NULL,
+         "inputs \"a\" and \"b\" are configured as [2,3] and [2,4], but the model calls dimension "
+         "1 "
+         "of the one and dimension 1 of the other \"L\""},
+        {"input [ { name: 'c' data_type: TYPE_FP32 dims: [-1, -1] }, "
+         "{ name: 'b' data_type: TYPE_FP32 dims: [-1] reshape { shape: [-1, 1] } }, "
+         "{ name: 'a' data_type: TYPE_FP32 dims: [-1, -1] } ] max_batch_size: 0 "
+         "output { name: 'y' data_type: TYPE_FP32 dims: [-1, -1] }",
+         {{"N", "L"}, {"N", "L"}, {"N", "L"}},
+         "L:0.1,L:2.1,N:0.0,N:2.0,",
+         NULL},
+    };
+    for (size_t i = 0; i < NR_COUNT(cases); i++) {
+        struct model m = {.in = {IO("a", NARU_FP32, -1, -1), IO("b", NARU_FP32, -1, -1),
+                                 IO("c", NARU_FP32, -1, -1)},
+                          .out = {IO("y", NARU_FP32, -1, -1)}};
+        const char *symbols[3 * NARU_MAX_RANK] = {0};
+        for (size_t n = 0; n < 3; n++) {
+            memcpy(&symbols[n * NARU_MAX_RANK], cases[i].symbols[n], sizeof cases[i].symbols[n]);
+        }
+        const naru_model_info *info = model_of(&m, 3, 1);
+        m.info.input_symbols = symbols;
+        assert_int_equal(load(cases[i].text), NARU_OK);
+        nr_status st = nr_config_complete(config, info, &on, &err);
+        if (cases[i].error) {
+            assert_error(st, NARU_INVALID, cases[i].error);
+            continue;
+        }
+        assert_int_equal(st, NARU_OK);
+        char got[256] = "";
+        struct nr_text t;
+        nr_text_init_at(&t, got, sizeof got);
+        for (unsigned k = 0; k < config->sig.n_shared; k++) {
+            const struct nr_shared_dim *d = &config->sig.shared[k];
+            nr_text_fmt(&t, "%s:%u.%u,", d->symbol, d->input, d->dim);
+            assert_int_equal(d->first, k == 0 || strcmp(d->symbol, d[-1].symbol) != 0);
+        }
+        assert_string_equal(got, cases[i].want);
+        m.info.struct_size = offsetof(naru_model_info, input_symbols); /* a plug-in of 1.0 */
+        assert_int_equal(load(cases[i].text), NARU_OK);
+        assert_int_equal(nr_config_complete(config, info, &on, &err), NARU_OK);
+        assert_int_equal(config->sig.n_shared, 0);
+    }
+}
+
 static void test_default_batch_sizes(void **state)
 {
     (void)state;
@@ -742,6 +818,7 @@ int main(void)
         cmocka_unit_test_teardown(test_backend_in_name_and_bare_file, teardown),
         cmocka_unit_test_teardown(test_options_and_args, teardown),
         cmocka_unit_test_teardown(test_complete_without_configuration, teardown),
+        cmocka_unit_test_teardown(test_shared_dimensions, teardown),
         cmocka_unit_test_teardown(test_default_batch_sizes, teardown),
         cmocka_unit_test_teardown(test_default_batch_by_memory, teardown),
         cmocka_unit_test_teardown(test_not_batchable, teardown),
