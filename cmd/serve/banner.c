@@ -17,10 +17,14 @@
 
 static void print_bytes(FILE *out, uint64_t bytes)
 {
-    if (bytes >= 1u << 20) {
+    if (bytes >= 1u << 30) {
+        fprintf(out, "%.1f GiB", (double)bytes / (1u << 30));
+    } else if (bytes >= 1u << 20) {
         fprintf(out, "%.1f MiB", (double)bytes / (1u << 20));
-    } else {
+    } else if (bytes >= 1u << 10) {
         fprintf(out, "%.1f KiB", (double)bytes / 1024);
+    } else {
+        fprintf(out, "%llu byte%s", (unsigned long long)bytes, bytes == 1 ? "" : "s");
     }
 }
 
