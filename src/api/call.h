@@ -96,13 +96,10 @@ extern const struct nr_route nr_routes_metrics[];
 extern const struct nr_route nr_routes_page[];
 extern const struct nr_route nr_routes_gallery[];
 
-/* predict.c: what a ready version does with pictures; made on first use and kept in
- * nr_runtime.extra, so *ret lives as long as the version. a is scratch. NARU_PRECONDITION: the
- * model takes no pictures; NARU_INVALID: its naru.* parameters are wrong. Any thread. */
-struct nr_image_plan;
-nr_nodiscard nr_status nr_predict_plan(const struct nr_version *v, struct nr_arena *a,
-                                       const struct nr_image_plan **ret, struct nr_err *err);
-void nr_predict_plan_free(void *plan); /* what is kept there */
+/* predict.c: what a ready version does with pictures; the version's. NARU_PRECONDITION: the model takes
+ * none, and why. Any thread. */
+nr_nodiscard nr_status nr_predict_plan(const struct nr_version *v, const struct nr_image_plan **ret,
+                                       struct nr_err *err);
 
 /* --- route.c --- */
 struct nr_router;

@@ -155,8 +155,7 @@ static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
                                  .n_loops = n->n_loops,
                                  .limits = n->cfg.queue,
                                  .placement = n->cfg.placement,
-                                 .max_instances = n->cfg.max_instances,
-                                 .extra_free = nr_predict_plan_free};
+                                 .max_instances = n->cfg.max_instances};
     struct nr_repository_cfg rc = n->cfg.repository;
     rc.ops = nr_runtime_ops;
     rc.ops_ctx = &n->runtime;

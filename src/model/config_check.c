@@ -249,6 +249,19 @@ static nr_status check_groups(const Inference__ModelConfig *pb, struct nr_err *e
     return NARU_OK;
 }
 
+static nr_status check_parameters(const Inference__ModelConfig *pb, struct nr_err *err)
+{
+    for (size_t i = 0; i < pb->n_parameters; i++) {
+        if (nr_str_starts(nr_str_from(pb->parameters[i]->key), NR_STR(NR_CONFIG_OPT_PREFIX))) {
+            return nr_fail(err, NARU_INVALID,
+                           "parameter \"%.200s\": names that begin with \"" NR_CONFIG_OPT_PREFIX
+                           "\" are reserved; say it by optimization { … }",
+                           pb->parameters[i]->key);
+        }
+    }
+    return NARU_OK;
+}
+
 static nr_status check_versions(const Inference__ModelVersionPolicy *policy, struct nr_err *err)
 {
     if (!policy) {
@@ -295,6 +308,9 @@ nr_status nr_config_check(const struct nr_model_config *c, struct nr_err *err)
     }
     if (st == NARU_OK) {
         st = check_groups(pb, err);
+    }
+    if (st == NARU_OK) {
+        st = check_parameters(pb, err);
     }
     return st == NARU_OK ? check_versions(pb->version_policy, err) : st;
 }

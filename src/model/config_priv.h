@@ -5,6 +5,11 @@
 #include "codec/tensor.h"
 #include "model/config.h"
 
+/* Options for the plug-in that come from `optimization`; no parameter may look like one. */
+#define NR_CONFIG_OPT_PREFIX "naru.opt."
+/* Parameter "true" (default) or "false": whether dimensions of one name must be equal. */
+#define NR_CONFIG_CHECK_SYMBOLS "naru.check_symbols"
+
 /* Rules that the text alone can break: names, types, dims, reshapes, schedulers, instances.
  * NARU_INVALID, or NARU_UNSUPPORTED for features that this version does not serve. */
 nr_nodiscard nr_status nr_config_check(const struct nr_model_config *c, struct nr_err *err);

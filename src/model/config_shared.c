@@ -16,6 +16,8 @@
 
 #include <stdlib.h>
 
+#include "naru/helper.h"
+
 static int by_symbol(const void *a, const void *b)
 {
     const struct nr_shared_dim *x = a, *y = b;
@@ -84,7 +86,17 @@ static nr_status keep_group(struct nr_model_config *c, const struct nr_shared_di
 nr_status nr_config_derive_shared(struct nr_model_config *c, const naru_model_info *info,
                                   struct nr_err *err)
 {
-    if (!info || !NARU_HAS(info, naru_model_info, input_symbols)) {
+    int check = 1;
+    naru_text text = {.struct_size = sizeof text};
+    char why[NR_ERR_TEXT_MAX] = "";
+    text.data = why;
+    text.capacity = sizeof why;
+    nr_status st =
+        naru_option_bool(c->options, c->n_options, NR_CONFIG_CHECK_SYMBOLS, &check, &text);
+    if (st != NARU_OK) {
+        return nr_fail(err, st, "%s", why);
+    }
+    if (!check || !info || !NARU_HAS(info, naru_model_info, input_symbols)) {
         return NARU_OK;
     }
     size_t most = 0;
@@ -99,7 +111,6 @@ nr_status nr_config_derive_shared(struct nr_model_config *c, const naru_model_in
     size_t n = list_symbols(c, info, all);
     qsort(all, n, sizeof *all, by_symbol);
     unsigned n_kept = 0;
-    nr_status st = NARU_OK;
     for (size_t i = 0, end; i < n && st == NARU_OK; i = end) {
         for (end = i + 1; end < n && strcmp(all[end].symbol, all[i].symbol) == 0;) {
             end++;

@@ -2,6 +2,7 @@
 else served, with a line in the banner and in the log that names it (docs/compatibility.md)."""
 
 import json
+import re
 
 import pytest
 
@@ -74,6 +75,57 @@ def test_served_and_named(one, name):
     assert f"      ignored: {fields}" in one.banner[at : at + 4]
     lines = [line for line in one.log().splitlines() if "without effect" in line and f"model={name} " in line]
     assert len(lines) == 1 and "level=warn" in lines[0] and fields in lines[0]
+
+
+PICTURE = [("INPUT0", "FP32", [3, 8, 8])]
+# parameters → words of the reason
+WRONG = {
+    "seize": ({"naru.image.seize": "8x8"}, 'unknown parameter "naru.image.seize": did you mean "naru.image.size"?'),
+    "case": ({"naru.Image.size": "8x8"}, 'did you mean "naru.image.size"?'),
+    "bare": ({"naru.": "1"}, 'unknown parameter "naru.": did you mean "naru.output'),
+    "long": ({"naru." + "x" * 300: "1"}, 'unknown parameter "naru.xxx'),
+    "symbol": ({"naru.check_symbol": "false"}, 'did you mean "naru.check_symbols"?'),
+    "symbols": ({"naru.check_symbols": "maybe"}, 'parameter "naru.check_symbols" is "maybe"; "true" or "false"'),
+    "opt": ({"naru.opt.graph.level": "1"}, 'are reserved; say it by optimization'),
+    "size": ({"naru.image.size": "big"}, 'parameter "naru.image.size": value "big": expected height and width in pixels'),
+    "scale": ({"naru.image.scale": "1/zero"}, 'expected a number or a fraction'),
+    "mean": ({"naru.image.mean": "0.1,0.2,0.3,0.4"}, 'parameter "naru.image.mean"'),
+    "means": ({"naru.image.mean": "0.1,0.2"}, "expected 1 or one for each of the 3 channels"),
+    "std": ({"naru.image.std": "0"}, "numbers other than 0"),
+    "layout": ({"naru.image.layout": "NCWH"}, "expected NCHW or NHWC"),
+    "resize": ({"naru.image.resize": "cubic"}, "expected nearest, box, bilinear, hamming, bicubic or lanczos"),
+    "top_k": ({"naru.output.top_k": "0"}, "expected a whole number from 1"),
+    "output": ({"naru.output": "picture"}, "expected image, labels or tensor"),
+    "softmax": ({"naru.output.softmax": "yes"}, "expected true or false"),
+    "tensor": ({"naru.output.tensor": "OUTPUT9"}, 'names "OUTPUT9", which is no output of the model'),
+    "input": ({"naru.image.input": "INPUT9"}, 'names "INPUT9", which is no input of the model'),
+    "overlap": ({"naru.image.tile_overlap": "4"}, "no meaning without naru.image.tile"),
+    "no_picture": ({"naru.image.scale": "1"}, "has no place for height, width"),
+    "good": ({"naru.image.scale": "1/255", "naru.check_symbols": "false", "other": "x"}, None),
+    "plain": ({"other.naru.x": "1"}, None),
+}
+
+
+@pytest.fixture(scope="module")
+def wrong(module_server, tmp_path_factory):
+    models = {k: model("identity", IO if k in ("no_picture", "plain") else PICTURE,
+                       extra="".join(f'parameters {{ key: "{n}" value {{ string_value: "{v}" }} }}\n' for n, v in p.items()))
+              for k, (p, _) in WRONG.items()}
+    return module_server("--no-keep-gallery", "--no-strict-readiness",
+                         models=[repository(tmp_path_factory.mktemp("wrong"), **models)])
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_parameters_are_refused_at_load(wrong, name):
+    """Not by the first picture: in the banner, the log and the index; nearest name, expected words."""
+    says = WRONG[name][1]
+    index = {m["name"]: m for m in ask(wrong.http, "POST", "/v2/repository/index").json()}
+    if says is None:
+        assert index[name]["state"] == "READY", index[name]
+        return
+    assert index[name]["state"] == "UNAVAILABLE" and says in index[name]["reason"], index[name]
+    assert any(re.match(f"  {name}( version 1)?: NOT ready", line) and says in line for line in wrong.banner)
+    assert ask(wrong.http, "POST", f"/v2/models/{name}/predict", b"x").status == 404
 
 
 def test_the_page_names_them_all():

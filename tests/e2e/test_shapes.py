@@ -40,6 +40,8 @@ def one(module_server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("repo")
     make(folder, "batched", "Add", {"A": f32("b", "L"), "B": f32("b", "L")}, ["b", "L"], None)
     make(folder, "alone", "Add", {"A": f32("N", 4), "B": f32("N", 4)}, ["N", 4])
+    make(folder, "loose", "Add", {"A": f32("N", 4), "B": f32("N", 4)}, ["N", 4],
+         ALONE + 'parameters { key: "naru.check_symbols" value { string_value: "false" } }')
     make(folder, "three", "Sum", {"A": f32("K", 1, "L"), "B": f32(1, "M", "L"), "C": f32("K", "M", 1)}, ["K", "M", "L"])
     make(folder, "matmul", "MatMul", {"A": f32("L", "K"), "B": f32("K", "M")}, ["L", "M"])
     # what only the operators see: other names, or none that means anything, or values
@@ -102,6 +104,7 @@ def test_dimensions_of_one_name(one, model, ins, says):
 
 @pytest.mark.parametrize("model, ins, says", [
     ("unnamed", {"A": ones(3, 4), "B": ones(2, 4)}, "onnxruntime: "),
+    ("loose", {"A": ones(3, 4), "B": ones(2, 4)}, "onnxruntime: "),
     ("question", {"A": ones(3, 4), "B": ones(2, 4)}, "onnxruntime: "),
     ("matmul2", {"A": ones(2, 3), "B": ones(4, 5)}, "dimension mismatch"),
     ("concat", {"A": ones(3, 4), "B": ones(2, 4)}, "must match"),
@@ -118,7 +121,7 @@ def test_what_operators_refuse(one, model, ins, says):
 @pytest.mark.parametrize("model, ins", [
     ("batched", {"A": ones(2, 3), "B": ones(2, 3)}), ("alone", {"A": ones(3, 4), "B": ones(3, 4)}),
     ("three", {"A": ones(2, 1, 5), "B": ones(1, 3, 5), "C": ones(2, 3, 1)}), ("matmul", {"A": ones(2, 3), "B": ones(3, 5)}),
-    ("unnamed", {"A": ones(3, 4), "B": ones(1, 4)}), ("question", {"A": ones(3, 4), "B": ones(1, 4)}),
+    ("unnamed", {"A": ones(3, 4), "B": ones(1, 4)}), ("loose", {"A": ones(3, 4), "B": ones(1, 4)}), ("question", {"A": ones(3, 4), "B": ones(1, 4)}),
     ("concat", {"A": ones(3, 4), "B": ones(3, 4)}), ("reshape", {"A": ones(6), "S": np.array([3, 2])}),
     ("gather", {"I": np.array([0, 3])}), ("conv", {"A": ones(1, 1, 5, 5)})])
 def test_good_ones_run(one, model, ins):
