@@ -95,6 +95,9 @@ naru_status ort_options_make(struct naru_backend_lib *lib, const naru_model_args
                              const struct ort_graph *graph, OrtSessionOptions **ret,
                              struct ort_threads *threads, naru_text *err);
 
+/* Which of naru.opt.* it reads: naru_model_info::used_options. */
+const char *const *ort_options_used(const naru_model_args *args);
+
 /* GPUs seen through the driver; 0 where there is none. */
 uint32_t ort_gpu_count(void);
 naru_status ort_gpu_get(uint32_t index, naru_device_info *ret);

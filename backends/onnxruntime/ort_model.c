@@ -339,6 +339,7 @@ static naru_status open_file(naru_backend_model *m, const naru_model_args *args,
     }
     if (st == NARU_OK) {
         m->open_shapes = has_open_shapes(m, args->max_batch_size);
+        m->info.used_options = ort_options_used(args);
         m->info.flags = NARU_MODEL_SHARED_SESSION |
                         (is_static(m, &graph) ? (uint32_t)NARU_MODEL_STATIC_GRAPH : 0u);
     }

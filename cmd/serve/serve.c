@@ -52,20 +52,32 @@ static void on_stuck(int sig)
     _exit(1);
 }
 
+/* Without the limit on repeats: hundreds of models may load within a second, each line is another's. */
+static void log_each(nr_log_level level, const char *msg, const struct nr_kv *kvs)
+{
+    if (nr_log_on(level)) {
+        nr_log_write_each(level, "model", msg, kvs);
+    }
+}
+
 static void on_state(void *ctx, const struct nr_version *v, nr_version_state state,
                      const char *reason)
 {
     (void)ctx;
     bool ready = state == NR_VERSION_READY, unloaded = strcmp(reason, "unloaded") == 0;
     const char *what = ready ? "loaded" : unloaded ? "unloaded" : "not loaded";
-    nr_log(ready || unloaded ? NR_LOG_DEBUG : NR_LOG_ERROR, "model", what,
-           NR_KV_TEXT("model", v->name),
-           NR_KV_INT("version", v->number), /* -1: the model as a whole */
-           NR_KV_DBL("ms", (double)v->load_ns / 1e6), NR_KV_TEXT("reason", reason));
+    log_each(ready || unloaded ? NR_LOG_DEBUG : NR_LOG_ERROR, what,
+             (struct nr_kv[]){NR_KV_TEXT("model", v->name),
+                              NR_KV_INT("version", v->number), /* -1: the model as a whole */
+                              NR_KV_DBL("ms", (double)v->load_ns / 1e6),
+                              NR_KV_TEXT("reason", reason),
+                              {.kind = NR_KV_END}});
     if (ready && v->config->ignored[0] != '\0') {
-        nr_log(NR_LOG_WARN, "model", "fields of the configuration without effect",
-               NR_KV_TEXT("model", v->name), NR_KV_INT("version", v->number),
-               NR_KV_TEXT("ignored", v->config->ignored));
+        log_each(NR_LOG_WARN, "fields of the configuration without effect",
+                 (struct nr_kv[]){NR_KV_TEXT("model", v->name),
+                                  NR_KV_INT("version", v->number),
+                                  NR_KV_TEXT("ignored", v->config->ignored),
+                                  {.kind = NR_KV_END}});
     }
 }
 

@@ -88,6 +88,10 @@ typedef struct naru_model_info { /* what the files say; arrays live as long as t
      * i * NARU_MAX_RANK + d; NULL or "" where it has none. Within a request, dimensions of one name
      * have one size: the server refuses the others. Optional: NULL when the files do not tell. */
     const char *const *input_symbols;
+    /* 1.1: which of the options naru.opt.* have an effect on this model, ended by NULL; a text that
+     * ends in '.' stands for all that begin with it. The server tells the user that the others have
+     * none. NULL: none has. */
+    const char *const *used_options;
 } naru_model_info;
 
 enum naru_model_flag {

@@ -71,6 +71,7 @@ AT(naru_model_info, outputs, 24);
 AT(naru_model_info, platform, 32);
 AT(naru_model_info, weight_bytes, 40);
 AT(naru_model_info, input_symbols, 48); /* 1.1 */
+AT(naru_model_info, used_options, 56);
 
 GROWS(naru_model_args, 88);
 AT(naru_model_args, struct_size, 0);

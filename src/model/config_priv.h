@@ -21,8 +21,10 @@ nr_nodiscard nr_status nr_config_check_final(const struct nr_model_config *c, st
 nr_nodiscard nr_status nr_config_derive_shared(struct nr_model_config *c,
                                                const naru_model_info *info, struct nr_err *err);
 
-/* Fills c->ignored. NARU_NOMEM. */
-nr_nodiscard nr_status nr_config_list_ignored(struct nr_model_config *c, struct nr_err *err);
+/* Fills c->ignored, before anything is completed: what the file says counts. info: whose options have
+ * an effect; may be NULL. NARU_NOMEM. */
+nr_nodiscard nr_status nr_config_list_ignored(struct nr_model_config *c,
+                                              const naru_model_info *info, struct nr_err *err);
 
 /* Backend of a platform name, NULL for names that are none. */
 const char *nr_config_platform_backend(const char *platform);

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+import models
 from conftest import ROOT
 from plugin_models import model, repository
 from rawhttp import H2, SERVICE, ask, field
@@ -38,6 +39,28 @@ IGNORED = {
     "delay": ("dynamic_batching { default_queue_policy { timeout_action: DELAY } }\n", "timeout_action DELAY"),
     "policy": ('instance_group [ { host_policy: "numa_0" } ]\n', "host_policy"),
     "tags": ('metric_tags { key: "team" value: "a" }\n', "metric_tags"),
+    "runtime": ('runtime: "librt.so"\n', "runtime"),
+    "files": ('cc_model_filenames { key: "8.6" value: "a" }\n', "cc_model_filenames"),
+    "operations": ('model_operations { op_library_filename: "ops.so" }\n', "model_operations"),
+    "default_level": ("dynamic_batching { default_priority_level: 2 }\n", "default_priority_level"),
+    "level_policy": ("dynamic_batching { priority_levels: 1 default_priority_level: 1 priority_queue_policy { key: 1 "
+                     "value { max_queue_size: 3 } } }\n", "priority_queue_policy"),
+    "profile": ('instance_group [ { profile: "1" } ]\n', "profile"),
+    "devices": ("instance_group [ { secondary_devices { kind: KIND_NVDLA device_id: 0 } } ]\n", "secondary_devices"),
+    "metrics": ("model_metrics { }\n", "model_metrics"),
+    "pinned": ("optimization { input_pinned_memory { enable: true } output_pinned_memory { enable: true } }\n",
+               "optimization.input_pinned_memory, optimization.output_pinned_memory"),
+    "buffers": ("optimization { gather_kernel_buffer_threshold: 4 eager_batching: true }\n",
+                "optimization.gather_kernel_buffer_threshold, optimization.eager_batching"),
+    "max": ("optimization { priority: PRIORITY_MAX }\n", "optimization.priority"),
+    "graph": ("optimization { graph { level: 1 } }\n", "optimization.graph.level"),
+    "cuda": ("optimization { cuda { graphs: true busy_wait_events: true output_copy_stream: true graph_spec { } } }\n",
+             "optimization.cuda.graphs, optimization.cuda.busy_wait_events, optimization.cuda.output_copy_stream, "
+             "optimization.cuda.graph_spec"),
+    "accelerators": ('optimization { execution_accelerators { gpu_execution_accelerator [ { name: "tensorrt" parameters '
+                     '{ key: "precision_mode" value: "FP16" } } ] cpu_execution_accelerator [ { name: "openvino" } ] } }\n',
+                     "optimization.execution_accelerators.gpu_execution_accelerator, "
+                     "optimization.execution_accelerators.cpu_execution_accelerator"),
     "several": (WARMUP + "response_cache { enable: true }\n", "model_warmup, response_cache"),
 }
 
@@ -126,6 +149,21 @@ def test_wrong_parameters_are_refused_at_load(wrong, name):
     assert index[name]["state"] == "UNAVAILABLE" and says in index[name]["reason"], index[name]
     assert any(re.match(f"  {name}( version 1)?: NOT ready", line) and says in line for line in wrong.banner)
     assert ask(wrong.http, "POST", f"/v2/models/{name}/predict", b"x").status == 404
+
+
+def test_of_optimization_the_backend_decides(server, tmp_path):
+    """ONNX Runtime reads the graph level; accelerators of GPUs have no effect on the CPU. The log has a
+    line for every model, however many load at once."""
+    config = ('optimization { graph { level: 1 } execution_accelerators { gpu_execution_accelerator [ { name: "tensorrt" '
+              '} ] } }\n')
+    for i in range(150):
+        models.identity(tmp_path / "repo", f"m{i}", config=config)
+    s = server("--no-keep-gallery", models=[tmp_path / "repo"])
+    field = "optimization.execution_accelerators.gpu_execution_accelerator"
+    assert sum(line == f"      ignored: {field}" for line in s.banner) == 150
+    named = {re.search(r" model=(m\d+) ", line).group(1) for line in s.log().splitlines()
+             if "without effect" in line and f"ignored={field}" in line}
+    assert len(named) == 150
 
 
 def test_the_page_names_them_all():

@@ -715,7 +715,9 @@ static void test_groups_and_queue(void **state)
     assert_true(config->queue.allow_override);
     assert_int_equal(config->queue.max_queue_size, 9);
     assert_int_equal(config->queue.default_timeout_ns, 7000);
-    assert_string_equal(config->ignored, "response_cache, timeout_action DELAY");
+    assert_string_equal(
+        config->ignored,
+        "response_cache, timeout_action DELAY, instance_group on more than one device");
 }
 
 /* What has no effect is named, each on its own; what has none to name is not. */
@@ -744,15 +746,104 @@ static void test_ignored(void **state)
         {"model_metrics { }", "model_metrics"},
         {"response_cache { enable: true } instance_group { rate_limiter { } }",
          "response_cache, rate_limiter"},
+        {"runtime: 'librt.so'", "runtime"},
+        {"cc_model_filenames { key: '8.6' value: 'a.onnx' }", "cc_model_filenames"},
+        {"model_operations { op_library_filename: 'ops.so' }", "model_operations"},
+        {"model_operations { }", ""},
+        {"dynamic_batching { default_priority_level: 3 }", "default_priority_level"},
+        {"dynamic_batching { priority_levels: 1 default_priority_level: 1 priority_queue_policy { "
+         "key: 1 "
+         "value { } } }",
+         "priority_queue_policy"},
+        {"dynamic_batching { preferred_batch_size: [1,2,1,2,1,2,1,2,1,2,1,2,1,2,1,2] }", ""},
+        {"dynamic_batching { preferred_batch_size: [1,2,1,2,1,2,1,2,1,2,1,2,1,2,1,2,2] }",
+         "preferred_batch_size above the 16 smallest"},
+        {"instance_group { profile: '1' }", "profile"},
+        {"instance_group { kind: KIND_GPU gpus: [0] } instance_group { gpus: 0 passive: true }",
+         ""},
+        {"instance_group { kind: KIND_GPU gpus: [0, 1] }",
+         "instance_group on more than one device"},
+        {"instance_group { kind: KIND_CPU } instance_group { kind: KIND_GPU }",
+         "instance_group on more than one device"},
+        {"instance_group { kind: KIND_CPU } instance_group { kind: KIND_GPU passive: true }", ""},
+        {"input { name: 'x' data_type: TYPE_FP32 dims: 16 format: FORMAT_NHWC is_shape_tensor: "
+         "true "
+         "is_non_linear_format_io: true }",
+         "format, is_shape_tensor, is_non_linear_format_io"},
+        {"output { name: 'y' data_type: TYPE_FP32 dims: 4 is_shape_tensor: true }",
+         "is_shape_tensor"},
+        {"optimization { }", ""},
+        {"optimization { graph { level: 1 } }", ""}, /* the model says that it reads this */
+        {"optimization { priority: PRIORITY_MAX }", "optimization.priority"},
+        {"optimization { priority: PRIORITY_DEFAULT cuda { graphs: false } eager_batching: false }",
+         ""},
+        {"optimization { cuda { graphs: true busy_wait_events: true output_copy_stream: true "
+         "graph_spec { } } }",
+         "optimization.cuda.graphs, optimization.cuda.busy_wait_events, "
+         "optimization.cuda.output_copy_stream, optimization.cuda.graph_spec"},
+        {"optimization { execution_accelerators { gpu_execution_accelerator [ { name: 'tensorrt' "
+         "parameters { key: 'p' value: 'FP16' } }, { name: 'cuda' } ] } }",
+         "optimization.execution_accelerators.gpu_execution_accelerator"},
+        {"optimization { execution_accelerators { cpu_execution_accelerator { name: 'openvino' } "
+         "gpu_execution_accelerator { name: 'cuda' } } }",
+         "optimization.execution_accelerators.gpu_execution_accelerator, "
+         "optimization.execution_accelerators.cpu_execution_accelerator"},
+        {"optimization { input_pinned_memory { enable: true } output_pinned_memory { } "
+         "gather_kernel_buffer_threshold: 1 eager_batching: true }",
+         "optimization.input_pinned_memory, optimization.output_pinned_memory, "
+         "optimization.gather_kernel_buffer_threshold, optimization.eager_batching"},
     };
+    static const char *const used[] = {"naru.opt.graph.level", NULL};
+    char path[64];
+    int fd = folder_with(NULL, path);
     for (size_t i = 0; i < NR_COUNT(cases); i++) {
         struct model m = batchable();
         char text[512];
-        (void)snprintf(text, sizeof(text), "max_batch_size: 2 %s", cases[i].text);
+        (void)snprintf(text, sizeof(text), "max_batch_size: 2 backend: 'identity' %s",
+                       cases[i].text);
         assert_int_equal(load(text), NARU_OK);
-        assert_int_equal(nr_config_complete(config, model_of(&m, 1, 1), &on, &err), NARU_OK);
+        assert_int_equal(nr_config_files(config, fd, NULL, &err), NARU_OK);
+        const naru_model_info *info = model_of(&m, 1, 1);
+        m.info.used_options = used;
+        assert_int_equal(nr_config_complete(config, info, &on, &err), NARU_OK);
         assert_string_equal(config->ignored, cases[i].ignored);
     }
+    folder_end(fd, path, NULL);
+}
+
+/* A plug-in decides which options of `optimization` have an effect; whole groups too. */
+static void test_used_options(void **state)
+{
+    (void)state;
+    static const char *const some[] = {
+        "naru.opt.cuda.graphs", "naru.opt.execution_accelerators.gpu_execution_accelerator.", NULL};
+    static const char *const none[] = {NULL};
+    static const struct {
+        const char *const *used;
+        const char *ignored;
+    } cases[] = {
+        {some, "optimization.graph.level"},
+        {none, "optimization.graph.level, optimization.cuda.graphs, "
+               "optimization.execution_accelerators.gpu_execution_accelerator"},
+        {NULL, "optimization.graph.level, optimization.cuda.graphs, "
+               "optimization.execution_accelerators.gpu_execution_accelerator"},
+    };
+    char path[64];
+    int fd = folder_with(NULL, path);
+    for (size_t i = 0; i < NR_COUNT(cases); i++) {
+        struct model m = batchable();
+        assert_int_equal(
+            load("backend: 'identity' optimization { graph { level: 1 } cuda { graphs: "
+                 "true } execution_accelerators { gpu_execution_accelerator { name: "
+                 "'cuda' parameters { key: 'x' value: '1' } } } }"),
+            NARU_OK);
+        assert_int_equal(nr_config_files(config, fd, NULL, &err), NARU_OK);
+        const naru_model_info *info = model_of(&m, 1, 1);
+        m.info.used_options = cases[i].used;
+        assert_int_equal(nr_config_complete(config, info, &on, &err), NARU_OK);
+        assert_string_equal(config->ignored, cases[i].ignored);
+    }
+    folder_end(fd, path, NULL);
 }
 
 /* What is reported is a configuration again, and completing that one changes nothing. */
@@ -828,6 +919,7 @@ int main(void)
         cmocka_unit_test_teardown(test_without_model_info, teardown),
         cmocka_unit_test_teardown(test_groups_and_queue, teardown),
         cmocka_unit_test_teardown(test_ignored, teardown),
+        cmocka_unit_test_teardown(test_used_options, teardown),
         cmocka_unit_test_teardown(test_printed_config_is_stable, teardown),
         cmocka_unit_test_teardown(test_no_memory, teardown),
         cmocka_unit_test_teardown(test_backend_of, teardown),
