@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -14,6 +15,7 @@ import urllib.request
 import pytest
 
 from conftest import NARU, wait_until
+from rawhttp import H2, SERVICE
 
 
 def run(*args, env=None, timeout=20):
@@ -156,6 +158,37 @@ def test_port_in_use_is_said(server, tmp_path):
     one = server(models=[tmp_path])
     done = run("serve", str(tmp_path), "--port", str(one.http), "--no-keep-gallery")
     assert done.returncode == 1 and str(one.http) in done.stderr
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.mark.parametrize("given, shared", [
+    (["--http-port", "P", "--grpc-port", "P", "--metrics-port", "0"], "http, grpc"),
+    (["--http-port", "P", "--grpc-port", "0", "--metrics-port", "P"], "http, metrics"),
+    (["--http-port", "0", "--grpc-port", "P", "--metrics-port", "P"], "grpc, metrics"),
+    (["--http-port", "P", "--grpc-port", "P", "--metrics-port", "P"], "http, grpc, metrics"),
+    (["--http-port", "P", "--grpc-port", "P", "--metrics-port", "0", "--grpc-address", "localhost"], "http, grpc")])
+def test_one_port_for_several_purposes_is_one_listener(server, tmp_path, given, shared):
+    port = free_port()
+    one = server(*(str(port) if g == "P" else g for g in given), ports=False, models=[tmp_path])
+    assert one.ports[shared] == port and sum(p == port for p in one.ports.values()) == 1
+    listening = one.banner[one.banner.index("listening (HTTP/1.1, HTTP/2 and gRPC on each)") + 1:]
+    assert f"  127.0.0.1:{port}  {shared}" in listening
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as r:
+        assert r.status == 200
+    with H2(port) as c:
+        assert c.reply(c.grpc(SERVICE + "ServerLive", b"")).grpc == 0
+
+
+def test_addresses_that_include_each_other(tmp_path):
+    done = run("serve", str(tmp_path), "--http-port", "9000", "--grpc-port", "9000", "--http-address", "0.0.0.0",
+               "--i-accept-insecure")
+    assert done.returncode != 0 and "another program" not in done.stderr
+    assert "port 9000 is wanted for http on '0.0.0.0' and for grpc on '127.0.0.1'" in done.stderr
 
 
 def test_exit_on_error(tmp_path):
