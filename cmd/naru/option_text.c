@@ -57,7 +57,9 @@ void option_help(const struct option_table *table, FILE *out)
         "  --print-config                  print the options in force and where each came from\n"
         "  --help, --version\n\n"
         "Every option can also be set as an environment variable: --http-port is NARU_HTTP_PORT.\n"
-        "The command line counts more than the environment, that more than the file.\n");
+        "The command line counts more than the environment, that more than the file. A variable "
+        "that\n"
+        "begins so and is no option is named in the log at the start.\n");
 }
 
 static void print_scalar(FILE *out, const char *text)

@@ -248,7 +248,15 @@ static void drain(struct serve *s)
 static int serve(struct serve *s)
 {
     struct nr_err err = {0};
-    if (open_log(s, &err) != NARU_OK || start(s, &err) != NARU_OK) {
+    nr_status st = open_log(s, &err);
+    for (unsigned i = 0; i < s->values.strangers.n && st == NARU_OK; i++) {
+        nr_log(NR_LOG_WARN, "serve", "an environment variable has no effect",
+               NR_KV_TEXT("reason", s->values.strangers.items[i]));
+    }
+    if (st == NARU_OK) {
+        st = start(s, &err);
+    }
+    if (st != NARU_OK) {
         fprintf(stderr, "naru serve: %s\n", err.text);
         return 1;
     }

@@ -14,7 +14,7 @@ import urllib.request
 
 import pytest
 
-from conftest import NARU, wait_until
+from conftest import NARU, ROOT, wait_until
 from rawhttp import H2, SERVICE
 
 
@@ -164,6 +164,25 @@ def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def test_misspelt_variables_are_named(server, tmp_path):
+    env = {"NARU_HTPP_PORT": "1", "NARU_ACCESS_LOGS": "1", "NARU_QQQQQQQQ": "1", "NARU_" + "X" * 3000: "1", "NARU_": "",
+           "NARU_MODEL_STORE": str(tmp_path), "NARU_ONNXRUNTIME": "", "NARU_BINARY": "x", "NARUX": "1",
+           "NARU_LOG_LEVEL": "warn"}
+    one = server(models=[], env=env)
+    said = [line for line in one.log().splitlines() if "an environment variable has no effect" in line]
+    assert all("level=warn" in line for line in said) and len(said) == 5
+    text = "\n".join(said)
+    assert "NARU_HTPP_PORT is no option; did you mean NARU_HTTP_PORT?" in text
+    assert "NARU_ACCESS_LOGS is no option; did you mean NARU_ACCESS_LOG?" in text
+    assert "NARU_QQQQQQQQ is no option; naru serve --help lists all" in text
+
+
+def test_the_page_of_variables_names_the_exceptions():
+    listed = re.search(r"not_options\[\] = \{(.*?)\};", (ROOT / "cmd/naru/option.c").read_text(), re.S).group(1)
+    page = (ROOT / "docs/environment.md").read_text().split("| --- | --- |")[1].split("Read besides")[0]
+    assert set(re.findall(r'"(NARU_\w+)"', listed)) == set(re.findall(r"`(NARU_\w+)`", page))
 
 
 @pytest.mark.parametrize("given, shared", [
