@@ -62,6 +62,50 @@ static void tidy(char *text)
     }
 }
 
+/* The end of a C++ signature that begins at p ("void ns::C::f(int, g(x)) const "), p when there is
+ * none. */
+static const char *after_signature(const char *p)
+{
+    const char *open = strchr(p, '(');
+    const char *scope = strstr(p, "::");
+    int depth = 0;
+    if (!open || !scope || scope > open) {
+        return p;
+    }
+    for (const char *at = open; *at; at++) {
+        depth += (*at == '(') - (*at == ')');
+        if (depth == 0) {
+            at++;
+            at += strncmp(at, " const", 6) == 0 ? 6 : 0;
+            return at + (*at == ' ');
+        }
+    }
+    return p;
+}
+
+/* Takes "core/some/file.h:123 " and the signature behind it out of text: where in the library an error
+ * was found is nothing to a client. */
+static void cut_places(char *text)
+{
+    static const char *const endings[] = {".h:", ".cc:", ".cpp:", ".hpp:", ".cuh:", ".cu:"};
+    for (size_t i = 0; i < sizeof endings / sizeof endings[0]; i++) {
+        for (char *at = text; (at = strstr(at, endings[i])) != NULL;) {
+            char *end = at + strlen(endings[i]), *begin = at;
+            size_t digits = strspn(end, "0123456789");
+            while (begin > text && begin[-1] != ' ') {
+                begin--;
+            }
+            if (digits == 0 || end[digits] != ' ') {
+                at = end;
+                continue;
+            }
+            const char *rest = after_signature(end + digits + 1);
+            memmove(begin, rest, strlen(rest) + 1);
+            at = begin;
+        }
+    }
+}
+
 static void on_log(void *param, OrtLoggingLevel severity, const char *category, const char *logid,
                    const char *location, const char *message)
 {
@@ -168,9 +212,9 @@ naru_status ort_status(const struct naru_backend_lib *lib, OrtStatus *st, const 
         cut_out(copy, hide[i]);
     }
     if (copy) {
-        cut_out(copy, "/onnxruntime_src/onnxruntime/"); /* of the machine that built the library */
     }
     if (copy) {
+        cut_places(copy);
         tidy(copy);
     }
     (void)naru_fail(err, code, "onnxruntime: %s", copy ? copy : "out of memory");

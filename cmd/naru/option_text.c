@@ -170,8 +170,11 @@ void option_man(const struct option_table *table, FILE *out)
         }
         fprintf(out, "\n");
     }
-    fprintf(out,
-            ".SH ENVIRONMENT\nEvery option as NARU_NAME, dashes as underscores, in capitals.\n");
+    fprintf(
+        out,
+        ".SH ENVIRONMENT\nEvery option as NARU_NAME, dashes as underscores, in capitals.\n"
+        ".SH EXIT STATUS\n0 done; 1 failed; 2 the command line or the file of \\-\\-config cannot "
+        "be read; 78 what they say is refused.\n");
 }
 
 static void complete_bash(const struct option_table *const *tables, unsigned n, FILE *out)

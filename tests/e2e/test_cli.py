@@ -144,14 +144,14 @@ def test_man_page_and_completions():
 
 def test_no_model_and_bad_paths(tmp_path):
     done = run("serve")
-    assert done.returncode == 1 and "give a model file" in done.stderr
+    assert done.returncode == 78 and "give a model file" in done.stderr
     done = run("serve", str(tmp_path / "missing"))
     assert done.returncode == 1 and "missing" in done.stderr
 
 
 def test_listening_beyond_this_machine_needs_consent(tmp_path):
     done = run("serve", str(tmp_path), "--address", "0.0.0.0")
-    assert done.returncode == 1 and "--i-accept-insecure" in done.stderr
+    assert done.returncode == 78 and "--i-accept-insecure" in done.stderr
 
 
 def test_port_in_use_is_said(server, tmp_path):

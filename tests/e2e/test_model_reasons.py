@@ -51,6 +51,7 @@ def test_reasons(one, name):
         texts.append(c.reply(c.grpc(SERVICE + "ModelMetadata", field(1, name))).message)
     for text in texts:
         assert "onnxruntime: " in text and len(text.encode()) < 512
+        assert not re.search(r"\w\.(h|cc):\d|::\w+\(|/tmp/", text), text
         assert text == text.strip() and not re.search(r"[\x00-\x1f\x7f\ufffd]|  ", text), text
     if name == "long_name":
         assert texts[0].endswith("…")
