@@ -59,13 +59,14 @@ struct nr_call {
     void (*after)(struct nr_call *c);   /* loop thread, when work is done */
     void *data;                         /* the adapter's */
     struct nr_infer_tensor *outputs;    /* what is encoded: the request's, or classified ones */
-    void (*respond)(struct nr_call *c); /* loop: the request is complete (c->request.status) */
+    void (*respond)(struct nr_call *c); /* loop: the request has succeeded; failures are answered */
 };
 
 /* Pins the current catalog and finds the version; errors as nr_catalog_lookup. Loop. */
 nr_nodiscard nr_status nr_call_lookup(struct nr_call *c, struct nr_str model, struct nr_str version,
                                       struct nr_err *err);
-/* Submits c->in to the version's scheduler; c->respond follows, maybe before this returns. Loop. */
+/* Submits c->in to the version's scheduler; c->respond follows, or the answer why it failed, maybe before
+ * this returns. Loop. */
 void nr_call_submit(struct nr_call *c);
 /* The same with another arena for the results (several requests of one call, one after another). */
 void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena);

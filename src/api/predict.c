@@ -554,10 +554,6 @@ static void advanced(struct nr_call *c)
 static void respond_step(struct nr_call *c)
 {
     struct predict *p = c->data;
-    if (c->request.status != NARU_OK) {
-        nr_call_fail(c, c->request.status, c->request.error, c->request.retry_after_s);
-        return;
-    }
     p->infer_ns += c->request.infer_end_ns - c->request.begin_ns;
     nr_call_offload(c, advance, advanced);
 }
