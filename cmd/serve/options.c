@@ -605,7 +605,7 @@ static nr_status configure_listen(const struct serve_options *o, struct nr_node_
     } ports[] = {{o->allow_http, o->http_address, o->http_port, FOR_HTTP},
                  {o->allow_grpc, o->grpc_address, o->grpc_port, FOR_GRPC},
                  {o->allow_metrics, o->metrics_address, o->metrics_port, FOR_METRICS}};
-    struct listening seen;
+    struct listening seen = {0};
     if (o->port > 0) {
         return add_listen(o, cfg, &seen, o->http_address, o->port,
                           FOR_HTTP | FOR_GRPC | FOR_METRICS, err);
