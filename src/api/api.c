@@ -328,11 +328,31 @@ nr_status nr_call_lookup(struct nr_call *c, struct nr_str model, struct nr_str v
     return st;
 }
 
+/* A decoupled model may answer with some of the outputs, in its own order: what was asked about each
+ * follows them. */
+static void match_outputs(struct nr_call *c)
+{
+    const struct nr_request *r = &c->request;
+    struct nr_infer_output *how = nr_arena_zalloc(r->arena, (r->n_outputs + 1) * sizeof(*how));
+    for (unsigned i = 0; i < r->n_outputs; i++) {
+        for (unsigned k = 0; k < c->in.n_outputs; k++) {
+            if (c->in.outputs[k].index == r->outputs[i].index) {
+                how[i] = c->in.outputs[k];
+            }
+        }
+    }
+    c->in.outputs = how;
+    c->in.n_outputs = r->n_outputs;
+}
+
 static void on_complete(struct nr_request *r)
 {
     struct nr_call *c = nr_container_of(r, struct nr_call, request);
     c->completed = true;
     c->outputs = r->outputs;
+    if (c->version->config->decoupled && r->status == NARU_OK) {
+        match_outputs(c);
+    }
     if (c->cancelled && r->status == NARU_CANCELLED && c->cancel_status == NARU_DEADLINE) {
         r->status = NARU_DEADLINE; /* the plug-in stopped because we asked it to: say why */
         r->error = NR_STR("the request's time limit passed while it ran");
@@ -375,7 +395,7 @@ void nr_call_submit(struct nr_call *c)
 void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena)
 {
     struct nr_exchange *x = c->x;
-    c->request.sched = c->runtime->sched;
+    c->request.target = c->runtime->target;
     c->request.loop = x->loop;
     c->request.arena = arena;
     c->request.in = &c->in;
@@ -391,7 +411,7 @@ void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena)
         return;
     }
     c->submitted = true;
-    nr_sched_submit(&c->request);
+    nr_request_submit(&c->request);
 }
 
 /* --- the pool --------------------------------------------------------------------------------- */
@@ -434,7 +454,7 @@ static void on_cancel(void *ctx, struct nr_exchange *x, nr_cancel_reason why)
     if (!c->begun) { /* the body never came: nobody else will answer */
         nr_call_fail(c, st, NR_STR("the request ended before its body was complete"), 0);
     } else if (c->submitted && !c->completed) {
-        nr_sched_cancel(&c->request, st, why != NR_CANCEL_HALF_CLOSE);
+        nr_request_cancel(&c->request, st, why != NR_CANCEL_HALF_CLOSE);
     }
 }
 

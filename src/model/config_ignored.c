@@ -34,7 +34,6 @@ static void list_model(const Inference__ModelConfig *pb, struct nr_text *t)
 {
     const struct field fields[] = {
         {pb->n_model_warmup > 0, "model_warmup"},
-        {pb->response_cache && pb->response_cache->enable, "response_cache"},
         {pb->n_metric_tags > 0, "metric_tags"},
         {pb->model_metrics, "model_metrics"},
         {pb->runtime[0] != '\0', "runtime"},

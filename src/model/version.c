@@ -67,12 +67,11 @@ static struct nr_image_io *describe_io(const struct nr_io_spec *specs, unsigned 
 static nr_status list_params(const struct nr_model_config *c, struct nr_image_param *params,
                              size_t *ret_n, struct nr_err *err)
 {
+    const Inference__ModelConfig *pb = c->pb;
     *ret_n = 0;
-    for (uint32_t i = 0; i < c->n_options; i++) {
-        struct nr_str key = nr_str_from(c->options[i].key);
-        if (!nr_str_starts(key, NR_STR("naru.")) ||
-            nr_str_starts(key, NR_STR(NR_CONFIG_OPT_PREFIX)) ||
-            nr_str_is(key, NR_CONFIG_CHECK_SYMBOLS)) {
+    for (size_t i = 0; i < pb->n_parameters; i++) {
+        struct nr_str key = nr_str_from(pb->parameters[i]->key);
+        if (!nr_str_starts(key, NR_STR("naru.")) || nr_str_is(key, NR_CONFIG_CHECK_SYMBOLS)) {
             continue;
         }
         unsigned theirs, mine = nr_str_distance(key, NR_STR(NR_CONFIG_CHECK_SYMBOLS));
@@ -83,7 +82,8 @@ static nr_status list_params(const struct nr_model_config *c, struct nr_image_pa
                            "\"?",
                            key.ptr);
         }
-        params[(*ret_n)++] = (struct nr_image_param){key, nr_str_from(c->options[i].value)};
+        params[(*ret_n)++] =
+            (struct nr_image_param){key, nr_str_from(pb->parameters[i]->value->string_value)};
     }
     return NARU_OK;
 }
@@ -96,7 +96,7 @@ static nr_status plan_picture(struct nr_version *v, struct nr_err *err)
     nr_autofree struct nr_image_io *in = describe_io(c->sig.inputs, c->sig.n_inputs);
     nr_autofree struct nr_image_io *out = describe_io(c->sig.outputs, c->sig.n_outputs);
     nr_autofree struct nr_image_param *params =
-        nr_try_alloc(NR_MAX(c->n_options, 1u) * sizeof *params);
+        nr_try_alloc(NR_MAX(c->pb->n_parameters, (size_t)1) * sizeof *params);
     if (!in || !out || !params) {
         return nr_config_nomem(err);
     }
