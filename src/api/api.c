@@ -357,6 +357,10 @@ static void on_complete(struct nr_request *r)
         r->status = NARU_DEADLINE; /* the plug-in stopped because we asked it to: say why */
         r->error = NR_STR("the request's time limit passed while it ran");
     }
+    if (r->status != NARU_OK) {
+        nr_call_fail(c, r->status, r->error, r->retry_after_s);
+        return;
+    }
     c->respond(c);
 }
 

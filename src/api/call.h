@@ -59,13 +59,14 @@ struct nr_call {
     void (*after)(struct nr_call *c);   /* loop thread, when work is done */
     void *data;                         /* the adapter's */
     struct nr_infer_tensor *outputs;    /* what is encoded: the request's, or classified ones */
-    void (*respond)(struct nr_call *c); /* loop: the request is complete (c->request.status) */
+    void (*respond)(struct nr_call *c); /* loop: the request has succeeded; failures are answered */
 };
 
 /* Pins the current catalog and finds the version; errors as nr_catalog_lookup. Loop. */
 nr_nodiscard nr_status nr_call_lookup(struct nr_call *c, struct nr_str model, struct nr_str version,
                                       struct nr_err *err);
-/* Submits c->in to the version's scheduler; c->respond follows, maybe before this returns. Loop. */
+/* Submits c->in to the version's scheduler; c->respond follows, or the answer why it failed, maybe before
+ * this returns. Loop. */
 void nr_call_submit(struct nr_call *c);
 /* The same with another arena for the results (several requests of one call, one after another). */
 void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena);
@@ -96,13 +97,10 @@ extern const struct nr_route nr_routes_metrics[];
 extern const struct nr_route nr_routes_page[];
 extern const struct nr_route nr_routes_gallery[];
 
-/* predict.c: what a ready version does with pictures; made on first use and kept in
- * nr_runtime.extra, so *ret lives as long as the version. a is scratch. NARU_PRECONDITION: the
- * model takes no pictures; NARU_INVALID: its naru.* parameters are wrong. Any thread. */
-struct nr_image_plan;
-nr_nodiscard nr_status nr_predict_plan(const struct nr_version *v, struct nr_arena *a,
-                                       const struct nr_image_plan **ret, struct nr_err *err);
-void nr_predict_plan_free(void *plan); /* what is kept there */
+/* predict.c: what a ready version does with pictures; the version's. NARU_PRECONDITION: the model takes
+ * none, and why. Any thread. */
+nr_nodiscard nr_status nr_predict_plan(const struct nr_version *v, const struct nr_image_plan **ret,
+                                       struct nr_err *err);
 
 /* --- route.c --- */
 struct nr_router;

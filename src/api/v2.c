@@ -178,7 +178,8 @@ nr_status nr_v2_index_body(struct nr_str body, bool *ret_ready_only, struct nr_e
     return st;
 }
 
-nr_status nr_v2_classify(struct nr_call *c, struct nr_err *err)
+/* Replaces outputs asked for as classification in c->outputs (a copy, in the arena). */
+static nr_status classify(struct nr_call *c, struct nr_err *err)
 {
     bool any = false;
     for (unsigned i = 0; i < c->in.n_outputs; i++) {
@@ -206,4 +207,38 @@ nr_status nr_v2_classify(struct nr_call *c, struct nr_err *err)
     }
     c->outputs = outputs;
     return NARU_OK;
+}
+
+nr_status nr_v2_response(struct nr_call *c, struct nr_infer_response *ret, struct nr_err *err)
+{
+    nr_status st = classify(c, err);
+    *ret = (struct nr_infer_response){.model_name = nr_str_from(c->version->name),
+                                      .model_version = nr_v2_version_text(c->version, &c->x->arena),
+                                      .id = c->in.id,
+                                      .has_id = c->in.has_id,
+                                      .outputs = c->outputs,
+                                      .how = c->in.outputs,
+                                      .n_outputs = c->in.n_outputs};
+    return st;
+}
+
+static void submit_decoded(struct nr_call *c)
+{
+    if (c->err.status != NARU_OK) {
+        nr_call_fail_err(c, &c->err);
+        return;
+    }
+    nr_call_submit(c);
+}
+
+void nr_v2_infer(struct nr_call *c, bool long_work, void (*decode)(struct nr_call *),
+                 void (*respond)(struct nr_call *))
+{
+    c->respond = respond;
+    if (long_work) {
+        nr_call_offload(c, decode, submit_decoded);
+        return;
+    }
+    decode(c);
+    submit_decoded(c);
 }
