@@ -177,8 +177,8 @@ static void handle_models(struct nr_call *c)
 #define GET (1u << NR_GET)
 
 const struct nr_route nr_routes_page[] = {
-    {"/", GET, NR_SCOPE_PAGE, false, false, handle_index, "page"},
-    {"/static/{file}", GET, NR_SCOPE_PAGE, false, false, handle_static, "page"},
-    {"/naru/models", GET, NR_SCOPE_METADATA, false, false, handle_models, "page_models"},
+    {"/", GET, NR_SCOPE_PAGE, NR_ROUTE_HTTP, false, handle_index, "page"},
+    {"/static/{file}", GET, NR_SCOPE_PAGE, NR_ROUTE_HTTP, false, handle_static, "page"},
+    {"/naru/models", GET, NR_SCOPE_METADATA, NR_ROUTE_HTTP, false, handle_models, "page_models"},
     {0},
 };

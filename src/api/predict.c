@@ -605,8 +605,9 @@ static void handle_predict(struct nr_call *c)
 #define SEND ((1u << NR_POST) | (1u << NR_PUT))
 
 const struct nr_route nr_routes_predict[] = {
-    {"/v2/models/{model}/predict", SEND, NR_SCOPE_INFER, false, false, handle_predict, "predict"},
-    {"/v2/models/{model}/versions/{version}/predict", SEND, NR_SCOPE_INFER, false, false,
+    {"/v2/models/{model}/predict", SEND, NR_SCOPE_INFER, NR_ROUTE_HTTP, false, handle_predict,
+     "predict"},
+    {"/v2/models/{model}/versions/{version}/predict", SEND, NR_SCOPE_INFER, NR_ROUTE_HTTP, false,
      handle_predict, "predict"},
     {0},
 };
