@@ -98,11 +98,11 @@ static void list_groups(const Inference__ModelConfig *pb, struct nr_text *t)
     list(t, fields, NR_COUNT(fields));
 }
 
+/* `format` is not here: it tells clients how pictures lie in the input, and they are told. */
 static void list_ios(const Inference__ModelConfig *pb, struct nr_text *t)
 {
-    bool format = false, shape_tensor = false, non_linear = false;
+    bool shape_tensor = false, non_linear = false;
     for (size_t i = 0; i < pb->n_input; i++) {
-        format = format || pb->input[i]->format != INFERENCE__MODEL_INPUT__FORMAT__FORMAT_NONE;
         shape_tensor = shape_tensor || pb->input[i]->is_shape_tensor;
         non_linear = non_linear || pb->input[i]->is_non_linear_format_io;
     }
@@ -111,7 +111,6 @@ static void list_ios(const Inference__ModelConfig *pb, struct nr_text *t)
         non_linear = non_linear || pb->output[i]->is_non_linear_format_io;
     }
     const struct field fields[] = {
-        {format, "format"},
         {shape_tensor, "is_shape_tensor"},
         {non_linear, "is_non_linear_format_io"},
     };

@@ -767,7 +767,7 @@ static void test_ignored(void **state)
         {"input { name: 'x' data_type: TYPE_FP32 dims: 16 format: FORMAT_NHWC is_shape_tensor: "
          "true "
          "is_non_linear_format_io: true }",
-         "format, is_shape_tensor, is_non_linear_format_io"},
+         "is_shape_tensor, is_non_linear_format_io"},
         {"output { name: 'y' data_type: TYPE_FP32 dims: 4 is_shape_tensor: true }",
          "is_shape_tensor"},
         {"optimization { }", ""},
