@@ -200,18 +200,18 @@ static void test_cutting_at_every_byte(void **state)
 
 /* A message that does not fall on the same place of the table, where two kinds would share by turns:
  * the hash is seeded, so one run in 128 would meet that. */
-static void other_kind(const char *msg, char out[16])
+static void other_kind(const char *msg, char out[24])
 {
     for (int i = 0; i == 0 || nr_hash(out, strlen(out)) % 128 == nr_hash(msg, strlen(msg)) % 128;
          i++) {
-        (void)snprintf(out, 16, "another %d", i);
+        (void)snprintf(out, 24, "another %d", i);
     }
 }
 
 static void test_repeats_are_counted(void **state)
 {
     (void)state;
-    char other[16];
+    char other[24];
     other_kind("again and again", other);
     int fd = open_log(false);
     nr_clock_fake(true, 50 * NR_S_NS);
