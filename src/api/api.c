@@ -326,7 +326,7 @@ static void on_request(void *ctx, struct nr_exchange *x)
     c->begun = true;
     if (c->stream != NULL) {
         c->stream->last(c);
-    } else {
+    } else if (NR_LIKELY(!c->api->cfg.on_demand) || !nr_call_demand(c)) {
         c->route->handle(c);
     }
 }
@@ -345,6 +345,9 @@ nr_status nr_call_lookup(struct nr_call *c, struct nr_str model, struct nr_str v
     if (st == NARU_OK) {
         c->pin = nr_catalog_pin(reader, c->version);
         c->runtime = nr_runtime_of(c->version);
+        if (NR_UNLIKELY(c->api->cfg.on_demand)) {
+            nr_version_used(c->version, nr_loop_now(c->x->loop));
+        }
     }
     return st;
 }

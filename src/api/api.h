@@ -31,6 +31,7 @@ struct nr_api_cfg {
     struct nr_gallery *gallery; /* NULL: nothing is stored */
     uint64_t max_body_bytes;    /* when the model's signature does not say */
     size_t inline_json_bytes;   /* larger JSON is parsed and written on the pool; 64 KiB */
+    bool on_demand;             /* models are loaded when asked for: the repository has a budget */
     bool strict_readiness;      /* ready only when every model is */
     bool access_log;
     bool check_browser; /* Host and Origin on loopback listeners */

@@ -293,6 +293,33 @@ static void write_labels(struct nr_text *t, const struct nr_catalog *catalog)
     }
 }
 
+/* Only where there is a budget. */
+static void write_residency(struct nr_text *t, struct nr_api *a)
+{
+    struct nr_residency s;
+    if (!a->cfg.on_demand) {
+        return;
+    }
+    nr_repository_residency(a->cfg.repository, &s);
+    const struct {
+        const char *name, *type, *help;
+        uint64_t value;
+    } rows[] = {
+        {"naru_model_memory_budget_bytes", "gauge", "Memory that loaded models may use",
+         s.budget_bytes},
+        {"naru_model_memory_used_bytes", "gauge", "Memory of models that are open", s.used_bytes},
+        {"naru_model_demand_loads_total", "counter", "Loads because a request asked for the model",
+         s.loads},
+        {"naru_model_evictions_total", "counter", "Models closed to make room", s.evictions},
+        {"naru_model_demand_waiting", "gauge", "Requests that wait for their model to be loaded",
+         s.waiters},
+    };
+    for (unsigned i = 0; i < NR_COUNT(rows); i++) {
+        head(t, rows[i].name, rows[i].type, rows[i].help);
+        nr_text_fmt(t, "%s %llu\n", rows[i].name, (unsigned long long)rows[i].value);
+    }
+}
+
 static unsigned collect(struct nr_call *c, struct row **ret)
 {
     struct nr_arena *a = &c->x->arena;
@@ -337,6 +364,7 @@ static void handle_metrics(struct nr_call *c)
         }
     }
     write_labels(&t, nr_call_catalog(c));
+    write_residency(&t, c->api);
     write_http(&t, c->api);
     write_cache(&t, c->api);
     write_process(&t, c->api);

@@ -183,6 +183,7 @@ static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
     }
     struct nr_api_cfg ac = n->cfg.api;
     ac.repository = n->repository;
+    ac.on_demand = rc.budget_bytes > 0;
     ac.runtime = &n->runtime;
     ac.pool = n->pool;
     ac.loops = n->loops;

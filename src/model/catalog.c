@@ -55,10 +55,12 @@ static void fill_labels(struct nr_catalog *c, struct nr_catalog_model *to, struc
     to->weights = weights;
 }
 
-/* In explicit mode a model that nobody wants loaded does not make the server unready. */
-static bool counts(enum nr_control_mode mode, const struct nr_version *v, nr_version_state state)
+/* In explicit mode and with a budget, a model that nobody wants loaded does not make the server
+ * unready. */
+static bool counts(const struct nr_repository_cfg *cfg, const struct nr_version *v,
+                   nr_version_state state)
 {
-    return mode != NR_CONTROL_EXPLICIT ||
+    return (cfg->mode != NR_CONTROL_EXPLICIT && cfg->budget_bytes == 0) ||
            !(state == NR_VERSION_UNKNOWN || state == NR_VERSION_UNLOADING ||
              (state == NR_VERSION_UNAVAILABLE && strcmp(v->reason, "unloaded") == 0));
 }
@@ -79,7 +81,7 @@ static void fill_model(const struct nr_repository *r, struct nr_catalog *c,
                                                   .reason = copy_text(&c->arena, v->reason),
                                                   .version = ready ? nr_version_ref(v) : NULL};
         to->best = ready ? v : to->best;
-        c->all_ready = c->all_ready && (ready || !counts(r->cfg.mode, v, state));
+        c->all_ready = c->all_ready && (ready || !counts(&r->cfg, v, state));
     }
     to->versions = versions;
     to->n_versions = (uint32_t)m->n_slots;

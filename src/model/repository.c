@@ -42,8 +42,12 @@ void nr_repository_published(struct nr_repository *r, struct nr_catalog *old)
 
 /* --- loading at the start ----------------------------------------------------------------------- */
 
-static bool wanted_at_start(const struct nr_repository *r, const char *name)
+static bool wanted_at_start(const struct nr_repository *r, const struct nr_model *m)
 {
+    const char *name = m->name;
+    if (r->cfg.budget_bytes > 0) {
+        return m->pinned || m->n_slots == 0; /* one without versions has its reason told */
+    }
     for (size_t i = 0; i < r->n_load; i++) {
         if (strcmp(r->load[i], "*") == 0 || strcmp(r->load[i], name) == 0) {
             return true;
@@ -62,7 +66,7 @@ void nr_repository_load_all(struct nr_repository *r)
     }
     nr_repository_unlock(r);
     for (size_t i = 0; i < n; i++) {
-        if (wanted_at_start(r, models[i]->name)) {
+        if (wanted_at_start(r, models[i])) {
             nr_model_load_known(r, models[i]);
         }
     }
@@ -72,6 +76,9 @@ void nr_repository_load_all(struct nr_repository *r)
     nr_repository_published(r, old);
     if (r->cfg.mode == NR_CONTROL_POLL) {
         nr_repository_poll_start(r);
+    }
+    if (r->cfg.budget_bytes > 0) {
+        nr_repository_demand_start(r);
     }
 }
 
@@ -199,6 +206,10 @@ static void copy_cfg(struct nr_repository *r, const struct nr_repository_cfg *cf
     r->cfg.paths = r->cfg.load = NULL; /* borrowed for this call only */
     r->cfg.config_name = NULL;
     r->cfg.poll_ns = cfg->poll_ns > 0 ? cfg->poll_ns : 15 * NR_S_NS;
+    r->cfg.max_waiters = cfg->max_waiters > 0 ? cfg->max_waiters : 1024;
+    r->cfg.demand_patience_ns =
+        cfg->demand_patience_ns > 0 ? cfg->demand_patience_ns : 10 * NR_S_NS;
+    r->cfg.min_resident_ns = cfg->min_resident_ns > 0 ? cfg->min_resident_ns : NR_S_NS;
     r->cfg.quiet_ns = cfg->quiet_ns > 0 ? cfg->quiet_ns : 2 * NR_S_NS;
     r->config_name = cfg->config_name ? nr_strdup(cfg->config_name) : NULL;
     r->load = nr_new_array(char *, cfg->n_load + 1);
@@ -247,6 +258,7 @@ nr_status nr_repository_new(const struct nr_repository_cfg *cfg, struct nr_repos
 {
     struct nr_repository *r = nr_new(struct nr_repository);
     nr_map_init(&r->by_name);
+    nr_list_init(&r->demands);
     init_sync(r);
     copy_cfg(r, cfg);
     r->sources = nr_new_array(struct nr_source, cfg->n_paths + 1);
@@ -254,6 +266,11 @@ nr_status nr_repository_new(const struct nr_repository_cfg *cfg, struct nr_repos
     for (uint32_t i = 0; i < cfg->n_paths && st == NARU_OK; i++) {
         st = nr_source_open(&r->sources[i], cfg->paths[i], err);
         r->n_sources++; /* a half open one is closed, too */
+    }
+    if (st == NARU_OK && cfg->budget_bytes > 0 && cfg->mode != NR_CONTROL_NONE) {
+        st = nr_fail(err, NARU_INVALID,
+                     "a budget of memory loads models when they are asked for, which excludes "
+                     "polling and explicit control");
     }
     if (st == NARU_OK) {
         st = plan_all(r, err);
@@ -285,6 +302,7 @@ void nr_repository_stop(struct nr_repository *r)
     (void)pthread_cond_broadcast(&r->rest);
     nr_repository_unlock(r);
     nr_repository_poll_stop(r);
+    nr_repository_demand_stop(r);
     nr_repository_cancel_ops(r);
     nr_repository_lock(r);
     while (r->n_loading > 0) {

@@ -90,7 +90,13 @@ struct nr_repository_cfg {
     enum nr_control_mode mode;
     const char *const *load; /* NR_CONTROL_EXPLICIT: names; "*" alone means all; borrowed for new */
     uint32_t n_load;
-    int64_t poll_ns;  /* 15 s when 0 */
+    int64_t poll_ns; /* 15 s when 0 */
+    /* Models are loaded when asked for and closed when others need the room (NR_CONTROL_NONE only);
+     * 0: all are loaded at the start. naru.pin of a configuration keeps a model loaded. */
+    uint64_t budget_bytes;
+    uint32_t max_waiters;       /* requests for models that are being loaded; 1,024 when 0 */
+    int64_t demand_patience_ns; /* of such a request, while nothing can go; 10 s when 0 */
+    int64_t min_resident_ns;    /* a loaded model stays at least so long; 1 s when 0 */
     int64_t quiet_ns; /* polling takes a change when nothing has moved for so long; 2 s when 0 */
     uint32_t load_threads;        /* 0: min(cores, 4) */
     const char *config_name;      /* --model-config-name; NULL none */
@@ -151,6 +157,26 @@ struct nr_op {
  * load, NARU_OK for an unload, as Triton answers. NARU_UNAVAILABLE outside NR_CONTROL_EXPLICIT. Any
  * thread. */
 void nr_repository_submit(struct nr_repository *r, struct nr_str name, struct nr_op *op);
+
+/* One request for a model that is not loaded (cfg.budget_bytes). In its owner's storage until done. */
+struct nr_waiter {
+    void (*done)(struct nr_waiter *w); /* exactly once, any thread, no locks */
+    struct nr_err err;                 /* NARU_OK: it was loaded, look it up again */
+    struct nr_list node;
+};
+typedef enum nr_demand {
+    NR_DEMAND_LEAVE, /* the model is not one to be loaded; w was not taken */
+    NR_DEMAND_WAITS, /* w->done will be called */
+    NR_DEMAND_FULL   /* too many wait; w was not taken */
+} nr_demand;
+/* Any thread; never blocks. */
+nr_demand nr_repository_demand(struct nr_repository *r, struct nr_str name, struct nr_waiter *w);
+struct nr_residency {
+    uint64_t budget_bytes, used_bytes, loads,
+        evictions; /* used: open models, closing ones included */
+    uint32_t waiters;
+};
+void nr_repository_residency(struct nr_repository *r, struct nr_residency *ret); /* any thread */
 
 struct nr_index_entry {
     const char *name;

@@ -56,6 +56,13 @@ static void set_state(struct nr_repository *r, struct nr_version *v, nr_version_
     r->n_loading += to == NR_VERSION_LOADING;
     r->n_closing += to == NR_VERSION_UNLOADING;
     s->n_jobs += is_busy(to);
+    if (to == NR_VERSION_READY) {
+        s->ready_ns = nr_clock_now();
+        atomic_store_explicit(&v->used_ns, s->ready_ns, memory_order_relaxed);
+    } else if (to == NR_VERSION_UNLOADING) {
+        s->closing_bytes = NR_MAX(v->memory_bytes, (uint64_t)1);
+        r->closing_bytes += s->closing_bytes;
+    }
     nr_free(v->reason);
     v->reason = nr_strdup(reason);
     v->since_wall_ns = nr_clock_wall();
@@ -202,6 +209,8 @@ struct nr_model *nr_model_get(struct nr_repository *r, const char *name)
     m->note = nr_strdup("");
     m->whole = (struct nr_version){.name = m->name, .number = -1, .dir_fd = -1, .model_fd = -1};
     nr_list_init(&m->ops);
+    nr_list_init(&m->waiters);
+    nr_list_init(&m->demand_node);
     (void)nr_map_put(&r->by_name, nr_str_from(name), m);
     r->models = nr_realloc(r->models, (r->n_models + 1) * sizeof(struct nr_model *));
     size_t at = r->n_models++;
@@ -307,6 +316,7 @@ static void job_close(struct nr_job *j)
     nr_version_clear(&s->v);
     nr_repository_lock(r);
     bool shown = s->shown, last = r->n_closing == 1 && r->n_loading == 0;
+    r->closing_bytes -= s->closing_bytes;
     set_state(r, &s->v, NR_VERSION_UNAVAILABLE, "unloaded");
     if (shown) {
         old = nr_repository_publish(r);
@@ -695,6 +705,7 @@ void nr_model_take_plan(struct nr_repository *r, struct nr_model *m, const struc
     set_text(&m->reason, "");
     m->shown = true;
     nr_model_take_labels(m, &p->traffic);
+    m->pinned = p->pinned;
     c->model = m;
     c->beside = has_ready(m);
     size_t n_new = c->n_left = plan_slots(r, m, p, c);
@@ -894,6 +905,12 @@ void nr_repository_submit(struct nr_repository *r, struct nr_str name, struct nr
     }
     (void)snprintf(op->name, sizeof op->name, NR_STR_FMT, NR_STR_ARG(name));
     submit_op(r, op);
+}
+
+void nr_repository_demand_load(struct nr_repository *r, struct nr_model *m)
+{
+    (void)snprintf(m->demand_op.name, sizeof m->demand_op.name, "%s", m->name);
+    submit_op(r, &m->demand_op);
 }
 
 static void free_op(struct nr_op *op)

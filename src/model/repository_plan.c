@@ -421,6 +421,17 @@ static void select_versions(struct nr_plan *p, const struct nr_model_config *c,
     }
 }
 
+static bool is_pinned(const Inference__ModelConfig *pb)
+{
+    for (size_t i = 0; i < pb->n_parameters; i++) {
+        if (strcmp(pb->parameters[i]->key, "naru.pin") == 0) {
+            return pb->parameters[i]->value &&
+                   strcmp(pb->parameters[i]->value->string_value, "true") == 0;
+        }
+    }
+    return false;
+}
+
 static nr_status find_versions(const struct nr_repository *r, struct nr_plan *p, int fd,
                                struct nr_err *err)
 {
@@ -435,6 +446,7 @@ static nr_status find_versions(const struct nr_repository *r, struct nr_plan *p,
     if (st == NARU_OK) {
         select_versions(p, c, entries, n);
         st = nr_traffic_read(c->pb, &p->traffic, err);
+        p->pinned = is_pinned(c->pb);
         for (uint32_t i = 0; i < p->traffic.n; i++) { /* the message goes, the names stay */
             (void)snprintf(p->names[i], sizeof p->names[i], "%s", p->traffic.rules[i].name);
             p->traffic.rules[i].name = p->names[i];

@@ -4,6 +4,7 @@
  *   repository_load.c   changes: plan → new slots → load jobs → switch; unloading; operations
  *   repository_poll.c   the thread that looks at the files in NR_CONTROL_POLL
  *   repository.c        begin and end, waiting, listing
+ *   repository_demand.c loading on demand within a budget of memory
  *   repository_labels.c labels of versions
  *   catalog.c           snapshots and readers
  */
@@ -24,13 +25,15 @@ struct nr_slot { /* one version as it was opened once, and its jobs */
     struct nr_model *model;
     struct nr_change *change; /* whose new slot it is, until it came to rest */
     struct nr_job job;
-    struct nr_op *waiter; /* an unload that ends when this is closed */
-    uint64_t print;       /* fingerprint of the files it is opened from */
-    bool shown;           /* in model->slots */
-    uint32_t n_jobs;      /* begun and not ended: one while LOADING, one while UNLOADING */
-    bool unload_wanted;   /* unload came while LOADING */
-    bool opened;          /* waits for the others of its change, to be switched to */
-    char folder[24];      /* beneath the model's folder: "3", or "." when the files lie in it */
+    int64_t ready_ns;       /* since when it serves */
+    uint64_t closing_bytes; /* its part of the repository's */
+    struct nr_op *waiter;   /* an unload that ends when this is closed */
+    uint64_t print;         /* fingerprint of the files it is opened from */
+    bool shown;             /* in model->slots */
+    uint32_t n_jobs;        /* begun and not ended: one while LOADING, one while UNLOADING */
+    bool unload_wanted;     /* unload came while LOADING */
+    bool opened;            /* waits for the others of its change, to be switched to */
+    char folder[24];        /* beneath the model's folder: "3", or "." when the files lie in it */
 };
 
 struct nr_change { /* from the first load job of a plan to the rest of the last one */
@@ -58,6 +61,18 @@ struct nr_model {
     bool has_before;
     struct nr_label *labels[NR_TRAFFIC_MAX_LABELS]; /* every name there ever was */
     uint32_t n_labels;
+    /* repository_demand.c */
+    bool pinned;
+    enum {
+        NR_DEMAND_NONE,
+        NR_DEMAND_QUEUED, /* in r->demands */
+        NR_DEMAND_LOADING /* by demand_op */
+    } demanded;
+    struct nr_list demand_node, waiters;
+    uint32_t n_waiters;
+    int64_t demand_ns; /* queued at */
+    struct nr_op demand_op;
+    uint64_t expect_bytes; /* 0: never loaded */
     /* of the polling thread only */
     uint64_t look_print, tried_print; /* as seen last; as it was when a load was last begun */
     int64_t look_ns, look_gone_ns;    /* since when look_print is seen; since when nothing is */
@@ -94,6 +109,12 @@ struct nr_repository {
     struct nr_pool *control; /* one thread: plans, in the order of submission */
     pthread_cond_t rest;     /* one of the counts went down, or stopping began */
     size_t n_loading, n_closing, n_ops, n_ready, n_slots;
+    uint64_t closing_bytes; /* of versions that are UNLOADING */
+    struct nr_list demands; /* models, in order of arrival */
+    uint32_t n_waiters;
+    uint64_t n_demand_loads, n_evictions;
+    bool demands_run;
+    pthread_t demander;
     bool stopping;
     bool polls;
     pthread_t poller;
@@ -127,6 +148,7 @@ struct nr_plan { /* what the files say of one model, at one moment */
     size_t n_versions;
     uint64_t print;            /* of everything that belongs to the model */
     int64_t newest_wall_ns;    /* latest mtime within */
+    bool pinned;               /* naru.pin */
     struct nr_traffic traffic; /* of the configuration; its names are in `names` */
     char names[NR_TRAFFIC_MAX_LABELS][65];
 };
@@ -175,6 +197,12 @@ void nr_repository_cancel_ops(struct nr_repository *r);
 void nr_model_take_labels(struct nr_model *m, const struct nr_traffic *t);
 struct nr_label *nr_model_label(struct nr_model *m, struct nr_str name); /* or NULL */
 void nr_model_free_labels(struct nr_model *m);
+
+/* --- repository_demand.c --------------------------------------------------------------------- */
+void nr_repository_demand_start(struct nr_repository *r);
+void nr_repository_demand_stop(struct nr_repository *r); /* not under the lock */
+/* repository_load.c: submits m->demand_op, a load. Not under the lock. */
+void nr_repository_demand_load(struct nr_repository *r, struct nr_model *m);
 
 /* --- repository_poll.c ---------------------------------------------------------------------- */
 void nr_repository_poll_start(struct nr_repository *r);

@@ -62,6 +62,34 @@ static struct nr_image_io *describe_io(const struct nr_io_spec *specs, unsigned 
     return io;
 }
 
+/* Parameters of other parts, and a beginning that stands for many. */
+static const char *const own_keys[] = {NR_CONFIG_CHECK_SYMBOLS, "naru.pin", "naru.traffic",
+                                       "naru.shadow", "naru.label."};
+#define LABEL_PREFIX (own_keys[NR_COUNT(own_keys) - 1])
+
+static bool is_own(struct nr_str key)
+{
+    bool own = nr_str_starts(key, nr_str_from(LABEL_PREFIX));
+    for (size_t i = 0; i + 1 < NR_COUNT(own_keys) && !own; i++) {
+        own = nr_str_is(key, own_keys[i]);
+    }
+    return own;
+}
+
+static const char *nearest_own(struct nr_str key, unsigned *ret_distance)
+{
+    const char *best = own_keys[0];
+    *ret_distance = UINT32_MAX;
+    for (size_t i = 0; i < NR_COUNT(own_keys); i++) {
+        unsigned distance = nr_str_distance(key, nr_str_from(own_keys[i]));
+        if (distance < *ret_distance) {
+            *ret_distance = distance;
+            best = own_keys[i];
+        }
+    }
+    return best;
+}
+
 /* The parameters naru.*, but for those of other parts: a misspelt one of those is refused here, all
  * others by the plan. */
 static nr_status list_params(const struct nr_model_config *c, struct nr_image_param *params,
@@ -71,16 +99,15 @@ static nr_status list_params(const struct nr_model_config *c, struct nr_image_pa
     *ret_n = 0;
     for (size_t i = 0; i < pb->n_parameters; i++) {
         struct nr_str key = nr_str_from(pb->parameters[i]->key);
-        if (!nr_str_starts(key, NR_STR("naru.")) || nr_str_is(key, NR_CONFIG_CHECK_SYMBOLS)) {
+        if (!nr_str_starts(key, NR_STR("naru.")) || is_own(key)) {
             continue;
         }
-        unsigned theirs, mine = nr_str_distance(key, NR_STR(NR_CONFIG_CHECK_SYMBOLS));
+        unsigned theirs, mine;
+        const char *best = nearest_own(key, &mine);
         (void)nr_image_plan_nearest(key, &theirs);
         if (mine < theirs) {
-            return nr_fail(err, NARU_INVALID,
-                           "unknown parameter \"%.200s\": did you mean \"" NR_CONFIG_CHECK_SYMBOLS
-                           "\"?",
-                           key.ptr);
+            return nr_fail(err, NARU_INVALID, "unknown parameter \"%.200s\": did you mean \"%s\"?",
+                           key.ptr, best);
         }
         params[(*ret_n)++] =
             (struct nr_image_param){key, nr_str_from(pb->parameters[i]->value->string_value)};

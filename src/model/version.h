@@ -49,11 +49,14 @@ typedef enum nr_version_state {
  * open: config has gone through nr_config_files. It opens the model, calls nr_version_complete with
  *   the model's info, opens instances, warms up, sets v->runtime (and memory_bytes). On error it
  *   has undone everything and close is not called.
+ * is_busy: of a READY version: requests wait or run. Called under the repository's lock, must not block
+ *   but for leaf locks. NULL: never.
  * close: after the last reference is gone; stops what open started. v->config is still there. */
 struct nr_version_ops {
     nr_status (*prepare)(void *ctx, struct nr_version *v, struct nr_err *err);
     nr_status (*open)(void *ctx, struct nr_version *v, struct nr_err *err);
     void (*close)(void *ctx, struct nr_version *v);
+    bool (*is_busy)(void *ctx, const struct nr_version *v);
 };
 
 struct nr_version {
@@ -79,6 +82,7 @@ struct nr_version {
     _Atomic int state;     /* nr_version_state */
     char *reason;          /* "" or why it is not ready; under the repository's lock */
     int64_t since_wall_ns; /* of the state; under the repository's lock */
+    _Atomic int64_t used_ns; /* about when a request last came; see nr_version_used */
 };
 
 /* Step 3 of the configuration, the label files, and what the parameters naru.* say; for ops.open.
@@ -87,6 +91,13 @@ nr_nodiscard nr_status nr_version_complete(struct nr_version *v, const naru_mode
                                            struct nr_err *err);
 struct nr_version *nr_version_ref(struct nr_version *v); /* any thread; v must be held already */
 void nr_version_unref(struct nr_version *v); /* any thread, never blocks; accepts NULL */
+/* Any thread. Writes a shared line ten times a second at most, however many requests come. */
+static inline void nr_version_used(struct nr_version *v, int64_t now_ns)
+{
+    if (now_ns - atomic_load_explicit(&v->used_ns, memory_order_relaxed) > 100000000) {
+        atomic_store_explicit(&v->used_ns, now_ns, memory_order_relaxed);
+    }
+}
 static inline nr_version_state nr_version_state_of(const struct nr_version *v)
 {
     return (nr_version_state)atomic_load_explicit(&v->state, memory_order_acquire);

@@ -274,10 +274,20 @@ static void runtime_close(void *ctx, struct nr_version *v)
     v->runtime = NULL;
 }
 
+static bool runtime_is_busy(void *ctx, const struct nr_version *v)
+{
+    struct nr_sched_state s;
+    (void)ctx;
+    nr_sched_state_get(nr_runtime_of(v)->sched, &s);
+    return s.queued + s.running > 0;
+}
+
 void nr_runtime_state_get(const struct nr_runtime *rt, struct nr_sched_state *ret)
 {
     nr_sched_state_get(rt->sched, ret);
 }
 
-const struct nr_version_ops nr_runtime_ops = {
-    .prepare = runtime_prepare, .open = runtime_open, .close = runtime_close};
+const struct nr_version_ops nr_runtime_ops = {.prepare = runtime_prepare,
+                                              .open = runtime_open,
+                                              .close = runtime_close,
+                                              .is_busy = runtime_is_busy};
