@@ -34,9 +34,9 @@ struct naru_backend_lib {
     char version[32];          /* "1.31.1" */
     char **providers;          /* GetAvailableProviders */
     int n_providers;
-    int cores;                 /* threads of the global pool, the caller's included */
-    int spin_us;               /* of pools of single sessions; 0: do not spin */
-    bool shared_arena;         /* sessions allocate from one arena */
+    int cores;         /* threads of the global pool, the caller's included */
+    int spin_us;       /* of pools of single sessions; 0: do not spin */
+    bool shared_arena; /* sessions allocate from one arena */
     struct ort_spawner *spawner;
     _Atomic int pool_threads;  /* started for pools of single sessions */
     _Atomic unsigned opening;  /* model_open calls under way, for the estimate of memory */

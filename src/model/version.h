@@ -79,9 +79,9 @@ struct nr_version {
     struct nr_repository *repository;
     /* --- */
     _Atomic uint32_t refs;
-    _Atomic int state;     /* nr_version_state */
-    char *reason;          /* "" or why it is not ready; under the repository's lock */
-    int64_t since_wall_ns; /* of the state; under the repository's lock */
+    _Atomic int state;       /* nr_version_state */
+    char *reason;            /* "" or why it is not ready; under the repository's lock */
+    int64_t since_wall_ns;   /* of the state; under the repository's lock */
     _Atomic int64_t used_ns; /* about when a request last came; see nr_version_used */
 };
 
