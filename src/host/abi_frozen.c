@@ -148,3 +148,4 @@ AT(naru_backend, thread_budget, 104);
 AT(naru_backend, device_count, 112);
 AT(naru_backend, device_get, 120);
 AT(naru_backend, model_memory, 128);
+AT(naru_backend, model_trim, 136); /* 1.1 */

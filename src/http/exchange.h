@@ -154,6 +154,9 @@ struct nr_http_app {
     void (*on_cancel)(void *ctx, struct nr_exchange *x, nr_cancel_reason why);
     /* Response sent (or dropped): for the access log and the app's own clean-up. */
     void (*on_done)(void *ctx, struct nr_exchange *x);
+    /* A loop had no work for idle_trim_ns and has given its pools back to the heap. On that loop; may
+     * be NULL. */
+    void (*on_idle)(void *ctx);
 };
 
 #endif

@@ -27,6 +27,7 @@
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/mem.h"
+#include "base/reclaim.h"
 #include "sched/batchsize.h"
 
 /* Outputs up to this size are copied to the request's arena, so that the batch keeps its buffer and
@@ -34,6 +35,7 @@
 #define COPY_OUT_BYTES 4096
 #define PROVE_BYTES 65536
 #define PROVE_RUNS 24
+#define TRIM_HEAP_BYTES ((uint64_t)1 << 20) /* given back by a model: worth a look at the heap */
 
 struct nr_place {
     struct nr_sched *sched;
@@ -61,6 +63,7 @@ struct turn { /* one per loop; loop thread only */
 struct nr_sched {
     struct nr_sched_cfg cfg;
     struct nr_runnable runnable;
+    struct nr_runnable trimmer; /* its timed wake is pending while trim_armed */
     struct nr_counters *counters;
     pthread_mutex_t lock;
     struct nr_list queue;
@@ -74,6 +77,8 @@ struct nr_sched {
     unsigned n_places;
     struct nr_placement placement;
     struct nr_batchsize batchsize; /* of queued batches, with rules.auto_size */
+    bool trim_armed;
+    int64_t used_ns;        /* a place was given back at */
     _Atomic bool is_inline; /* copy of placement.is_inline that submit reads without the lock */
     int64_t row_ns;         /* smoothed service time per row, for admission */
     uint64_t seals[NR_SEAL_COUNT];
@@ -89,8 +94,10 @@ static _Thread_local struct {
 
 void nr_sched_limits_default(struct nr_sched_limits *l)
 {
-    *l = (struct nr_sched_limits){
-        .max_queue_requests = 4096, .max_queue_bytes = 256u << 20, .max_wait_ns = 5 * NR_S_NS};
+    *l = (struct nr_sched_limits){.max_queue_requests = 4096,
+                                  .max_queue_bytes = 256u << 20,
+                                  .max_wait_ns = 5 * NR_S_NS,
+                                  .idle_trim_ns = NR_S_NS};
 }
 
 static struct nr_request *request_of(struct nr_list *node)
@@ -421,7 +428,50 @@ static void release_place(struct nr_place *p, bool observed)
     }
     s->n_running--;
     nr_list_append(&s->idle, &p->node);
+    s->used_ns = nr_clock_now();
+    if (!s->trim_armed && s->cfg.limits.idle_trim_ns > 0) {
+        s->trim_armed = true;
+        nr_exec_wake_at(s->cfg.exec, &s->trimmer, s->used_ns + s->cfg.limits.idle_trim_ns);
+    }
     pthread_mutex_unlock(&s->lock);
+}
+
+/* A model that has been idle for a while: buffers of its batches and what the plug-in keeps go back.
+ * Armed by an execution, at most one wake in idle_trim_ns however many there are. Models that run on
+ * I/O threads are small and are left alone. */
+static bool run_trim(struct nr_runnable *runnable)
+{
+    struct nr_sched *s = nr_container_of(runnable, struct nr_sched, trimmer);
+    struct nr_list idle;
+    nr_list_init(&idle);
+    pthread_mutex_lock(&s->lock);
+    int64_t now_ns = nr_clock_now(), due_ns = s->used_ns + s->cfg.limits.idle_trim_ns;
+    if (s->n_running > 0 || now_ns < due_ns) {
+        nr_exec_wake_at(s->cfg.exec, &s->trimmer,
+                        NR_MAX(due_ns, now_ns + s->cfg.limits.idle_trim_ns / 2));
+        pthread_mutex_unlock(&s->lock);
+        return false;
+    }
+    s->trim_armed = false;
+    nr_list_splice(&idle, &s->idle);
+    pthread_mutex_unlock(&s->lock);
+    uint64_t bytes = 0;
+    NR_LIST_FOREACH (node, &idle) {
+        bytes += nr_batch_trim(nr_container_of(node, struct nr_place, node)->batch);
+    }
+    pthread_mutex_lock(&s->lock);
+    nr_list_splice(&s->idle, &idle);
+    bool wanted = !nr_list_empty(&s->queue);
+    pthread_mutex_unlock(&s->lock);
+    if (wanted) {
+        nr_exec_wake(s->cfg.exec, &s->runnable); /* it came while no place was idle */
+    }
+    bytes += nr_plugin_model_trim(s->cfg.model);
+    if (bytes >= TRIM_HEAP_BYTES) {
+        nr_buf_thread_done();
+        nr_reclaim_heap();
+    }
+    return false;
 }
 
 static void on_batch_done(struct nr_batch *b, void *arg)
@@ -810,6 +860,7 @@ nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, st
     pthread_mutex_init(&s->lock, NULL);
     pthread_mutex_init(&s->finished_lock, NULL);
     nr_exec_init(&s->runnable, run_queue);
+    nr_exec_init(&s->trimmer, run_trim);
     nr_list_init(&s->queue);
     nr_list_init(&s->idle);
     nr_list_init(&s->finished);
@@ -847,6 +898,7 @@ void nr_sched_free(struct nr_sched *s)
     if (s == NULL) {
         return;
     }
+    nr_exec_retire(s->cfg.exec, &s->trimmer); /* it may wake the other */
     nr_exec_retire(s->cfg.exec, &s->runnable);
     NR_ASSERT(s->n_queued == 0 && s->n_running == 0);
     for (unsigned i = 0; i < s->n_places; i++) {

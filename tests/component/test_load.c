@@ -71,7 +71,7 @@ static void *run_loop(void *loop)
 
 static int start(void **state)
 {
-    static const struct nr_http_app app = {NULL, on_head, on_request, on_cancel, on_done};
+    static const struct nr_http_app app = {NULL, on_head, on_request, on_cancel, on_done, NULL};
     struct nr_http_limits limits;
     struct nr_err err = {0};
     (void)state;

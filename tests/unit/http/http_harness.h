@@ -60,7 +60,7 @@ struct fix {
     enum answer_mode mode;
     struct nr_turn_hook hook;
     struct seen seen[SEEN_MAX];
-    unsigned n_seen, n_done, n_cancel;
+    unsigned n_seen, n_done, n_cancel, n_idle;
     bool cancel_leaves_open; /* on_cancel does not answer */
     struct nr_iov reply;
     int reply_status, reply_grpc;
@@ -244,13 +244,20 @@ static inline void fix_connect(struct fix *f)
     assert_non_null(f->c);
 }
 
+static inline void fix_on_idle(void *ctx)
+{
+    struct fix *f = ctx;
+    f->n_idle++;
+}
+
 static inline struct fix *fix_new(void)
 {
     struct fix *f = nr_new(struct fix);
     nr_clock_fake(true, 1000 * NR_S_NS);
     assert_int_equal(nr_loop_new(0, &f->loop, NULL), NARU_OK);
     nr_http_limits_default(&f->limits);
-    f->app = (struct nr_http_app){f, fix_on_head, fix_on_request, fix_on_cancel, fix_on_done};
+    f->app = (struct nr_http_app){f,           fix_on_head, fix_on_request, fix_on_cancel,
+                                  fix_on_done, fix_on_idle};
     nr_engine_init(&f->e, f->loop, &f->limits, &f->app, 0);
     f->hook.on_turn = fix_on_turn;
     f->reply = (struct nr_iov){"ok", 2};

@@ -88,7 +88,7 @@ static struct nr_http_limits limits;
 static void start(void)
 {
     struct nr_err err = {0};
-    const struct nr_http_app app = {NULL, on_head, on_request, on_cancel, on_done};
+    const struct nr_http_app app = {NULL, on_head, on_request, on_cancel, on_done, NULL};
     for (unsigned i = 0; i < N_LOOPS; i++) {
         assert_int_equal(nr_loop_new(i, &loops[i], &err), NARU_OK);
         atomic_store(&per_loop[i], 0);
