@@ -40,7 +40,7 @@ static void print_version(FILE *out, const struct nr_version *v)
 {
     const struct nr_model_config *c = v->config;
     struct nr_sched_state s;
-    nr_sched_state_get(nr_runtime_of(v)->sched, &s);
+    nr_runtime_state_get(nr_runtime_of(v), &s);
     fprintf(out, "  %s version %lld: ready in %.1f ms, %s", v->name, (long long)v->number,
             (double)v->load_ns / 1e6, c->backend);
     if (v->memory_bytes > 0) {

@@ -372,7 +372,7 @@ void nr_call_submit(struct nr_call *c)
 void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena)
 {
     struct nr_exchange *x = c->x;
-    c->request.sched = c->runtime->sched;
+    c->request.target = c->runtime->target;
     c->request.loop = x->loop;
     c->request.arena = arena;
     c->request.in = &c->in;
@@ -388,7 +388,7 @@ void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena)
         return;
     }
     c->submitted = true;
-    nr_sched_submit(&c->request);
+    nr_request_submit(&c->request);
 }
 
 /* --- the pool --------------------------------------------------------------------------------- */
@@ -431,7 +431,7 @@ static void on_cancel(void *ctx, struct nr_exchange *x, nr_cancel_reason why)
     if (!c->begun) { /* the body never came: nobody else will answer */
         nr_call_fail(c, st, NR_STR("the request ended before its body was complete"), 0);
     } else if (c->submitted && !c->completed) {
-        nr_sched_cancel(&c->request, st, why != NR_CANCEL_HALF_CLOSE);
+        nr_request_cancel(&c->request, st, why != NR_CANCEL_HALF_CLOSE);
     }
 }
 

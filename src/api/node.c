@@ -22,6 +22,9 @@
 #include "base/reclaim.h"
 #include "io/loop.h"
 
+/* Of an I/O thread's time, so that it gets in soon between executors that compute. */
+#define SLICE_NS (NR_MS_NS / 10)
+
 struct nr_node {
     struct nr_node_cfg cfg;
     struct nr_loop **loops;
@@ -37,7 +40,8 @@ struct nr_node {
 
 void nr_node_cfg_default(struct nr_node_cfg *cfg)
 {
-    *cfg = (struct nr_node_cfg){.max_exec_threads = 64, .pool_queue = 256, .max_instances = 64};
+    *cfg = (struct nr_node_cfg){
+        .max_exec_threads = 64, .pool_queue = 256, .max_instances = 64, .cache_bytes = 64u << 20};
     nr_http_limits_default(&cfg->http);
     nr_sched_limits_default(&cfg->queue);
     nr_placement_cfg_default(&cfg->placement);
@@ -149,11 +153,18 @@ static bool unmap_on_pool(void *memory, size_t bytes)
     return nr_pool_submit(pool, &u->job) == NARU_OK;
 }
 
+/* Answers that are kept count against the budget of requests: a quarter of it at most. */
+static struct nr_cache *make_cache(uint64_t bytes, uint64_t budget)
+{
+    return bytes > 0 ? nr_cache_new(NR_MIN(bytes, budget / 4)) : NULL;
+}
+
 static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
 {
     unsigned pool_threads = n->cfg.pool_threads > 0 ? n->cfg.pool_threads : nr_cpu_usable();
-    nr_buf_set_budget(n->cfg.memory_budget_bytes > 0 ? n->cfg.memory_budget_bytes
-                                                     : default_budget());
+    uint64_t budget =
+        n->cfg.memory_budget_bytes > 0 ? n->cfg.memory_budget_bytes : default_budget();
+    nr_buf_set_budget(budget);
     n->pool = nr_pool_new("naru-pool", pool_threads, n->cfg.pool_queue);
     atomic_store_explicit(&unmap_pool, n->pool, memory_order_release);
     nr_buf_set_unmap(unmap_on_pool);
@@ -165,6 +176,7 @@ static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
                                  .limits = n->cfg.queue,
                                  .placement = n->cfg.placement,
                                  .max_instances = n->cfg.max_instances,
+                                 .cache = make_cache(n->cfg.cache_bytes, budget),
                                  .extra_free = nr_predict_plan_free};
     struct nr_repository_cfg rc = n->cfg.repository;
     rc.ops = nr_runtime_ops;
@@ -229,6 +241,7 @@ static void *loop_main(void *arg)
     char name[16];
     snprintf(name, sizeof(name), "naru-io-%u", nr_loop_index(l) % 1000);
     pthread_setname_np(pthread_self(), name);
+    (void)nr_cpu_slice(SLICE_NS); /* older kernels: executions may hold a loop up for longer */
     nr_loop_run(l);
     nr_arena_thread_done();
     nr_buf_thread_done();
@@ -330,6 +343,7 @@ void nr_node_free(struct nr_node *n)
     nr_api_readers_done(n->api);
     nr_repository_free(n->repository);
     nr_api_free(n->api);
+    nr_cache_free(n->runtime.cache);
     nr_exec_free(n->runtime.exec);
     for (unsigned i = 0; i < n->n_loops; i++) {
         nr_loop_free(n->loops[i]);

@@ -127,8 +127,8 @@ static void write_model(struct nr_call *c, struct nr_text *t, const struct nr_ve
     const struct nr_runtime *rt = nr_runtime_of(v);
     struct nr_sched_state s;
     struct nr_counts n;
-    nr_sched_state_get(rt->sched, &s);
-    nr_counters_read(nr_sched_counters(rt->sched), &c->x->arena, &n);
+    nr_runtime_state_get(rt, &s);
+    nr_counters_read(rt->counters, &c->x->arena, &n);
     nr_text_str(t, "{\"name\":");
     nr_text_json(t, nr_str_from(v->name));
     nr_text_fmt(t, ",\"version\":\"%lld\",\"ready\":true", (long long)v->number);

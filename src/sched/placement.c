@@ -3,10 +3,10 @@
  * DESIGN. Wall time is what the loop loses, but on a busy machine a preempted thread looks slow, and
  * a model must not be moved for its neighbours' sake. So what counts as slow is time on the processor;
  * an execution that was long without computing was preempted, or blocked against its promise: the
- * latter repeats itself, so three such in a row count. Single slow executions and a slow drift are told apart: the former are
- * counted against a bound far above the usual time, since a shared machine inflates any time now and
- * then; the latter shows in the smoothed time. The allowance grows with the rows up to the turn's
- * budget, so that a full batch per turn is not taken for a slow model.
+ * latter repeats itself, so three such in a row count. Single slow executions and a slow drift are
+ * told apart: the former are counted against a bound far above the usual time, since a shared
+ * machine inflates any time now and then; the latter shows in the smoothed time. The allowance grows
+ * with the rows up to the turn's budget, so that a full batch per turn is not taken for a slow model.
  *
  * INVARIANTS
  *  1. is_inline implies cfg.allowed.
@@ -84,7 +84,9 @@ void nr_placement_observe(struct nr_placement *p, int64_t rows, int64_t run_ns, 
     int64_t allowed_ns = NR_MIN(p->cfg.short_ns * NR_MAX(rows, 1), p->cfg.budget_ns);
     if (!p->is_inline) {
         smooth(p, rows, cpu_ns);
-        observe_pooled(p, cpu_ns <= allowed_ns, now_ns);
+        /* Long without computing may be a neighbour's doing, so it is no proof of a slow model, but
+         * beyond `slow` it is none of a short one either. */
+        observe_pooled(p, cpu_ns <= allowed_ns && run_ns <= p->cfg.slow_ns, now_ns);
         return;
     }
     smooth(p, rows, NR_MIN(cpu_ns, 4 * allowed_ns)); /* one outlier must not look like a drift */

@@ -5,8 +5,9 @@
  *   NEW ──submit──▶ QUEUED ──taken into a batch──▶ RUNNING ──▶ DONE ──on_complete (loop)
  *                      └──cancel / deadline / refused──────────▶ DONE
  *
- * Where it runs (on the I/O thread that read it, or on an executor thread) is a placement behind
- * nr_sched_submit; callers cannot tell but by the timestamps.
+ * A model version is a target: its scheduler (sched.h), or what stands in front or instead of one.
+ * Where a request runs (on the I/O thread that read it, or on an executor thread) is a placement
+ * behind the target; callers cannot tell but by the timestamps.
  */
 #ifndef NR_SCHED_REQUEST_H
 #define NR_SCHED_REQUEST_H
@@ -31,9 +32,18 @@ typedef enum nr_request_state {
     NR_REQUEST_DONE
 } nr_request_state;
 
+struct nr_request;
+
+/* What takes requests. In its owner's storage, as the first member or by nr_container_of. */
+struct nr_target {
+    void (*submit)(struct nr_target *t, struct nr_request *r);
+    void (*cancel)(struct nr_target *t, struct nr_request *r, nr_status status, bool running_too);
+};
+
 struct nr_request {
-    /* The submitter's: filled before nr_sched_submit, untouched by the scheduler. */
-    struct nr_sched *sched;
+    /* The submitter's: filled before nr_request_submit. A target that passes the request on to
+     * another one sets `target` (a cancel goes there then); the rest is untouched. */
+    struct nr_target *target;
     struct nr_loop *loop;   /* on_complete runs here */
     struct nr_arena *arena; /* lent to the scheduler until on_complete */
     const struct nr_infer_request *in;
@@ -53,7 +63,12 @@ struct nr_request {
     uint32_t batch_rows;                                               /* of the batch it ran in */
     int64_t queued_ns, begin_ns, infer_begin_ns, infer_end_ns, end_ns; /* stage times, monotonic */
 
+    /* Of a target that passes the request on and waits for its completion (it replaces on_complete,
+     * and puts both back before it completes the request). */
+    void *front;
+
     /* The scheduler's. */
+    struct nr_sched *sched;
     _Atomic uint32_t state;
     _Atomic uint32_t cancelled; /* read by host->request_cancelled while running */
     bool leads;                 /* stands for its batch in the counters */
@@ -67,11 +82,17 @@ struct nr_request {
 };
 
 /* Loop thread. Takes over r until on_complete. */
-void nr_sched_submit(struct nr_request *r);
+static inline void nr_request_submit(struct nr_request *r)
+{
+    r->target->submit(r->target, r);
+}
 
 /* Loop thread. A queued request completes with NARU_CANCELLED (or `status`) before this returns; a
  * running one is told to the plug-in when `running_too`, and completes when its batch does.
  * Does nothing when it has completed already. */
-void nr_sched_cancel(struct nr_request *r, nr_status status, bool running_too);
+static inline void nr_request_cancel(struct nr_request *r, nr_status status, bool running_too)
+{
+    r->target->cancel(r->target, r, status, running_too);
+}
 
 #endif

@@ -1,7 +1,7 @@
 /* The scheduler of one model version: admission, queue, batching, places, inline execution.
  *
  * A place is an instance of the plug-in together with the batch that runs in it. Requests come from
- * I/O loops (nr_sched_submit in request.h). A version whose placement is inline collects what was
+ * I/O loops (nr_request_submit). A version whose placement is inline collects what was
  * submitted during one loop turn and runs it at the turn's end on the loop's thread, as one batch
  * where the model can batch; everything else goes through the queue to the executor threads.
  *
@@ -57,6 +57,8 @@ void nr_sched_free(struct nr_sched *s);
  * thread, before the first request. */
 void nr_sched_prove(struct nr_sched *s);
 
+/* Where its requests go; lives as long as the scheduler. */
+struct nr_target *nr_sched_target(struct nr_sched *s);
 const struct nr_signature *nr_sched_signature(const struct nr_sched *s);
 struct nr_counters *nr_sched_counters(struct nr_sched *s);
 

@@ -4,11 +4,14 @@
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "base/arena.h"
+#include "base/buf.h"
 #include "base/clock.h"
 #include "base/mem.h"
 #include "sched/exec.h"
@@ -160,14 +163,14 @@ static struct one *submit(struct world *w, unsigned index, int64_t rows, int64_t
                                         .bytes = (size_t)rows * WIDTH * sizeof(float)};
     o->in = (struct nr_infer_request){
         .rows = rows, .inputs = &o->input, .n_inputs = 1, .outputs = &o->output, .n_outputs = 1};
-    o->r = (struct nr_request){.sched = w->sched,
+    o->r = (struct nr_request){.target = nr_sched_target(w->sched),
                                .loop = w->loop,
                                .arena = &o->arena,
                                .in = &o->in,
                                .arrival_ns = nr_clock_now(),
                                .deadline_ns = deadline_ns,
                                .on_complete = on_complete};
-    nr_sched_submit(&o->r);
+    nr_request_submit(&o->r);
     return o;
 }
 
@@ -362,14 +365,14 @@ static void test_cancel_queued_and_running(void **state)
     while (s.running == 0 && nr_clock_now() < until) {
         nr_sched_state_get(w.sched, &s);
     }
-    nr_sched_cancel(&w.all[1].r, NARU_CANCELLED, true);
+    nr_request_cancel(&w.all[1].r, NARU_CANCELLED, true);
     assert_int_equal(w.all[1].completed, 1);
     assert_int_equal(w.all[1].r.status, NARU_CANCELLED);
-    nr_sched_cancel(&w.all[1].r, NARU_CANCELLED, true);  /* again: nothing */
-    nr_sched_cancel(&w.all[0].r, NARU_CANCELLED, false); /* begun, and not to be disturbed */
+    nr_request_cancel(&w.all[1].r, NARU_CANCELLED, true);  /* again: nothing */
+    nr_request_cancel(&w.all[0].r, NARU_CANCELLED, false); /* begun, and not to be disturbed */
     assert_int_equal(w.all[0].completed, 0);
     int64_t begin = nr_clock_now();
-    nr_sched_cancel(&w.all[0].r, NARU_CANCELLED, true); /* the sleep of ten seconds ends early */
+    nr_request_cancel(&w.all[0].r, NARU_CANCELLED, true); /* the sleep of ten seconds ends early */
     assert_true(turn_until(&w, 2, 9 * NR_S_NS));
     assert_true(nr_clock_now() - begin < 5 * NR_S_NS);
     finish(&w, 2);
@@ -386,7 +389,7 @@ static void test_cancel_before_the_turn_ends(void **state)
                                    .limits = usual()});
     submit(&w, 0, 1, 0);
     submit(&w, 1, 1, 0);
-    nr_sched_cancel(&w.all[0].r, NARU_CANCELLED, true);
+    nr_request_cancel(&w.all[0].r, NARU_CANCELLED, true);
     assert_int_equal(w.all[0].completed, 1);
     nr_loop_turn(w.loop, 0);
     assert_int_equal(w.all[0].completed, 1);
@@ -499,9 +502,78 @@ static void test_a_plug_in_that_never_answers_can_be_cancelled(void **state)
                                    .limits = usual()});
     submit(&w, 0, 1, 0);
     assert_false(turn_until(&w, 1, 100 * NR_MS_NS));
-    nr_sched_cancel(&w.all[0].r, NARU_CANCELLED, true);
+    nr_request_cancel(&w.all[0].r, NARU_CANCELLED, true);
     assert_true(turn_until(&w, 1, 10 * NR_S_NS));
     finish(&w, 1);
+}
+
+static _Atomic unsigned trims;
+
+static uint64_t count_trim(naru_backend_model *model)
+{
+    (void)model;
+    atomic_fetch_add(&trims, 1);
+    return (uint64_t)1 << 30;
+}
+
+static bool wait_trims(unsigned n, int64_t limit_ns)
+{
+    int64_t until = nr_clock_now() + limit_ns;
+    while (atomic_load(&trims) < n && nr_clock_now() < until) {
+        usleep(1000);
+    }
+    return atomic_load(&trims) == n;
+}
+
+/* An idle model gives back what its batches and its plug-in keep: once, not while it is used, and it
+ * runs as before afterwards. */
+static void test_idle_model_is_trimmed(void **state)
+{
+    (void)state;
+    const naru_option options[] = {{"delay_us", "1000"}};
+    const int64_t idle_ns = 300 * NR_MS_NS;
+    struct nr_sched_limits l = usual();
+    l.idle_trim_ns = idle_ns;
+    struct world w;
+    world_init(&w, &(struct setup){.plugin = "delay",
+                                   .options = options,
+                                   .n_options = 1,
+                                   .instances = 2,
+                                   .max_rows = 1,
+                                   .limits = l});
+    const naru_backend *real = w.model->plugin->api;
+    naru_backend table = *real;
+    table.struct_size = sizeof(table);
+    table.model_trim = count_trim;
+    w.model->plugin->api = &table;
+    atomic_store(&trims, 0);
+    uint64_t empty = nr_buf_live_bytes();
+    int64_t begin = nr_clock_now(), gap = 0;
+    unsigned n = 0;
+    for (; n < 20; n++) { /* 600 ms of work with pauses of 30 */
+        submit(&w, n, 1, 0);
+        assert_true(turn_until(&w, n + 1, 20 * NR_S_NS));
+        usleep(30000);
+        gap = NR_MAX(gap, nr_clock_now() - begin);
+        begin = nr_clock_now();
+    }
+    assert_true(gap > idle_ns / 2 || atomic_load(&trims) == 0);
+    assert_true(wait_trims(1, 20 * NR_S_NS) || gap > idle_ns / 2);
+    usleep(700000);
+    unsigned once = atomic_load(&trims);
+    assert_true(once == 1 || gap > idle_ns / 2); /* idle for long: nothing more to give back */
+    for (unsigned i = 0; i < n; i++) {
+        expect_echo(&w.all[i]);
+    }
+    submit(&w, n++, 1, 0);
+    assert_true(turn_until(&w, n, 20 * NR_S_NS));
+    expect_echo(&w.all[n - 1]);
+    assert_true(wait_trims(once + 1, 20 * NR_S_NS));
+    assert_int_equal(nr_buf_live_bytes(), empty);
+    submit(&w, n++, 1, 0); /* ends while the next look is arranged */
+    assert_true(turn_until(&w, n, 20 * NR_S_NS));
+    w.model->plugin->api = real;
+    finish(&w, n);
 }
 
 int main(void)
@@ -518,6 +590,7 @@ int main(void)
         cmocka_unit_test(test_faults_reach_only_their_requests),
         cmocka_unit_test(test_answers_from_other_threads),
         cmocka_unit_test(test_a_plug_in_that_never_answers_can_be_cancelled),
+        cmocka_unit_test(test_idle_model_is_trimmed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -29,7 +29,7 @@ output [ { name: "Y" data_type: TYPE_FP32 dims: [ 16 ] } ]
 """
 # One loop, and a model that stays on it however slow the tools make it.
 FLAGS = ("--io-threads", 1, "--exec-threads", 1, "--inline-short", "60s", "--inline-slow", "600s",
-         "--inline-budget", "60s", "--keep-alive", "1h")
+         "--inline-budget", "60s", "--keep-alive", "1h", "--idle-trim", "0s")
 CONNECTIONS = (1, 32)
 WARM = 128  # rounds before counting: nghttp2 keeps the last 100 streams of a connection and reuses none before
 CHUNKS, PAUSE_S = 3, 0.002
@@ -325,7 +325,7 @@ def worse(figure, value, baseline):
 def mallocs_per_request(models, send, n=4096):
     """Of any repository under the generator's load: send(server, n) and send(server, 3 n) do the same
     around their requests, so what differs is 2 n requests."""
-    with Malloc(flags=(), models=models) as server:
+    with Malloc(flags=("--idle-trim", "0s"), models=models) as server:  # a busy machine makes pauses
         for _ in range(3):  # pools of every loop are filled, placement is proven
             send(server, n)
         spent = []

@@ -1,0 +1,130 @@
+/* Inside the scheduler of one version: the structs that its files share.
+ *
+ *   sched.c  admission, queue, executors, cancelling, life
+ *   place.c  a place: filling its batch, results back to requests, completion
+ *   turn.c   inline executions at the end of a loop's turn
+ *   prove.c  runs on zeros before the first request
+ *   trim.c   memory back from a model that is idle
+ *
+ * INVARIANTS
+ *  1. A request is in exactly one of: a turn's pending list, the queue, a place. Whoever removes it
+ *     completes it or hands it on; so it completes exactly once.
+ *  2. Requests leave the queue in order of arrival (deadlines and cancels aside).
+ *  3. A place is on the idle list, or owned by the thread that took it off, or by the plug-in
+ *     (NARU_PENDING), which gives it back through `finished`.
+ *  4. Loop-thread data of a request (counters, on_complete, timer) is touched on its loop only.
+ *
+ * LOCKS. s->lock, then s->finished_lock, then the executor's. A plug-in's cancel slot, a hint
+ * that must not block, is called under s->lock; nothing else is. It may be the one that ends the run,
+ * so what is called when a run ends takes finished_lock only.
+ */
+#ifndef NR_SCHED_SCHED_PRIV_H
+#define NR_SCHED_SCHED_PRIV_H
+
+#include <pthread.h>
+
+#include "sched/batchsize.h"
+#include "sched/sched.h"
+
+struct nr_place {
+    struct nr_sched *sched;
+    struct nr_plugin_instance *instance;
+    struct nr_batch *batch;
+    struct nr_list node; /* idle or finished */
+    struct nr_request **taken;
+    unsigned n_taken, taken_capacity;
+    struct nr_batch_input *inputs; /* scratch, plug-in order */
+    int64_t (*shapes)[NARU_MAX_RANK];
+    uint8_t *wanted;
+    int64_t rows, begin_ns, infer_begin_ns, infer_end_ns;
+    uint64_t bytes_copied, bytes_in_place; /* of the batch, already in the scheduler's sums */
+    bool is_inline;
+};
+
+struct nr_turn { /* one per loop; loop thread only */
+    struct nr_sched *sched;
+    struct nr_turn_hook hook;
+    struct nr_list pending;
+    struct nr_place *place;        /* the loop's own, or NULL */
+    struct nr_placement placement; /* of the scheduler, as last seen under its lock */
+};
+
+struct nr_sched {
+    struct nr_target target;
+    struct nr_sched_cfg cfg;
+    struct nr_runnable runnable;
+    struct nr_runnable trimmer;
+    struct nr_counters *counters;
+    pthread_mutex_t lock;
+    struct nr_list queue;
+    unsigned n_queued, n_running;
+    uint64_t queued_bytes;
+    int64_t queued_rows;
+    struct nr_list idle;
+    pthread_mutex_t finished_lock;
+    struct nr_list finished; /* places whose run ended later; under finished_lock */
+    struct nr_place *places;
+    unsigned n_places;
+    struct nr_placement placement;
+    struct nr_batchsize batchsize; /* of queued batches, with rules.auto_size */
+    _Atomic bool is_inline; /* copy of placement.is_inline that submit reads without the lock */
+    int64_t row_ns;         /* smoothed service time per row, for admission */
+    uint64_t seals[NR_SEAL_COUNT];
+    uint64_t bytes_copied, bytes_in_place;
+    bool trim_armed;
+    int64_t used_ns; /* a place was given back at */
+    struct nr_turn *turns;
+};
+
+static inline struct nr_request *nr_request_of(struct nr_list *node)
+{
+    return nr_container_of(node, struct nr_request, node);
+}
+
+/* --- place.c --- */
+
+/* on_done: of the plug-in's late completions, see nr_batch_cfg. */
+nr_nodiscard nr_status nr_place_init(struct nr_place *p, struct nr_sched *s,
+                                     struct nr_plugin_instance *instance,
+                                     void (*on_done)(struct nr_batch *b, void *place),
+                                     struct nr_err *err);
+void nr_place_done(struct nr_place *p);
+/* Moves the first n requests of `list` into the place. A request that the batch refuses (shapes
+ * that disagree with its bytes) is failed, left out and appended to *refused. */
+void nr_place_fill(struct nr_place *p, struct nr_list *list, unsigned n, struct nr_list *refused);
+/* One request into the place's batch. */
+nr_nodiscard nr_status nr_place_add(struct nr_place *p, struct nr_request *r, struct nr_err *err);
+/* Results of a finished batch to its requests: completed here and now when the place ran inline,
+ * by a message to each request's loop otherwise. The place is empty afterwards. */
+void nr_place_deliver(struct nr_place *p);
+/* Before a place rests: the buffers that its batch keeps for the next run go back when memory is
+ * short, or a few large requests to many models would hold the budget for ever. */
+void nr_place_rest(struct nr_place *p);
+
+void nr_request_fail(struct nr_request *r, nr_status status, const char *text);
+/* Loop thread. The request is the caller's again afterwards. */
+void nr_request_complete(struct nr_request *r);
+void nr_request_on_msg(struct nr_msg *m);
+/* Loop thread. Fails and completes; retry_s 0: says nothing about trying again. */
+void nr_request_refuse(struct nr_request *r, nr_status status, const char *text, unsigned retry_s);
+
+/* --- turn.c --- */
+
+/* Runs what is pending on this loop, or hands it to the queue. The loop's turn hook. */
+void nr_turn_run(struct nr_turn_hook *h);
+
+/* --- trim.c --- */
+
+/* Under the lock: an execution on an executor has ended. */
+void nr_trim_arm(struct nr_sched *s);
+bool nr_trim_run(struct nr_runnable *runnable); /* of the trimmer */
+
+/* --- sched.c --- */
+
+/* Loop thread. */
+void nr_sched_enqueue(struct nr_sched *s, struct nr_request *r);
+/* Under the lock. What a finished run teaches. cpu_ns: time on the processor, -1 when it was not
+ * measured. */
+void nr_sched_observe(struct nr_sched *s, struct nr_place *p, int64_t cpu_ns);
+
+#endif
