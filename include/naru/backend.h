@@ -1,4 +1,4 @@
-/* The plug-in interface of naru, version 1.1 (1.1: model_trim).
+/* The plug-in interface of naru, version 1.0.
  *
  * A plug-in is a shared object that exports one symbol, naru_backend_entry. It includes nothing
  * but include/naru/. Four levels: backend (the library) → model (opened files) → instance (what
@@ -38,7 +38,7 @@ extern "C" {
 #endif
 
 #define NARU_ABI_MAJOR 1
-#define NARU_ABI_MINOR 1
+#define NARU_ABI_MINOR 0
 #define NARU_ENTRY_SYMBOL "naru_backend_entry"
 
 /* True when table `t` (struct type `type`) reaches as far as slot `slot` and the slot is set. */
@@ -222,7 +222,7 @@ typedef struct naru_backend {
     uint64_t (*model_memory)(naru_backend_model *model);
     /* Gives back memory that is kept only to make the next execution faster (arenas, caches, not
      * weights). The host calls it when no execution of the model has ended for a while; one may begin
-     * meanwhile. Returns the bytes given back, about; 0: nothing to speak of. Optional. Since 1.1. */
+     * meanwhile. Returns the bytes given back, about; 0: nothing to speak of. Optional. */
     uint64_t (*model_trim)(naru_backend_model *model);
 } naru_backend;
 

@@ -289,6 +289,9 @@ void nr_engine_init(struct nr_engine *e, struct nr_loop *loop, const struct nr_h
  * accepts that the process ends with what its connections hold. */
 void nr_engine_done(struct nr_engine *e)
 {
+    if (e->idle_timer.heap_index) { /* a loop that was freed before has forgotten it */
+        nr_loop_timer_cancel(e->loop, &e->idle_timer);
+    }
     free_pools(e);
     nr_h2_pool_free(e->h2_pool);
     nr_free(e->scratch);
