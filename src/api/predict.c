@@ -114,7 +114,7 @@ static nr_status make_plan(const struct nr_version *v, struct nr_arena *a,
     size_t n = 0;
     for (uint32_t i = 0; i < config->n_options; i++) {
         struct nr_str key = nr_str_from(config->options[i].key);
-        if (!nr_str_starts(key, NR_STR("naru.opt."))) {
+        if (!nr_str_starts(key, NR_STR("naru.opt.")) && !nr_str_starts(key, NR_STR("naru.step."))) {
             params[n++] = (struct nr_image_param){key, nr_str_from(config->options[i].value)};
         }
     }

@@ -14,6 +14,13 @@ nr_nodiscard nr_status nr_config_check_final(const struct nr_model_config *c, st
 /* Fills c->ignored. NARU_NOMEM. */
 nr_nodiscard nr_status nr_config_list_ignored(struct nr_model_config *c, struct nr_err *err);
 
+/* Whether it runs other models: then config.ensemble is set after step 1. */
+static inline bool nr_config_is_ensemble(const Inference__ModelConfig *pb)
+{
+    return pb->scheduling_choice_case ==
+           INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_ENSEMBLE_SCHEDULING;
+}
+
 /* Backend of a platform name, NULL for names that are none. */
 const char *nr_config_platform_backend(const char *platform);
 

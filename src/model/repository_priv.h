@@ -14,6 +14,7 @@ struct nr_slot { /* one version and its jobs */
     struct nr_model *model;
     struct nr_job load, close;
     bool unload_wanted; /* under the lock: unload came while LOADING */
+    uint64_t told;      /* of an ensemble: hash of what on_state was told last; under the lock */
     char folder[24];    /* beneath the model's folder: "3", or "." when the files lie in it */
 };
 

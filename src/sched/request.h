@@ -22,6 +22,7 @@
 #include "io/loop.h"
 #include "naru/backend.h"
 
+struct nr_catalog;
 struct nr_sched;
 struct nr_place;
 
@@ -47,6 +48,9 @@ struct nr_request {
     struct nr_loop *loop;   /* on_complete runs here */
     struct nr_arena *arena; /* lent to the scheduler until on_complete */
     const struct nr_infer_request *in;
+    /* the snapshot in which the target's version was found, pinned until on_complete: a pipeline
+     * finds its members there. May be NULL for a target that is no pipeline. */
+    const struct nr_catalog *catalog;
     int64_t arrival_ns;  /* first byte seen; for statistics */
     int64_t deadline_ns; /* CLOCK_MONOTONIC, 0 none; a queued request is refused when it passes */
     const naru_option *options; /* request parameters for the plug-in, as text; may be NULL */
@@ -63,7 +67,8 @@ struct nr_request {
     uint32_t batch_rows;                                               /* of the batch it ran in */
     int64_t queued_ns, begin_ns, infer_begin_ns, infer_end_ns, end_ns; /* stage times, monotonic */
 
-    /* The scheduler's. */
+    /* The target's. */
+    void *at_target; /* a pipeline's own state of the request */
     struct nr_sched *sched;
     _Atomic uint32_t state;
     _Atomic uint32_t cancelled; /* read by host->request_cancelled while running */

@@ -97,6 +97,7 @@ void nr_place_deliver(struct nr_place *p);
  * short, or a few large requests to many models would hold the budget for ever. */
 void nr_place_rest(struct nr_place *p);
 
+nr_fail_reason nr_request_fail_reason(const struct nr_request *r);
 void nr_request_fail(struct nr_request *r, nr_status status, const char *text);
 /* Loop thread. The request is the caller's again afterwards. */
 void nr_request_complete(struct nr_request *r);
