@@ -81,17 +81,11 @@ static nr_status link_map(struct graph *g, uint32_t i, bool output,
                        STEP_ARG(i, s), map,
                        output ? "each of its outputs becomes" : "each of its inputs gets");
     }
-    for (size_t k = 0; k < n; k++) {
+    for (size_t k = 0; k < n; k++) { /* keys are unique: the parser keeps the last of each */
         struct pair p = pair_of(pb, output, k);
         if (p.key[0] == '\0' || p.value[0] == '\0') {
             return nr_fail(err, NARU_INVALID, STEP_FMT ": %s has an empty name", STEP_ARG(i, s),
                            map);
-        }
-        for (size_t m = 0; m < k; m++) {
-            if (nr_str_is(links[m].name, p.key)) {
-                return nr_fail(err, NARU_INVALID, STEP_FMT ": %s has \"%.100s\" twice",
-                               STEP_ARG(i, s), map, p.key);
-            }
         }
         links[k].name = nr_str_from(p.key);
         struct nr_ensemble_tensor *t = tensor_of(g, p.value, &links[k].tensor);

@@ -183,9 +183,6 @@ static nr_status read_params(const struct nr_model_config *c, uint32_t step,
         if (k == KEY_COUNT) {
             return fail_key(row, key, err);
         }
-        if (ret->value[k].ptr) {
-            return nr_fail(err, NARU_INVALID, "parameter %s is given twice", key_names[k]);
-        }
         ret->value[k] = nr_str_trim(nr_str_from(c->pb->parameters[i]->value->string_value));
     }
     return NARU_OK;

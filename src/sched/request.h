@@ -67,8 +67,13 @@ struct nr_request {
     uint32_t batch_rows;                                               /* of the batch it ran in */
     int64_t queued_ns, begin_ns, infer_begin_ns, infer_end_ns, end_ns; /* stage times, monotonic */
 
-    /* The target's. */
-    void *at_target; /* a pipeline's own state of the request */
+    /* Of a target that passes the request on and waits for its completion (it replaces on_complete,
+     * and puts both back before it completes the request). */
+    void *front;
+
+    void *at_target; /* a pipeline's own state of the request, while it has it */
+
+    /* The scheduler's. */
     struct nr_sched *sched;
     _Atomic uint32_t state;
     _Atomic uint32_t cancelled; /* read by host->request_cancelled while running */

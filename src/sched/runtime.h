@@ -9,6 +9,7 @@
 
 #include "host/plugin.h"
 #include "model/version.h"
+#include "sched/cache.h"
 #include "sched/pipeline.h"
 #include "sched/sched.h"
 
@@ -22,6 +23,7 @@ struct nr_runtime_host {
     struct nr_sched_limits limits;
     struct nr_placement_cfg placement; /* allowed: the operator's switch for inline execution */
     unsigned max_instances;            /* over all groups of a model */
+    struct nr_cache *cache;            /* for models that ask for it; NULL: none */
     void (*extra_free)(void *extra);   /* frees nr_runtime.extra; NULL when nobody sets it */
 };
 
@@ -32,6 +34,7 @@ struct nr_runtime {
     struct nr_plugin_model *model; /* NULL for an ensemble */
     struct nr_sched *sched;        /* runs the model's batches; NULL for an ensemble */
     struct nr_pipeline *pipeline;  /* of an ensemble, else NULL */
+    struct nr_cached *cached;      /* in front of sched; NULL: the configuration asks for none */
     const struct nr_signature *signature;
     struct nr_plugin_instance **instances;
     unsigned n_instances;
