@@ -253,6 +253,11 @@ static nr_status check_fields(const Inference__ModelConfig *pb, struct nr_err *e
         return nr_fail(err, NARU_INVALID,
                        "an ensemble has no %s: it runs its members, which have their own", what);
     }
+    if (pb->model_transaction_policy && pb->model_transaction_policy->decoupled) {
+        return nr_fail(err, NARU_UNSUPPORTED,
+                       "decoupled ensembles are not served by this version of naru: each step "
+                       "answers once; leave model_transaction_policy out");
+    }
     for (size_t i = 0; i < pb->n_input + pb->n_output; i++) {
         bool in = i < pb->n_input;
         size_t k = in ? i : i - pb->n_input;
@@ -521,6 +526,12 @@ static nr_status bind_model(struct binding *b, uint32_t i, struct nr_member *m, 
     const struct nr_ensemble_step *s = &b->e->steps[i];
     const struct nr_signature *sig = m->sig;
     int64_t batch = NR_MAX(b->c->max_batch_size, 1);
+    if (m->version && m->version->config->decoupled) {
+        return nr_fail(err, NARU_UNSUPPORTED,
+                       STEP_FMT " is decoupled (none or many answers to a request), which steps of "
+                                "an ensemble are not in this version of naru",
+                       STEP_ARG(i, s));
+    }
     if (batch > 1 && batch > NR_MAX(sig->max_batch_size, 1)) {
         return nr_fail(err, NARU_INVALID,
                        STEP_FMT " takes at most %lld rows (max_batch_size %lld), the ensemble "
