@@ -116,7 +116,7 @@ find_member(const struct nr_catalog_model *m, const struct nr_ensemble_step *s, 
 static bool find_members(struct nr_catalog *c, struct candidate *x, struct nr_member *members)
 {
     const struct nr_ensemble *e = x->v->config->ensemble;
-    char text[NR_ERR_TEXT_MAX];
+    char text[NR_ERR_TEXT_MAX + 256];
     for (uint32_t i = 0; i < e->n_steps; i++) {
         const struct nr_ensemble_step *s = &e->steps[i];
         if (s->kind) {
