@@ -449,7 +449,7 @@ struct binding {
     const struct nr_model_config *c;
     const struct nr_ensemble *e;
     struct nr_step_spec *known; /* [n_tensors] as written */
-    struct nr_arena *arena;
+    struct nr_arena *arena;     /* for the time of the binding */
 };
 
 static struct nr_step_spec spec_of(const struct nr_io_spec *io)
@@ -609,17 +609,17 @@ static nr_status bind_own(struct binding *b, uint32_t i, struct nr_bound *in, st
     return NARU_OK;
 }
 
-nr_status nr_ensemble_bind(const struct nr_model_config *c, struct nr_arena *a,
-                           struct nr_member *members, struct nr_err *err)
+static nr_status bind_all(struct binding *b, struct nr_arena *a, struct nr_member *members,
+                          struct nr_err *err)
 {
+    const struct nr_model_config *c = b->c;
     const struct nr_ensemble *e = c->ensemble;
-    struct binding b = {.c = c, .e = e, .arena = a};
-    b.known = nr_arena_try_array(a, e->n_tensors, sizeof *b.known);
-    if (!b.known) {
+    b->known = nr_arena_try_array(b->arena, e->n_tensors, sizeof *b->known);
+    if (!b->known) {
         return nr_config_nomem(err);
     }
     for (unsigned i = 0; i < c->sig.n_inputs; i++) {
-        b.known[i] = spec_of(&c->sig.inputs[i]);
+        b->known[i] = spec_of(&c->sig.inputs[i]);
     }
     for (uint32_t n = 0; n < e->n_steps; n++) {
         uint32_t i = e->order[n];
@@ -630,7 +630,7 @@ nr_status nr_ensemble_bind(const struct nr_model_config *c, struct nr_arena *a,
             return nr_config_nomem(err);
         }
         nr_status st =
-            s->kind ? bind_own(&b, i, in, out, err) : bind_model(&b, i, &members[i], in, out, err);
+            s->kind ? bind_own(b, i, in, out, err) : bind_model(b, i, &members[i], in, out, err);
         if (st != NARU_OK) {
             return st;
         }
@@ -641,7 +641,7 @@ nr_status nr_ensemble_bind(const struct nr_model_config *c, struct nr_arena *a,
     }
     for (unsigned i = 0; i < c->sig.n_outputs; i++) {
         struct nr_step_spec says = spec_of(&c->sig.outputs[i]);
-        const struct nr_step_spec *is = &b.known[e->outputs[i]];
+        const struct nr_step_spec *is = &b->known[e->outputs[i]];
         if (!fits(&says, is)) {
             const struct nr_ensemble_tensor *t = &e->tensors[e->outputs[i]];
             return nr_fail(err, NARU_INVALID,
@@ -653,4 +653,15 @@ nr_status nr_ensemble_bind(const struct nr_model_config *c, struct nr_arena *a,
         }
     }
     return NARU_OK;
+}
+
+nr_status nr_ensemble_bind(const struct nr_model_config *c, struct nr_arena *a,
+                           struct nr_member *members, struct nr_err *err)
+{
+    struct nr_arena scratch;
+    nr_arena_init(&scratch, 0);
+    struct binding b = {.c = c, .e = c->ensemble, .arena = &scratch};
+    nr_status st = bind_all(&b, a, members, err);
+    nr_arena_done(&scratch);
+    return st;
 }
