@@ -13,15 +13,10 @@
  *  2. A view belongs to the thread of its reader; it is freed when it is neither current nor pinned.
  *  3. reader.generation is that of the view's snapshot.
  *  4. Members of an ensemble that is READY in a snapshot are READY in it: no reference of their own.
- *
- * Ensembles are settled in rounds, those of models first, then those of such ensembles; what is
- * left when a round settles nothing contains itself, or needs one that does. So a circle needs no
- * search on the way, only in the text of the refusal.
  */
 #include <stdio.h>
 
 #include "base/mem.h"
-#include "model/ensemble.h"
 #include "model/repository_priv.h"
 
 /* --- snapshots -------------------------------------------------------------------------------- */
@@ -40,11 +35,14 @@ static void fill_model(struct nr_catalog *c, struct nr_catalog_model *to, const 
     for (size_t i = 0; i < m->n_slots; i++) {
         struct nr_version *v = &m->slots[i]->v;
         nr_version_state state = nr_version_state_of(v);
-        bool ready = state == NR_VERSION_READY && v->config->ensemble == NULL;
-        versions[i] = (struct nr_catalog_version){.number = v->number,
-                                                  .state = state,
-                                                  .reason = copy_text(&c->arena, v->reason),
-                                                  .version = ready ? nr_version_ref(v) : NULL};
+        bool ready = state == NR_VERSION_READY;
+        bool ensemble = ready && v->config->ensemble;
+        versions[i] =
+            (struct nr_catalog_version){.number = v->number,
+                                        .state = state,
+                                        .reason = copy_text(&c->arena, v->reason),
+                                        .version = ready && !ensemble ? nr_version_ref(v) : NULL,
+                                        .open = ensemble ? v : NULL};
     }
     to->versions = versions;
     to->n_versions = (uint32_t)m->n_slots;
@@ -66,202 +64,6 @@ static void finish_model(struct nr_catalog *c, struct nr_catalog_model *to)
     }
 }
 
-/* --- ensembles -------------------------------------------------------------------------------- */
-
-/* An ensemble that is open: it is not settled while its state is READY and it has no version. */
-struct candidate {
-    struct nr_version *v;
-    struct nr_catalog_version *entry;
-    struct nr_catalog_model *model;
-    bool settled;
-};
-
-static bool is_settled(const struct nr_catalog_version *v)
-{
-    return v->state != NR_VERSION_READY || v->version != NULL;
-}
-
-static void block(struct nr_catalog *c, struct candidate *x, nr_version_state state,
-                  const char *reason)
-{
-    x->entry->state = state;
-    x->entry->reason = copy_text(&c->arena, reason);
-    x->settled = true;
-}
-
-/* The entry that step s runs: of the wanted number, or the highest READY one, or, when none is, the
- * one that is nearest to it. NULL: there is no such version. *ret_wait: not known in this round. */
-static const struct nr_catalog_version *
-find_member(const struct nr_catalog_model *m, const struct nr_ensemble_step *s, bool *ret_wait)
-{
-    const struct nr_catalog_version *found = NULL;
-    for (uint32_t i = m->n_versions; i > 0; i--) {
-        const struct nr_catalog_version *v = &m->versions[i - 1];
-        if (s->version > 0 && v->number != s->version) {
-            continue;
-        }
-        if (!is_settled(v)) {
-            *ret_wait = true;
-            return v;
-        }
-        if (v->version) {
-            return v;
-        }
-        found = found && found->state == NR_VERSION_LOADING ? found : v;
-    }
-    return found;
-}
-
-/* Finds the members of x. True when x is settled or all are there. */
-static bool find_members(struct nr_catalog *c, struct candidate *x, struct nr_member *members)
-{
-    const struct nr_ensemble *e = x->v->config->ensemble;
-    char text[NR_ERR_TEXT_MAX + 256];
-    for (uint32_t i = 0; i < e->n_steps; i++) {
-        const struct nr_ensemble_step *s = &e->steps[i];
-        if (s->kind) {
-            continue;
-        }
-        bool wait = false;
-        const struct nr_catalog_model *m = nr_catalog_find(c, nr_str_from(s->model));
-        const struct nr_catalog_version *v = m ? find_member(m, s, &wait) : NULL;
-        if (wait) {
-            return false;
-        }
-        if (v && v->version) {
-            members[i].version = v->version;
-            members[i].sig = &v->version->config->sig;
-            x->entry->depth = NR_MAX(x->entry->depth, v->depth + 1);
-            continue;
-        }
-        if (v && v->state == NR_VERSION_LOADING) {
-            block(c, x, NR_VERSION_LOADING, "");
-            return true;
-        }
-        char which[48] = "";
-        if (s->version > 0) {
-            (void)snprintf(which, sizeof which, " version %lld", (long long)s->version);
-        }
-        (void)snprintf(text, sizeof text, "step %u needs model \"%.128s\"%s, which %s%.300s", i,
-                       s->model, which,
-                       !m || (m->n_versions > 0 && !v) ? "does not exist" : "is not ready: ",
-                       !m || (m->n_versions > 0 && !v)  ? ""
-                       : !v                             ? m->reason
-                       : v->reason[0] != '\0'           ? v->reason
-                       : v->state == NR_VERSION_UNKNOWN ? "it is not loaded"
-                                                        : "it is being unloaded");
-        block(c, x, NR_VERSION_UNAVAILABLE, text);
-        return true;
-    }
-    return true;
-}
-
-static void settle(struct nr_catalog *c, struct candidate *x)
-{
-    const struct nr_ensemble *e = x->v->config->ensemble;
-    struct nr_member *members = nr_arena_zalloc(&c->arena, e->n_steps * sizeof *members);
-    struct nr_err err = {0};
-    x->entry->depth = 1;
-    if (!find_members(c, x, members) || x->settled) {
-        return;
-    }
-    if (x->entry->depth > NR_ENSEMBLE_MAX_DEPTH) {
-        (void)nr_fail(&err, NARU_INVALID, "ensembles are nested %u deep, at most %d are allowed",
-                      x->entry->depth, NR_ENSEMBLE_MAX_DEPTH);
-        block(c, x, NR_VERSION_UNAVAILABLE, err.text);
-        return;
-    }
-    if (nr_ensemble_bind(x->v->config, &c->arena, members, &err) != NARU_OK) {
-        block(c, x, NR_VERSION_UNAVAILABLE, err.text);
-        return;
-    }
-    x->entry->members = members;
-    x->entry->version = nr_version_ref(x->v);
-    x->settled = true;
-}
-
-/* The ensemble among `all` whose member keeps x from being settled. */
-static struct candidate *waits_for(struct nr_catalog *c, const struct candidate *x,
-                                   struct candidate *all, size_t n)
-{
-    const struct nr_ensemble *e = x->v->config->ensemble;
-    for (uint32_t i = 0; i < e->n_steps; i++) {
-        bool wait = false;
-        const struct nr_catalog_model *m =
-            e->steps[i].kind ? NULL : nr_catalog_find(c, nr_str_from(e->steps[i].model));
-        const struct nr_catalog_version *v = m ? find_member(m, &e->steps[i], &wait) : NULL;
-        for (size_t k = 0; wait && k < n; k++) {
-            if (all[k].entry == v) {
-                return &all[k];
-            }
-        }
-    }
-    return NULL;
-}
-
-/* "a → b → a", or whose circle it needs. Reads only: states change after all texts are made. */
-static const char *why_left(struct nr_catalog *c, struct candidate *x, struct candidate *all,
-                            size_t n)
-{
-    struct nr_text t;
-    char storage[400];
-    nr_text_init_at(&t, storage, sizeof storage);
-    nr_text_fmt(&t, "it contains itself: %s", x->v->name);
-    struct candidate *at = x;
-    for (size_t steps = 0; steps < n && at; steps++) {
-        at = waits_for(c, at, all, n);
-        nr_text_fmt(&t, " → %s", at ? at->v->name : "?");
-        if (at == x) {
-            return copy_text(&c->arena, storage);
-        }
-    }
-    nr_text_init_at(&t, storage, sizeof storage);
-    nr_text_fmt(&t, "it needs model \"%s\", which contains itself", at ? at->v->name : "?");
-    return copy_text(&c->arena, storage);
-}
-
-static void settle_ensembles(struct nr_catalog *c, const struct nr_repository *r,
-                             struct nr_catalog_model *models)
-{
-    size_t n = 0, left, max = 0;
-    for (size_t i = 0; i < r->n_models; i++) {
-        for (size_t k = 0; k < r->models[i]->n_slots; k++) {
-            max += !is_settled(&models[i].versions[k]);
-        }
-    }
-    if (max == 0) {
-        return;
-    }
-    nr_autofree struct candidate *all = nr_new_array(struct candidate, max);
-    for (size_t i = 0; i < r->n_models; i++) {
-        for (size_t k = 0; k < r->models[i]->n_slots; k++) {
-            if (!is_settled(&models[i].versions[k])) {
-                all[n++] = (struct candidate){
-                    .v = &r->models[i]->slots[k]->v,
-                    .entry = (struct nr_catalog_version *)(uintptr_t)&models[i].versions[k],
-                    .model = &models[i]};
-            }
-        }
-    }
-    size_t before;
-    left = n;
-    do {
-        before = left;
-        for (size_t i = 0; i < n; i++) {
-            if (!all[i].settled) {
-                settle(c, &all[i]);
-                left -= all[i].settled;
-            }
-        }
-    } while (left > 0 && left < before);
-    for (size_t i = 0; i < n && left > 0; i++) {
-        all[i].entry->reason = all[i].settled ? all[i].entry->reason : why_left(c, &all[i], all, n);
-    }
-    for (size_t i = 0; i < n && left > 0; i++) {
-        all[i].entry->state = all[i].settled ? all[i].entry->state : NR_VERSION_UNAVAILABLE;
-    }
-}
-
 struct nr_catalog *nr_catalog_make(const struct nr_repository *r, uint64_t generation)
 {
     struct nr_catalog *c = nr_new(struct nr_catalog);
@@ -276,12 +78,12 @@ struct nr_catalog *nr_catalog_make(const struct nr_repository *r, uint64_t gener
         fill_model(c, &models[i], r->models[i]);
         (void)nr_map_put(&c->by_name, nr_str_from(models[i].name), &models[i]);
     }
-    settle_ensembles(c, r, models);
+    c->models = models;
+    c->n_models = (uint32_t)r->n_models;
+    nr_catalog_settle(c);
     for (size_t i = 0; i < r->n_models; i++) {
         finish_model(c, &models[i]);
     }
-    c->models = models;
-    c->n_models = (uint32_t)r->n_models;
     return c;
 }
 

@@ -44,6 +44,8 @@ struct nr_catalog_version {
     struct nr_version *version; /* not NULL exactly when READY */
     /* of a READY ensemble: [its n_steps] the members that it runs, all of this snapshot */
     const struct nr_member *members;
+    struct nr_version
+        *open;      /* an ensemble that is open, whether or not it is READY here; not held */
     uint32_t depth; /* of a READY ensemble: 1, or 1 more than its deepest member; else 0 */
 };
 struct nr_catalog_model {
