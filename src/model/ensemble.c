@@ -198,11 +198,13 @@ static nr_status fail_cycle(const struct graph *g, const bool *done, struct nr_e
         at++;
     }
     for (int rounds = 0; rounds < 2;
-         rounds++) { /* the first finds the cycle, the second tells it */
+         rounds++) { /* the first finds the circle, the second tells it */
         uint32_t first = at;
         do {
             seen[at] = true;
-            nr_text_fmt(&t, rounds == 1 ? "%u → " : "", at);
+            if (rounds == 1) {
+                nr_text_fmt(&t, "%u → ", at);
+            }
             const struct nr_ensemble_step *s = &g->steps[at];
             for (uint32_t k = 0; k < s->n_inputs; k++) {
                 int32_t from = g->tensors[s->inputs[k].tensor].step;
@@ -348,10 +350,12 @@ static nr_status check_params(const struct graph *g, struct nr_err *err)
     for (size_t i = 0; i < g->c->pb->n_parameters; i++) {
         struct nr_str key = nr_str_from(g->c->pb->parameters[i]->key), rest;
         uint64_t step;
-        if (!nr_str_starts(key, NR_STR("naru.step."))) {
+        const size_t len = sizeof NR_STEP_PARAM_PREFIX - 1;
+        if (!nr_str_starts(key, NR_STR(NR_STEP_PARAM_PREFIX))) {
             continue;
         }
-        struct nr_str number = nr_str_cut((struct nr_str){key.ptr + 10, key.len - 10}, '.', &rest);
+        struct nr_str number =
+            nr_str_cut((struct nr_str){key.ptr + len, key.len - len}, '.', &rest);
         if (!nr_str_to_u64(number, &step) || step >= g->e->n_steps || !g->steps[step].kind) {
             return nr_fail(err, NARU_INVALID,
                            "parameter \"%.150s\": there is no such step of naru's own; steps are "

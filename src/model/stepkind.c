@@ -168,7 +168,7 @@ static nr_status read_params(const struct nr_model_config *c, uint32_t step,
                              const struct op_row *row, struct params *ret, struct nr_err *err)
 {
     char prefix[48];
-    int len = snprintf(prefix, sizeof prefix, "naru.step.%u.", step);
+    int len = snprintf(prefix, sizeof prefix, NR_STEP_PARAM_PREFIX "%u.", step);
     *ret = (struct params){0};
     for (size_t i = 0; i < c->pb->n_parameters; i++) {
         struct nr_str key = nr_str_from(c->pb->parameters[i]->key);

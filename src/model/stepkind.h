@@ -31,8 +31,9 @@
 
 struct nr_model_config;
 
-#define NR_STEP_PREFIX "naru."
-#define NR_STEP_MAX_PARTS 256 /* of split and join */
+#define NR_STEP_PREFIX "naru."            /* of model_name */
+#define NR_STEP_PARAM_PREFIX "naru.step." /* of parameters */
+#define NR_STEP_MAX_PARTS 256             /* of split and join */
 
 enum nr_step_op {
     NR_STEP_DECODE,

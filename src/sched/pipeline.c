@@ -30,6 +30,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "codec/infer_build.h"
 #include "codec/tensor.h"
 #include "model/ensemble.h"
 #include "model/repository.h"
@@ -389,6 +390,10 @@ static nr_status fill_request(struct run *run, uint32_t i, struct child *c, stru
         if (st != NARU_OK) {
             return st;
         }
+    }
+    nr_status shared = nr_infer_check_shared(m->sig, in->inputs, in->n_inputs, err);
+    if (shared != NARU_OK) {
+        return shared;
     }
     in->rows = m->sig->max_batch_size == 0 ? 1 : rows >= 0 ? rows : run->r->in->rows;
     for (uint32_t k = 0; k < s->n_outputs; k++) {
