@@ -73,6 +73,7 @@ struct run {
     struct nr_request *r;
     const struct nr_member *members;
     struct step_run *steps;
+    uint32_t n_steps; /* the pipeline may be gone when the arena is cleared */
     const struct nr_infer_tensor **values; /* [n_tensors] NULL: not settled, or absent */
     bool *wanted;                          /* [n_tensors] */
     uint32_t *ready;                       /* each step once */
@@ -150,7 +151,7 @@ static void finish(struct run *run)
 static void run_done(void *arg)
 {
     struct run *run = arg;
-    for (uint32_t i = 0; i < run->pipeline->graph->n_steps; i++) {
+    for (uint32_t i = 0; i < run->n_steps; i++) {
         nr_arena_done(&run->steps[i].arena);
     }
 }
@@ -523,6 +524,7 @@ static struct run *new_run(struct nr_pipeline *p, struct nr_request *r)
     struct run *run = nr_arena_new(r->arena, struct run);
     run->pipeline = p;
     run->r = r;
+    run->n_steps = e->n_steps;
     run->steps = nr_arena_zalloc(r->arena, e->n_steps * sizeof(*run->steps));
     run->values = nr_arena_zalloc(r->arena, e->n_tensors * sizeof(*run->values));
     run->wanted = nr_arena_zalloc(r->arena, e->n_tensors * sizeof(*run->wanted));

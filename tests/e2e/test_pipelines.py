@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import threading
 
 import numpy as np
 import pytest
@@ -141,6 +142,33 @@ def test_add_sub_twice(api):
     after = {m: counts(client, lib, m) for m in ("twice", "add_sub")}
     grown = {m: tuple(y - x for x, y in zip(before[m], after[m])) for m in after}
     assert grown == {"twice": (3, 1), "add_sub": (6, 2)}  # rows, requests
+
+
+def test_over_a_stream(running):
+    """ModelStreamInfer: pipelines answer in order, a failing one does not end the stream."""
+    client, got = grpcclient.InferenceServerClient(f"127.0.0.1:{running.grpc}"), []
+    done = threading.Event()
+
+    def take(result, error):
+        got.append(error or result)
+        if len(got) == 9:
+            done.set()
+
+    client.start_stream(take)
+    arrays = [random(20 + i, rows=1) for i in range(9)]
+    for i, a in enumerate(arrays):
+        tensors = [grpcclient.InferInput(n, [1, 16], "FP32") for n in "AB"]
+        for t in tensors:
+            t.set_data_from_numpy(a)
+        client.async_stream_infer("fails" if i == 4 else "twice", tensors, request_id=str(i))
+    assert done.wait(20)
+    client.stop_stream()
+    for i, a in enumerate(arrays):
+        if i == 4:
+            assert 'step 1 (model "broken")' in str(got[4])
+        else:
+            assert got[i].get_response().id == str(i)
+            np.testing.assert_array_equal(got[i].as_numpy("X"), a + a)
 
 
 def test_branches_side_by_side_and_any_order_of_steps(api, running):
