@@ -73,7 +73,7 @@ struct run {
     struct nr_request *r;
     const struct nr_member *members;
     struct step_run *steps;
-    uint32_t n_steps; /* the pipeline may be gone when the arena is cleared */
+    uint32_t n_steps;                      /* the pipeline may be gone when the arena is cleared */
     const struct nr_infer_tensor **values; /* [n_tensors] NULL: not settled, or absent */
     bool *wanted;                          /* [n_tensors] */
     uint32_t *ready;                       /* each step once */
