@@ -4,11 +4,14 @@
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "base/arena.h"
+#include "base/buf.h"
 #include "base/clock.h"
 #include "base/mem.h"
 #include "sched/exec.h"
@@ -537,6 +540,75 @@ static void test_a_plug_in_that_never_answers_can_be_cancelled(void **state)
     finish(&w, 1);
 }
 
+static _Atomic unsigned trims;
+
+static uint64_t count_trim(naru_backend_model *model)
+{
+    (void)model;
+    atomic_fetch_add(&trims, 1);
+    return (uint64_t)1 << 30;
+}
+
+static bool wait_trims(unsigned n, int64_t limit_ns)
+{
+    int64_t until = nr_clock_now() + limit_ns;
+    while (atomic_load(&trims) < n && nr_clock_now() < until) {
+        usleep(1000);
+    }
+    return atomic_load(&trims) == n;
+}
+
+/* An idle model gives back what its batches and its plug-in keep: once, not while it is used, and it
+ * runs as before afterwards. */
+static void test_idle_model_is_trimmed(void **state)
+{
+    (void)state;
+    const naru_option options[] = {{"delay_us", "1000"}};
+    const int64_t idle_ns = 300 * NR_MS_NS;
+    struct nr_sched_limits l = usual();
+    l.idle_trim_ns = idle_ns;
+    struct world w;
+    world_init(&w, &(struct setup){.plugin = "delay",
+                                   .options = options,
+                                   .n_options = 1,
+                                   .instances = 2,
+                                   .max_rows = 1,
+                                   .limits = l});
+    const naru_backend *real = w.model->plugin->api;
+    naru_backend table = *real;
+    table.struct_size = sizeof(table);
+    table.model_trim = count_trim;
+    w.model->plugin->api = &table;
+    atomic_store(&trims, 0);
+    uint64_t empty = nr_buf_live_bytes();
+    int64_t begin = nr_clock_now(), gap = 0;
+    unsigned n = 0;
+    for (; n < 20; n++) { /* 600 ms of work with pauses of 30 */
+        submit(&w, n, 1, 0);
+        assert_true(turn_until(&w, n + 1, 20 * NR_S_NS));
+        usleep(30000);
+        gap = NR_MAX(gap, nr_clock_now() - begin);
+        begin = nr_clock_now();
+    }
+    assert_true(gap > idle_ns / 2 || atomic_load(&trims) == 0);
+    assert_true(wait_trims(1, 20 * NR_S_NS) || gap > idle_ns / 2);
+    usleep(700000);
+    unsigned once = atomic_load(&trims);
+    assert_true(once == 1 || gap > idle_ns / 2); /* idle for long: nothing more to give back */
+    for (unsigned i = 0; i < n; i++) {
+        expect_echo(&w.all[i]);
+    }
+    submit(&w, n++, 1, 0);
+    assert_true(turn_until(&w, n, 20 * NR_S_NS));
+    expect_echo(&w.all[n - 1]);
+    assert_true(wait_trims(once + 1, 20 * NR_S_NS));
+    assert_int_equal(nr_buf_live_bytes(), empty);
+    submit(&w, n++, 1, 0); /* ends while the next look is arranged */
+    assert_true(turn_until(&w, n, 20 * NR_S_NS));
+    w.model->plugin->api = real;
+    finish(&w, n);
+}
+
 /* --- several responses to one request --------------------------------------------------------- */
 
 static void on_answer(struct nr_request *r, struct nr_answer *a)
@@ -711,6 +783,7 @@ int main(void)
         cmocka_unit_test(test_faults_reach_only_their_requests),
         cmocka_unit_test(test_answers_from_other_threads),
         cmocka_unit_test(test_a_plug_in_that_never_answers_can_be_cancelled),
+        cmocka_unit_test(test_idle_model_is_trimmed),
         cmocka_unit_test(test_responses_in_order),
         cmocka_unit_test(test_slow_reader_holds_the_model),
         cmocka_unit_test(test_cancel_wakes_a_waiting_model),

@@ -134,7 +134,7 @@ def _factory(base):
 
     def start(*arguments, models=None, ports=True, gallery=None, env=None, ready_s=60):
         """models: paths to serve, examples/models by default. ports False: no port options are
-        added. gallery: a folder; one of the test's own by default."""
+        added. gallery: a folder; one of the test's own by default. env: changes; None takes one out."""
         if not os.path.exists(NARU):
             pytest.fail(f"{NARU} is not built: run make")
         folder = base / f"server-{len(started)}"
@@ -146,7 +146,8 @@ def _factory(base):
             line += ["--gallery", gallery or folder / "gallery"]
         line += models if models is not None else [EXAMPLES / "models"]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("NARU_")}
-        s = Server(line, folder, {**clean, "XDG_STATE_HOME": str(folder), **(env or {})}, ready_s)
+        own = {**clean, "XDG_STATE_HOME": str(folder), **(env or {})}
+        s = Server(line, folder, {k: v for k, v in own.items() if v is not None}, ready_s)
         started.append(s)
         return s
 

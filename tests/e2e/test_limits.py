@@ -60,6 +60,12 @@ def threads(s, name=""):
     return sum(t.startswith(name) for t in every)
 
 
+def resident(s):
+    """Bytes of memory that are the process's own."""
+    with open(f"/proc/{s.pid}/status", encoding="ascii") as f:
+        return next(int(line.split()[1]) << 10 for line in f if line.startswith("RssAnon:"))
+
+
 def together(n, work):
     """Results of n calls at once."""
     results = [None] * n
@@ -611,6 +617,25 @@ def test_memory_is_not_held_for_the_next_run(start):
             assert r.status == 200 and r.body.endswith(b"\1" * (5 << 19)), r
 
 
+def test_idle_trim(start):
+    """What is kept for the next run goes back after that long without one, and not at all with 0."""
+    models = {f"m{i}": model("identity", [("INPUT0", "UINT8", [-1])]) for i in range(4)}
+    kept = {}
+    for after in ("200ms", "0s"):
+        s = start("--idle-trim", after, **models)
+        before = resident(s)
+        for name in models:
+            r = ask(s.http, "POST", f"/v2/models/{name}/infer", b"\1" * (8 << 20), "Inference-Header-Content-Length: 0")
+            assert r.status == 200
+        if after == "200ms":
+            wait_until(lambda s=s, before=before: resident(s) < before + (6 << 20), what="the memory of idle models")
+        else:
+            time.sleep(1)
+        kept[after] = resident(s) - before
+        assert ask(s.http, "POST", "/v2/models/m0/infer", b"\1" * 100, "Inference-Header-Content-Length: 0").status == 200
+    assert kept["0s"] > (24 << 20), kept
+
+
 def test_cache_size(start):
     """An answer of 4,000 bytes is kept in 64 KiB, not in 1 KiB, and not without a cache."""
     for size, hits in (("64KiB", 1), ("1KiB", 0), (0, 0)):
@@ -740,6 +765,7 @@ LIMITS = {
     "pool-queue": test_pool_queue,
     "max-instances": test_max_instances,
     "memory-budget": test_memory_budget,
+    "idle-trim": test_idle_trim,
     "cache-size": test_cache_size,
     "queue-max-requests": test_queue_max_requests,
     "queue-max-bytes": test_queue_max_bytes,
