@@ -130,6 +130,7 @@ static bool send_to(struct nr_call *c, const struct nr_catalog_label *l)
                                      .loop = c->x->loop,
                                      .arena = &s->arena,
                                      .in = &s->in,
+                                     .catalog = s->pin->catalog,
                                      .arrival_ns = nr_clock_now(),
                                      .deadline_ns = c->x->deadline_ns,
                                      .on_complete = done};

@@ -11,13 +11,16 @@
  *
  * INVARIANTS
  *  1. A snapshot holds a reference of every version that is READY in it. A current view holds its
- *     snapshot; a retired one a reference of each version that is pinned in it.
+ *     snapshot; a retired one a reference of each version that is pinned in it, or the snapshot when
+ *     one of them is an ensemble.
  *  2. A view belongs to the thread of its reader; it is freed when it is neither current nor pinned.
  *  3. reader.generation is that of the view's snapshot.
+ *  4. Members of an ensemble that is READY in a snapshot are READY in it: no reference of their own.
  */
 #include <stdio.h>
 
 #include "base/mem.h"
+#include "model/ensemble.h"
 #include "model/repository_priv.h"
 
 /* --- snapshots -------------------------------------------------------------------------------- */
@@ -57,16 +60,14 @@ static void fill_labels(struct nr_catalog *c, struct nr_catalog_model *to, struc
 
 /* In explicit mode and with a budget, a model that nobody wants loaded does not make the server
  * unready. */
-static bool counts(const struct nr_repository_cfg *cfg, const struct nr_version *v,
-                   nr_version_state state)
+static bool counts(const struct nr_repository_cfg *cfg, const struct nr_catalog_version *v)
 {
     return (cfg->mode != NR_CONTROL_EXPLICIT && cfg->budget_bytes == 0) ||
-           !(state == NR_VERSION_UNKNOWN || state == NR_VERSION_UNLOADING ||
-             (state == NR_VERSION_UNAVAILABLE && strcmp(v->reason, "unloaded") == 0));
+           !(v->state == NR_VERSION_UNKNOWN || v->state == NR_VERSION_UNLOADING ||
+             (v->state == NR_VERSION_UNAVAILABLE && strcmp(v->reason, "unloaded") == 0));
 }
 
-static void fill_model(const struct nr_repository *r, struct nr_catalog *c,
-                       struct nr_catalog_model *to, struct nr_model *m)
+static void fill_model(struct nr_catalog *c, struct nr_catalog_model *to, const struct nr_model *m)
 {
     struct nr_catalog_version *versions =
         nr_arena_zalloc(&c->arena, NR_MAX(m->n_slots, (size_t)1) * sizeof *versions);
@@ -76,20 +77,32 @@ static void fill_model(const struct nr_repository *r, struct nr_catalog *c,
         struct nr_version *v = &m->slots[i]->v;
         nr_version_state state = nr_version_state_of(v);
         bool ready = state == NR_VERSION_READY;
-        versions[i] = (struct nr_catalog_version){.number = v->number,
-                                                  .state = state,
-                                                  .reason = copy_text(&c->arena, v->reason),
-                                                  .version = ready ? nr_version_ref(v) : NULL};
-        to->best = ready ? v : to->best;
-        c->all_ready = c->all_ready && (ready || !counts(&r->cfg, v, state));
+        bool ensemble = ready && v->config->ensemble;
+        versions[i] =
+            (struct nr_catalog_version){.number = v->number,
+                                        .state = state,
+                                        .reason = copy_text(&c->arena, v->reason),
+                                        .version = ready && !ensemble ? nr_version_ref(v) : NULL,
+                                        .open = ensemble ? v : NULL};
     }
     to->versions = versions;
     to->n_versions = (uint32_t)m->n_slots;
+}
+
+/* When all versions are settled: which one is the default, or why none is. */
+static void finish_model(const struct nr_repository *r, struct nr_catalog *c,
+                         struct nr_catalog_model *to, struct nr_model *m)
+{
+    for (uint32_t i = 0; i < to->n_versions; i++) {
+        to->best = to->versions[i].version ? to->versions[i].version : to->best;
+        c->all_ready =
+            c->all_ready && (to->versions[i].version || !counts(&r->cfg, &to->versions[i]));
+    }
     fill_labels(c, to, m);
     if (to->best) {
         to->reason = "";
-    } else if (m->n_slots > 0) {
-        to->reason = versions[m->n_slots - 1].reason;
+    } else if (to->n_versions > 0) {
+        to->reason = to->versions[to->n_versions - 1].reason;
     } else {
         c->all_ready = false;
     }
@@ -109,11 +122,18 @@ struct nr_catalog *nr_catalog_make(const struct nr_repository *r, uint64_t gener
     for (size_t i = 0; i < r->n_models; i++) {
         if (r->models[i]->shown) {
             struct nr_catalog_model *to = &models[c->n_models++];
-            fill_model(r, c, to, r->models[i]);
+            fill_model(c, to, r->models[i]);
             (void)nr_map_put(&c->by_name, nr_str_from(to->name), to);
         }
     }
     c->models = models;
+    c->models = models;
+    nr_catalog_settle(c);
+    for (size_t i = 0, n = 0; i < r->n_models; i++) {
+        if (r->models[i]->shown) {
+            finish_model(r, c, &models[n++], r->models[i]);
+        }
+    }
     return c;
 }
 
@@ -135,14 +155,32 @@ void nr_catalog_unref(struct nr_catalog *c)
 
 /* --- readers ---------------------------------------------------------------------------------- */
 
-/* No request will be found in it any more: keeps what is pinned, lets the snapshot go. */
+static bool pins_ensemble(const struct nr_catalog_view *view)
+{
+    const struct nr_catalog *c = view->catalog;
+    for (uint32_t i = 0; i < c->n_models; i++) {
+        for (uint32_t k = 0; k < c->models[i].n_versions; k++) {
+            const struct nr_version *v = c->models[i].versions[k].version;
+            if (v && view->pins[v->index] > 0 && v->config->ensemble) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+/* No request will be found in it any more: keeps what is pinned, lets the snapshot go. An ensemble
+ * runs the members that the snapshot binds it to, so it keeps all of it. */
 static void view_retire(struct nr_catalog_view *view)
 {
     if (!view) {
         return;
     }
-    struct nr_catalog *c = NR_TAKE(view->catalog);
     view->current = false;
+    if (view->n_pins > 0 && pins_ensemble(view)) {
+        return;
+    }
+    struct nr_catalog *c = NR_TAKE(view->catalog);
     for (uint32_t i = 0; i < c->n_models && view->n_pins > 0; i++) {
         for (uint32_t k = 0; k < c->models[i].n_versions; k++) {
             struct nr_version *v = c->models[i].versions[k].version;
@@ -211,10 +249,11 @@ void nr_catalog_unpin(struct nr_catalog_view *view, struct nr_version *v)
     if (view->current) {
         return;
     }
-    if (last) {
+    if (last && !view->catalog) {
         nr_version_unref(v);
     }
     if (view->n_pins == 0) {
+        nr_catalog_unref(view->catalog);
         nr_free(view);
     }
 }
@@ -224,6 +263,18 @@ void nr_catalog_unpin(struct nr_catalog_view *view, struct nr_version *v)
 const struct nr_catalog_model *nr_catalog_find(const struct nr_catalog *c, struct nr_str name)
 {
     return nr_map_get(&c->by_name, name);
+}
+
+const struct nr_catalog_version *nr_catalog_version(const struct nr_catalog *c, struct nr_str name,
+                                                    int64_t number)
+{
+    const struct nr_catalog_model *m = nr_catalog_find(c, name);
+    for (uint32_t i = 0; m && i < m->n_versions; i++) {
+        if (m->versions[i].number == number) {
+            return &m->versions[i];
+        }
+    }
+    return NULL;
 }
 
 static nr_status fail_state(struct nr_err *err, const char *model, const char *which,

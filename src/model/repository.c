@@ -40,6 +40,15 @@ void nr_repository_published(struct nr_repository *r, struct nr_catalog *old)
     }
 }
 
+struct nr_catalog_version nr_repository_seen(const struct nr_repository *r,
+                                             const struct nr_version *v)
+{
+    const struct nr_catalog_version *c =
+        nr_catalog_version(r->catalog, nr_str_from(v->name), v->number);
+    return c ? *c
+             : (struct nr_catalog_version){.state = nr_version_state_of(v), .reason = v->reason};
+}
+
 /* --- loading at the start ----------------------------------------------------------------------- */
 
 static bool wanted_at_start(const struct nr_repository *r, const struct nr_model *m)
@@ -59,21 +68,15 @@ static bool wanted_at_start(const struct nr_repository *r, const struct nr_model
 void nr_repository_load_all(struct nr_repository *r)
 {
     nr_repository_lock(r);
-    size_t n = r->n_models;
-    nr_autofree struct nr_model **models = nr_new_array(struct nr_model *, n + 1);
-    for (size_t i = 0; i < n; i++) {
-        models[i] = r->models[i];
-    }
-    nr_repository_unlock(r);
-    for (size_t i = 0; i < n; i++) {
-        if (wanted_at_start(r, models[i])) {
-            nr_model_load_known(r, models[i]);
+    size_t n = 0;
+    nr_autofree struct nr_model **models = nr_new_array(struct nr_model *, r->n_models + 1);
+    for (size_t i = 0; i < r->n_models; i++) {
+        if (wanted_at_start(r, r->models[i])) {
+            models[n++] = r->models[i];
         }
     }
-    nr_repository_lock(r);
-    struct nr_catalog *old = nr_repository_publish(r);
     nr_repository_unlock(r);
-    nr_repository_published(r, old);
+    nr_repository_load_known(r, models, n);
     if (r->cfg.mode == NR_CONTROL_POLL) {
         nr_repository_poll_start(r);
     }
@@ -104,17 +107,18 @@ static bool is_busy(nr_version_state s)
 }
 
 /* Under the lock. A model that serves in spite of a failed load says so with each version. */
-static struct nr_index_entry entry_of(const struct nr_model *m, const struct nr_version *v,
-                                      struct nr_arena *a)
+static struct nr_index_entry entry_of(const struct nr_repository *r, const struct nr_model *m,
+                                      const struct nr_version *v, struct nr_arena *a)
 {
-    nr_version_state state = nr_version_state_of(v);
-    const char *reason = state == NR_VERSION_READY ? m->note : v->reason;
+    struct nr_catalog_version now = nr_repository_seen(r, v);
+    bool ready = now.state == NR_VERSION_READY;
     return (struct nr_index_entry){.name = m->name,
                                    .version = v->number,
-                                   .state = state,
-                                   .reason = nr_arena_strz(a, nr_str_from(reason)),
-                                   .load_ns = is_busy(state) ? 0 : v->load_ns,
-                                   .memory_bytes = state == NR_VERSION_READY ? v->memory_bytes : 0,
+                                   .state = now.state,
+                                   .reason =
+                                       nr_arena_strz(a, nr_str_from(ready ? m->note : now.reason)),
+                                   .load_ns = is_busy(now.state) ? 0 : v->load_ns,
+                                   .memory_bytes = ready ? v->memory_bytes : 0,
                                    .since_wall_ns = v->since_wall_ns};
 }
 
@@ -138,8 +142,8 @@ void nr_repository_index(struct nr_repository *r, bool ready_only, struct nr_are
         }
         for (size_t k = 0; k < m->n_slots; k++) {
             const struct nr_version *v = &m->slots[k]->v;
-            if (!ready_only || nr_version_state_of(v) == NR_VERSION_READY) {
-                all[n++] = entry_of(m, v, a);
+            if (!ready_only || nr_repository_seen(r, v).state == NR_VERSION_READY) {
+                all[n++] = entry_of(r, m, v, a);
             }
         }
     }
@@ -157,7 +161,7 @@ struct nr_repository_counts nr_repository_count(struct nr_repository *r)
         c.models += m->shown;
         c.unavailable += m->shown && m->n_slots == 0;
         for (size_t k = 0; k < m->n_slots; k++) {
-            nr_version_state state = nr_version_state_of(&m->slots[k]->v);
+            nr_version_state state = nr_repository_seen(r, &m->slots[k]->v).state;
             c.ready += state == NR_VERSION_READY;
             c.unavailable += state == NR_VERSION_UNAVAILABLE;
         }

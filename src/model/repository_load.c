@@ -244,6 +244,51 @@ static void tell(struct nr_repository *r, const struct nr_version *v, nr_version
     }
 }
 
+static bool is_open_ensemble(const struct nr_version *v)
+{
+    return nr_version_state_of(v) == NR_VERSION_READY && v->config->ensemble;
+}
+
+/* One ensemble that came to rest in another way than on_state was told last, or NULL: held, with its
+ * state and a copy of its reason. */
+static struct nr_version *next_news(struct nr_repository *r, nr_version_state *ret_state,
+                                    char **ret_reason)
+{
+    struct nr_version *found = NULL;
+    nr_repository_lock(r);
+    for (size_t i = 0; i < r->n_models && !found; i++) {
+        for (size_t k = 0; k < r->models[i]->n_slots && !found; k++) {
+            struct nr_slot *s = r->models[i]->slots[k];
+            if (!is_open_ensemble(&s->v)) {
+                continue;
+            }
+            struct nr_catalog_version now = nr_repository_seen(r, &s->v);
+            uint64_t told = nr_hash(now.reason, strlen(now.reason)) + (uint64_t)now.state;
+            if (!is_busy(now.state) && told != s->told) {
+                s->told = told;
+                found = nr_version_ref(&s->v);
+                *ret_state = now.state;
+                *ret_reason = nr_strdup(now.reason);
+            }
+        }
+    }
+    nr_repository_unlock(r);
+    return found;
+}
+
+/* After any change of state: ensembles follow their members. */
+static void tell_ensembles(struct nr_repository *r)
+{
+    nr_version_state state;
+    char *reason;
+    struct nr_version *v;
+    while ((v = next_news(r, &state, &reason)) != NULL) {
+        tell(r, v, state, reason);
+        nr_free(reason);
+        nr_version_unref(v);
+    }
+}
+
 static void run_op(struct nr_job *j);
 
 /* Under the lock: makes the model's next operation the active one, when the model is free for it.
@@ -301,6 +346,11 @@ static void op_end(struct nr_repository *r, struct nr_model *m, struct nr_op *op
 /* Under the lock, as a job's last act. */
 static void job_end(struct nr_repository *r, struct nr_slot *s, size_t *count)
 {
+    if (r->n_loading + r->n_closing == 1 && r->cfg.on_rest) {
+        nr_repository_unlock(r);
+        r->cfg.on_rest(r->cfg.event_ctx);
+        nr_repository_lock(r);
+    }
     s->n_jobs--;
     (*count)--;
     slot_free_if_done(r, s);
@@ -330,6 +380,7 @@ static void job_close(struct nr_job *j)
             0); /* what the model held goes back to the system, whoever allocated it */
     }
     tell(r, &s->v, NR_VERSION_UNAVAILABLE, "unloaded");
+    tell_ensembles(r);
     nr_repository_lock(r);
     struct nr_op *op = NR_TAKE(s->waiter);
     if (op && --op->n_closing > 0) {
@@ -398,6 +449,7 @@ nr_status nr_repository_unload(struct nr_repository *r, const char *name, struct
     nr_repository_unlock(r);
     if (any) {
         nr_repository_published(r, old);
+        tell_ensembles(r);
     }
     drop_now(&d);
     return name && !only ? nr_fail(err, NARU_NOT_FOUND, "there is no model \"%.128s\"", name)
@@ -452,9 +504,12 @@ static void change_done(struct nr_repository *r, struct nr_change *c, struct nr_
                         struct drops *ready)
 {
     for (size_t i = 0; i < ready->n; i++) {
-        tell(r, ready->all[i], NR_VERSION_READY, "");
+        if (!ready->all[i]->config->ensemble) {
+            tell(r, ready->all[i], NR_VERSION_READY, "");
+        }
     }
     drop_now(ready);
+    tell_ensembles(r);
     if (op) {
         op->err = c->err;
     }
@@ -584,7 +639,8 @@ static void job_load(struct nr_job *j)
     bool seen = loaded(r, s, &err);
     bool own = nr_version_state_of(&s->v) == NR_VERSION_READY ||
                nr_version_state_of(&s->v) == NR_VERSION_UNLOADING;
-    bool told = st != NARU_OK || nr_version_state_of(&s->v) == NR_VERSION_READY;
+    bool told = st != NARU_OK ||
+                (nr_version_state_of(&s->v) == NR_VERSION_READY && s->v.config->ensemble == NULL);
     bool last = --c->n_left == 0;
     if (last) {
         op = c->model->active;
@@ -600,6 +656,7 @@ static void job_load(struct nr_job *j)
     if (told) {
         tell(r, &s->v, st == NARU_OK ? NR_VERSION_READY : NR_VERSION_UNAVAILABLE, err.text);
     }
+    tell_ensembles(r);
     drop_now(&d);
     if (own) {
         nr_version_unref(&s->v);
@@ -735,33 +792,46 @@ void nr_model_take_plan(struct nr_repository *r, struct nr_model *m, const struc
     }
 }
 
-void nr_model_load_known(struct nr_repository *r, struct nr_model *m)
+/* Under the lock: UNKNOWN slots of the model go to LOADING and are appended to start. */
+static size_t begin_known(struct nr_repository *r, struct nr_model *m, struct nr_slot **start)
 {
-    nr_autofree struct nr_slot **start = NULL;
-    size_t n = 0;
-    nr_repository_lock(r);
     bool known = m->n_slots > 0 && !m->change && !m->active;
     for (size_t i = 0; i < m->n_slots && known; i++) {
         known = nr_version_state_of(&m->slots[i]->v) == NR_VERSION_UNKNOWN;
     }
-    if (known) {
-        struct nr_change *c = nr_new(struct nr_change);
-        c->model = m;
-        c->slots = nr_new_array(struct nr_slot *, m->n_slots);
-        c->n_slots = c->n_left = n = m->n_slots;
-        for (size_t i = 0; i < n; i++) {
-            c->slots[i] = m->slots[i];
-            m->slots[i]->change = c;
-        }
-        start = begin_loads(r, c);
+    if (!known) {
+        return 0;
     }
-    bool hopeless = m->n_slots == 0;
-    const char *reason = m->reason;
+    struct nr_change *c = nr_new(struct nr_change);
+    c->model = m;
+    c->slots = nr_new_array(struct nr_slot *, m->n_slots);
+    c->n_slots = c->n_left = m->n_slots;
+    for (size_t i = 0; i < m->n_slots; i++) {
+        c->slots[i] = m->slots[i];
+        m->slots[i]->change = c;
+    }
+    nr_autofree struct nr_slot **mine = begin_loads(r, c);
+    memcpy(start, mine, m->n_slots * sizeof(struct nr_slot *));
+    return m->n_slots;
+}
+
+void nr_repository_load_known(struct nr_repository *r, struct nr_model *const *models, size_t n)
+{
+    size_t n_start = 0;
+    nr_repository_lock(r);
+    nr_autofree struct nr_slot **start = nr_new_array(struct nr_slot *, r->n_slots + 1);
+    for (size_t i = 0; i < n; i++) {
+        n_start += begin_known(r, models[i], start + n_start);
+    }
+    struct nr_catalog *old = nr_repository_publish(r);
     nr_repository_unlock(r);
-    if (hopeless) {
-        tell(r, &m->whole, NR_VERSION_UNAVAILABLE, reason);
+    nr_repository_published(r, old);
+    for (size_t i = 0; i < n; i++) {
+        if (models[i]->n_slots == 0) { /* nothing else changes it: no operation is taken yet */
+            tell(r, &models[i]->whole, NR_VERSION_UNAVAILABLE, models[i]->reason);
+        }
     }
-    submit_loads(r, start, n);
+    submit_loads(r, start, n_start);
 }
 
 bool nr_model_take_gone(struct nr_repository *r, struct nr_model *m)
@@ -802,6 +872,7 @@ static void run_unload(struct nr_repository *r, struct nr_model *m, struct nr_op
     nr_repository_unlock(r);
     if (any) {
         nr_repository_published(r, old);
+        tell_ensembles(r);
     }
     drop_now(&d);
     start_op(r, next);

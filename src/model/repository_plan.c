@@ -399,7 +399,7 @@ static void select_versions(struct nr_plan *p, const struct nr_model_config *c,
         }
         flat = flat || nr_config_backend_of(entries[i].name);
     }
-    if (n == 0 && flat) {
+    if (n == 0 && (flat || c->ensemble)) { /* git keeps no empty folders */
         add_version(p, 1, ".");
         return;
     }

@@ -28,6 +28,7 @@ struct nr_slot { /* one version as it was opened once, and its jobs */
     int64_t ready_ns;       /* since when it serves */
     uint64_t closing_bytes; /* its part of the repository's */
     struct nr_op *waiter;   /* an unload that ends when this is closed */
+    uint64_t told;          /* of an ensemble: hash of what on_state was told last */
     uint64_t print;         /* fingerprint of the files it is opened from */
     bool shown;             /* in model->slots */
     uint32_t n_jobs;        /* begun and not ended: one while LOADING, one while UNLOADING */
@@ -179,11 +180,11 @@ nr_nodiscard nr_status nr_plan_print(int model_fd, const char *folder, const cha
 struct nr_model *nr_model_get(struct nr_repository *r, const char *name);
 void nr_model_free(struct nr_repository *r, struct nr_model *m);
 /* Takes a plan for a model in which nothing is under way; load false: slots stay UNKNOWN, to be
- * loaded by nr_model_load_known. op: ended by the change, may be NULL. Not under the lock. */
+ * loaded by nr_repository_load_known. op: ended by the change, may be NULL. Not under the lock. */
 void nr_model_take_plan(struct nr_repository *r, struct nr_model *m, const struct nr_plan *p,
                         bool load, struct nr_op *op);
-/* Loads what was taken with load false. */
-void nr_model_load_known(struct nr_repository *r, struct nr_model *m);
+/* Loads what was taken with load false: all of it is LOADING in one snapshot before any begins. */
+void nr_repository_load_known(struct nr_repository *r, struct nr_model *const *models, size_t n);
 /* The model is gone from the files: unloads and hides it. False when something is at work on it: try again. */
 bool nr_model_take_gone(struct nr_repository *r, struct nr_model *m);
 /* A load that nobody waits for. */
@@ -213,6 +214,11 @@ void nr_repository_poll_stop(struct nr_repository *r); /* not under the lock */
 /* The current state of things as a snapshot with one reference. Under the lock. */
 struct nr_catalog *nr_catalog_make(const struct nr_repository *r, uint64_t generation);
 void nr_catalog_unref(struct nr_catalog *c); /* not under the lock */
+/* settle.c: ensembles of a snapshot that is being made, after all other entries. Under the lock. */
+void nr_catalog_settle(struct nr_catalog *c);
+/* What clients see of a version: an ensemble that is open may lack members. Under the lock. */
+struct nr_catalog_version nr_repository_seen(const struct nr_repository *r,
+                                             const struct nr_version *v);
 /* Makes and installs a new snapshot; the old one is the caller's to unref after unlocking. */
 struct nr_catalog *nr_repository_publish(struct nr_repository *r);
 /* After unlocking: lets the old one go and tells the readers. */

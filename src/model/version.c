@@ -14,6 +14,7 @@
 #include "io/file.h"
 #include "model/config_priv.h"
 #include "model/repository_priv.h"
+#include "model/stepkind.h"
 
 #define LABELS_MAX_BYTES (64u << 20)
 
@@ -99,7 +100,8 @@ static nr_status list_params(const struct nr_model_config *c, struct nr_image_pa
     *ret_n = 0;
     for (size_t i = 0; i < pb->n_parameters; i++) {
         struct nr_str key = nr_str_from(pb->parameters[i]->key);
-        if (!nr_str_starts(key, NR_STR("naru.")) || is_own(key)) {
+        if (!nr_str_starts(key, NR_STR("naru.")) || is_own(key) ||
+            (c->ensemble && nr_str_starts(key, NR_STR(NR_STEP_PARAM_PREFIX)))) {
             continue;
         }
         unsigned theirs, mine;

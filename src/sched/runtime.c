@@ -23,6 +23,7 @@ static void runtime_free(struct nr_runtime *rt)
     }
     nr_cached_free(rt->cached);
     nr_sched_free(rt->sched);
+    nr_pipeline_free(rt->pipeline);
     void *extra = atomic_load(&rt->extra);
     if (extra != NULL && rt->extra_free != NULL) {
         rt->extra_free(extra);
@@ -211,8 +212,11 @@ static nr_status warm_up(const struct nr_runtime_host *host, struct nr_runtime *
 static nr_status runtime_prepare(void *ctx, struct nr_version *v, struct nr_err *err)
 {
     const struct nr_runtime_host *host = ctx;
-    struct nr_plugin *plugin;
-    nr_status st = nr_plugin_open(host->plugins, nr_str_from(v->config->backend), &plugin, err);
+    struct nr_plugin *plugin = NULL;
+    nr_status st = NARU_OK;
+    if (v->config->ensemble == NULL) {
+        st = nr_plugin_open(host->plugins, nr_str_from(v->config->backend), &plugin, err);
+    }
     if (st == NARU_OK) {
         struct nr_runtime *rt = nr_new(struct nr_runtime);
         rt->version = v;
@@ -223,12 +227,34 @@ static nr_status runtime_prepare(void *ctx, struct nr_version *v, struct nr_err 
     return st;
 }
 
+/* An ensemble has nothing to open: its members are versions of their own. */
+static nr_status open_pipeline(const struct nr_runtime_host *host, struct nr_version *v,
+                               struct nr_runtime *rt, struct nr_err *err)
+{
+    nr_status st = nr_version_complete(v, NULL, err);
+    if (st != NARU_OK) {
+        return st;
+    }
+    const struct nr_pipeline_cfg cfg = {
+        .version = v, .pool = host->pool, .images = host->images, .n_loops = host->n_loops};
+    rt->pipeline = nr_pipeline_new(&cfg);
+    rt->target = nr_pipeline_target(rt->pipeline);
+    rt->counters = nr_pipeline_counters(rt->pipeline);
+    rt->signature = &v->config->sig;
+    return NARU_OK;
+}
+
 static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *err)
 {
     const struct nr_runtime_host *host = ctx;
     nr_cleanup(runtime_free_at) struct nr_runtime *rt = NR_TAKE(v->runtime);
     bool says_instances = v->config->pb->n_instance_group > 0;
     rt->says_batching = v->config->pb->dynamic_batching != NULL;
+    if (v->config->ensemble != NULL) {
+        nr_status ended = open_pipeline(host, v, rt, err);
+        v->runtime = ended == NARU_OK ? NR_TAKE(rt) : NULL;
+        return ended;
+    }
     nr_status st = open_model(v, rt, err);
     if (st != NARU_OK) {
         return st;
@@ -278,13 +304,17 @@ static bool runtime_is_busy(void *ctx, const struct nr_version *v)
 {
     struct nr_sched_state s;
     (void)ctx;
-    nr_sched_state_get(nr_runtime_of(v)->sched, &s);
+    nr_runtime_state_get(nr_runtime_of(v), &s);
     return s.queued + s.running > 0;
 }
 
 void nr_runtime_state_get(const struct nr_runtime *rt, struct nr_sched_state *ret)
 {
-    nr_sched_state_get(rt->sched, ret);
+    if (rt->sched != NULL) {
+        nr_sched_state_get(rt->sched, ret);
+    } else {
+        *ret = (struct nr_sched_state){.running = nr_pipeline_running(rt->pipeline)};
+    }
 }
 
 const struct nr_version_ops nr_runtime_ops = {.prepare = runtime_prepare,

@@ -6,6 +6,7 @@
  *   turn.c   inline executions at the end of a loop's turn
  *   prove.c  runs on zeros before the first request: is it short?
  *   warm.c   runs before the first request, so that it finds a warm model
+ *   trim.c   memory back from a model that is idle
  *
  * INVARIANTS
  *  1. A request is in exactly one of: a turn's pending list, the queue, a place. Whoever removes it
@@ -56,6 +57,7 @@ struct nr_sched {
     struct nr_target target;
     struct nr_sched_cfg cfg;
     struct nr_runnable runnable;
+    struct nr_runnable trimmer;
     struct nr_counters *counters;
     pthread_mutex_t lock;
     struct nr_list queue;
@@ -73,6 +75,8 @@ struct nr_sched {
     int64_t row_ns;         /* smoothed service time per row, for admission */
     uint64_t seals[NR_SEAL_COUNT];
     uint64_t bytes_copied, bytes_in_place;
+    bool trim_armed;
+    int64_t used_ns; /* a place was given back at */
     struct nr_turn *turns;
     pthread_mutex_t flow_lock; /* decoupled models: a leaf */
     pthread_cond_t flow_room;  /* a response was ended, or a request cancelled */
@@ -108,6 +112,8 @@ void nr_place_rest(struct nr_place *p);
 uint32_t nr_place_map_shape(uint32_t rank, const int64_t *spec, const int64_t *value,
                             uint32_t to_rank, const int64_t *to_spec, int64_t *to);
 
+/* Of a request that failed: why, for the counters. */
+nr_fail_reason nr_request_fail_reason(const struct nr_request *r);
 void nr_request_fail(struct nr_request *r, nr_status status, const char *text);
 /* Loop thread. The request is the caller's again afterwards. */
 void nr_request_complete(struct nr_request *r);
@@ -136,6 +142,12 @@ bool nr_sched_zeros(const struct nr_signature *sig, int64_t rows, uint64_t most_
 
 /* Runs what is pending on this loop, or hands it to the queue. The loop's turn hook. */
 void nr_turn_run(struct nr_turn_hook *h);
+
+/* --- trim.c --- */
+
+/* Under the lock: an execution on an executor has ended. */
+void nr_trim_arm(struct nr_sched *s);
+bool nr_trim_run(struct nr_runnable *runnable); /* of the trimmer */
 
 /* --- sched.c --- */
 
