@@ -499,9 +499,8 @@ static void change_finish(struct nr_repository *r, struct nr_change *c, struct d
     }
 }
 
-/* After unlocking: what a finished change leaves to do. */
-static void change_done(struct nr_repository *r, struct nr_change *c, struct nr_op *op,
-                        struct drops *ready)
+/* After unlocking: who serves now is told. */
+static void change_told(struct nr_repository *r, struct drops *ready)
 {
     for (size_t i = 0; i < ready->n; i++) {
         if (!ready->all[i]->config->ensemble) {
@@ -510,6 +509,11 @@ static void change_done(struct nr_repository *r, struct nr_change *c, struct nr_
     }
     drop_now(ready);
     tell_ensembles(r);
+}
+
+/* The change's last act: the operation ends. */
+static void change_done(struct nr_repository *r, struct nr_change *c, struct nr_op *op)
+{
     if (op) {
         op->err = c->err;
     }
@@ -662,11 +666,17 @@ static void job_load(struct nr_job *j)
         nr_version_unref(&s->v);
     }
     if (last) {
-        change_done(r, c, op, &ready);
+        change_told(r, &ready);
+    }
+    if (last && !op) {
+        change_done(r, c, NULL);
     }
     nr_repository_lock(r);
     job_end(r, s, &r->n_loading);
     nr_repository_unlock(r);
+    if (op) { /* it holds the repository; whoever waited for it finds no load under way */
+        change_done(r, c, op);
+    }
 }
 
 static void submit_loads(struct nr_repository *r, struct nr_slot **start, size_t n)
@@ -788,7 +798,8 @@ void nr_model_take_plan(struct nr_repository *r, struct nr_model *m, const struc
     if (start) {
         submit_loads(r, start, n_new); /* the last of them ends change and operation */
     } else {
-        change_done(r, c, op, &ready);
+        change_told(r, &ready);
+        change_done(r, c, op);
     }
 }
 

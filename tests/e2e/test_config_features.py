@@ -56,7 +56,7 @@ IGNORED = {
                      "optimization.execution_accelerators.gpu_execution_accelerator, "
                      "optimization.execution_accelerators.cpu_execution_accelerator"),
     "several": ('dynamic_batching { preserve_ordering: true }\nmetric_tags { key: "team" value: "a" }\n',
-                "preserve_ordering, metric_tags"),
+                "metric_tags, preserve_ordering"),
 }
 
 
@@ -100,7 +100,7 @@ PICTURE = [("INPUT0", "FP32", [3, 8, 8])]
 WRONG = {
     "seize": ({"naru.image.seize": "8x8"}, 'unknown parameter "naru.image.seize": did you mean "naru.image.size"?'),
     "case": ({"naru.Image.size": "8x8"}, 'did you mean "naru.image.size"?'),
-    "bare": ({"naru.": "1"}, 'unknown parameter "naru.": did you mean "naru.output'),
+    "bare": ({"naru.": "1"}, 'unknown parameter "naru.": did you mean "naru.'),
     "long": ({"naru." + "x" * 300: "1"}, 'unknown parameter "naru.xxx'),
     "symbol": ({"naru.check_symbol": "false"}, 'did you mean "naru.check_symbols"?'),
     "symbols": ({"naru.check_symbols": "maybe"}, 'parameter "naru.check_symbols" is "maybe"; "true" or "false"'),

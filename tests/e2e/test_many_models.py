@@ -202,4 +202,4 @@ def test_a_thousand_models_in_a_tenth_of_their_memory(server, tmp_path):
     loads, evictions = metric(s, "naru_model_demand_loads_total"), metric(s, "naru_model_evictions_total")
     print(f"{loads:.0f} loads, {evictions:.0f} evictions for 6000 requests in {took:.1f} s, {len(ready(s))} loaded")
     assert loads - evictions == len(ready(s)) < 1000
-    assert evictions <= 1.1 * len(ready(s)) * (took + 1), "each stays a second at least"
+    assert evictions <= 1.3 * len(ready(s)) * (took + 2), "each stays a second at least"
