@@ -47,15 +47,17 @@ static void await(struct nr_place *p, struct nr_request *r, sem_t *done, int64_t
     }
 }
 
-/* `in` on one place. The batch is empty again afterwards. */
-static nr_status run_on(struct nr_place *p, const struct nr_infer_request *in, int64_t patience_ns,
+/* `in` on one place; limited: a run of our own. The batch is empty again afterwards. */
+static nr_status run_on(struct nr_place *p, const struct nr_infer_request *in, bool limited,
                         struct nr_err *err)
 {
+    int64_t patience_ns = limited ? AUTO_BUDGET_NS : WARM_PATIENCE_NS;
     struct nr_arena a;
     sem_t done;
     nr_arena_init(&a, 0);
     NR_ASSERT(sem_init(&done, 0, 0) == 0);
     struct nr_request r = {.sched = p->sched, .arena = &a, .in = in};
+    r.deadline_ns = limited ? nr_clock_now() + AUTO_BUDGET_NS : 0; /* plug-ins may ask for it */
     p->awaited = &done;
     p->rows = in->rows;
     nr_status st = nr_place_add(p, &r, err);
@@ -256,7 +258,7 @@ nr_status nr_sched_warm(struct nr_sched *s, const Inference__ModelWarmup *w, int
     nr_status st = sample_make(s, w, model_fd, &sample, &why);
     for (unsigned k = 0; st == NARU_OK && (p = place_at(s, k)) != NULL; k++) {
         for (uint32_t i = 0; i < NR_MAX(w->count, 1u) && st == NARU_OK; i++) {
-            st = run_on(p, &sample.in, WARM_PATIENCE_NS, &why);
+            st = run_on(p, &sample.in, false, &why);
         }
     }
     sample_done(&sample);
@@ -273,7 +275,7 @@ static int64_t time_zeros(struct nr_sched *s, struct nr_place *p, int64_t rows)
     struct nr_infer_request in;
     nr_arena_init(&a, 0);
     bool ok = nr_sched_zeros(s->cfg.signature, rows, AUTO_MOST_BYTES, &a, &in) &&
-              run_on(p, &in, AUTO_BUDGET_NS, NULL) == NARU_OK;
+              run_on(p, &in, true, NULL) == NARU_OK;
     nr_arena_done(&a);
     return ok ? p->infer_end_ns - p->begin_ns : -1;
 }
