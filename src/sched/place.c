@@ -54,6 +54,9 @@ void nr_request_complete(struct nr_request *r)
         nr_counters_success(s->counters, loop, r, r->leads);
     } else {
         nr_counters_failure(s->counters, loop, fail_reason(r), nr_clock_now() - r->arrival_ns);
+        if (r->status == NARU_DEADLINE && r->begin_ns == 0) {
+            nr_counters_expired(s->counters, loop);
+        }
     }
     r->on_complete(r);
 }
