@@ -1,10 +1,11 @@
 /* The batcher's rules on invented time; see the header.
  *
  * DESIGN. The rules of batcher.c are repeated here on counts instead of lists, because all requests
- * are alike: a prefix is a number. tests/unit/sched/test_why.c holds both against each other. A
- * client comes back TURNAROUND after its answer, the clients of one batch one after another, as they
- * do over sockets: whether the second half of the clients is found in the queue when the first half's
- * batch ends decides how large batches become, and that is what is asked.
+ * are alike: a prefix is a number. The unit test holds the figures against queueing theory, the
+ * end-to-end test against a server. A client comes back TURNAROUND after its answer, the clients of
+ * one batch one after another, as they do over sockets: whether the second half of the clients is
+ * found in the queue when the first half's batch ends decides how large batches become, and that is
+ * what is asked.
  *
  * INVARIANTS
  *  1. Closed loop: clients = those on their way + queue + running.
