@@ -11,7 +11,8 @@
  *
  * INVARIANTS
  *  1. There is at least one finding, and they are ordered: refusals first, then by share.
- *  2. Factors come from two simulations of the same model, so what the model leaves out cancels.
+ *  2. Factors of throughput come from two simulations of the same model, so what the model leaves out
+ *     cancels. Times at a rate are simulated as they are: today's, near saturation, has no limit.
  */
 #include "sched/why.h"
 
@@ -46,7 +47,7 @@ struct work { /* what the steps below share */
     struct nr_why_report *r;
     struct nr_why_setup now;
     struct nr_why_load closed, open;
-    struct nr_why_outcome closed_now, open_now;
+    struct nr_why_outcome closed_now;
     double wait, run, before; /* shares of a request's time */
     double computes;          /* processor time per time of executions */
     double stolen;            /* part that other processes take */
@@ -142,9 +143,9 @@ static struct nr_why_effect *add_effect(struct work *w, const char *setting,
         e->throughput = a.rate_per_s / w->closed_now.rate_per_s;
         e->requests_per_s = e->throughput * r->rate_per_s;
     }
-    if (b.stable && w->open_now.stable && w->open_now.latency_ns > 0 && b.latency_ns > 0) {
-        e->latency = b.latency_ns / w->open_now.latency_ns;
-        e->latency_ns = r->before_ns + e->latency * (r->mean_ns - r->before_ns);
+    if (b.stable && b.latency_ns > 0) {
+        e->latency_ns = r->before_ns + b.latency_ns;
+        e->latency = e->latency_ns / r->mean_ns;
     }
     return e;
 }
@@ -537,7 +538,6 @@ static void set_up_simulation(struct work *w)
                                      .clients = (unsigned)NR_MAX(r->in_flight + 0.5, 1.0)};
     w->open = (struct nr_why_load){.rows = w->closed.rows, .rate_per_s = r->rate_per_s};
     nr_why_simulate(&w->now, &w->closed, &w->closed_now);
-    nr_why_simulate(&w->now, &w->open, &w->open_now);
 }
 
 void nr_why_explain(const struct nr_why_facts *f, struct nr_why_report *ret)

@@ -80,8 +80,8 @@ struct nr_why_effect {
     char from[24], to[24];
     double throughput;     /* factor, with as many requests in flight as now; 0: not known */
     double requests_per_s; /* what that would be */
-    double latency;        /* factor on the mean time, at the same rate; 0: not known */
-    double latency_ns;     /* what that would be */
+    double latency; /* factor on the mean time if as many came a second, at random; 0: not known */
+    double latency_ns; /* what that would be */
 };
 
 struct nr_why_finding {

@@ -7,6 +7,9 @@ after on fresh servers, so the prediction is held against what clients see.
 """
 import contextlib
 import json
+import re
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +17,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from conftest import ROOT
+from conftest import NARU, ROOT
 from plugin_models import model, repository
 
 LOAD = ROOT / "build" / "tests" / "perf" / "naru-load"
@@ -46,8 +49,8 @@ class Load:
         self.headers = headers
 
 
-def start(s, folder, load, seconds, warm=0.4):
-    line = [LOAD, "--json", "--url", f"{s.url}/v2/models/m/infer", "--connections", load.connections, "--seconds", seconds,
+def start(s, folder, load, seconds, warm=0.4, name="m"):
+    line = [LOAD, "--json", "--url", f"{s.url}/v2/models/{name}/infer", "--connections", load.connections, "--seconds", seconds,
             "--warm", warm, "--timeout", 60, "--body", body(folder, load.rows, load.width),
             "--header", "Content-Type: application/json"]
     if load.rate is not None:
@@ -142,3 +145,130 @@ def test_a_predicted_effect_is_the_measured_one(server, tmp_path, setting):
     _, results = explain(server, tmp_path / "after", after or before, loads)
     rate = sum(r["rate"] for r in results)
     assert effect["requests_per_s"] == pytest.approx(rate, rel=0.15), (effect, results)
+
+
+# --- the route and the command ---
+
+ECHO = model("identity", [("INPUT0", "FP32", [1])], batch=8, extra=BATCHED)
+
+
+def naru_why(*words):
+    return subprocess.run([NARU, "why", *map(str, words)], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_answers_have_their_fields(server, tmp_path):
+    """Every field of docs/why.md is there, with and without traffic, for a version, too."""
+    s = server("--port", 0, ports=False, models=[repository(tmp_path / "models", m=ECHO)])
+    quiet = ask(s, 0.1)
+    assert [f["cause"] for f in quiet["findings"]] == ["no_traffic"]
+    run = start(s, tmp_path, Load(2), 2)
+    time.sleep(0.5)
+    busy = ask(s, 0.5, path="m/versions/1")
+    run.communicate(timeout=60)
+    for answer in (quiet, busy):
+        assert set(answer) == {"model", "version", "window_s", "findings", "what_if", "traffic", "time_ms", "batches", "use",
+                               "settings", "model_error"}
+        assert (answer["model"], answer["version"]) == ("m", "1")
+    assert 0.45 < busy["window_s"] < 5
+    n = busy["traffic"]["requests"]
+    assert n > 100 and busy["traffic"]["rows"] == n
+    assert sum(size["executions"] for size in busy["batches"]["sizes"]) == busy["batches"]["executions"] > 0
+    parts = busy["time_ms"]
+    assert parts["request"]["mean"] == pytest.approx(
+        sum(parts[k]["mean"] for k in ("before_queue", "waiting", "running")), rel=0.01)
+    assert sum(f["share"] for f in busy["findings"]) > 0 and all(f["text"] and f["advice"] for f in busy["findings"])
+
+
+@pytest.mark.parametrize("path,status", [("nope", 404), ("m/versions/7", 404)])
+def test_unknown_models_are_404(server, tmp_path, path, status):
+    s = server("--port", 0, ports=False, models=[repository(tmp_path / "models", m=ECHO)])
+    with pytest.raises(urllib.error.HTTPError) as e:
+        ask(s, path=path)
+    assert e.value.code == status
+
+
+def test_windows_out_of_range_are_refused(server, tmp_path):
+    s = server("--port", 0, ports=False, models=[repository(tmp_path / "models", m=ECHO)])
+    for text in ("0", "0.05", "61", "-1", "x", "", "nan", "1e9"):
+        with pytest.raises(urllib.error.HTTPError) as e:
+            ask(s, text)
+        assert e.value.code == 400 and "0.1 to 60" in e.value.read().decode()
+
+
+def test_a_client_that_goes_and_a_drain_end_the_window(server, tmp_path):
+    """Neither keeps the server: 60 s of watching are given up at once, or answered with what there is."""
+    s = server("--port", 0, ports=False, models=[repository(tmp_path / "models", m=ECHO)])
+    gone = [socket.create_connection(("127.0.0.1", s.http), 10) for _ in range(5)]
+    for c in gone:
+        c.sendall(b"GET /v2/models/m/why?seconds=60 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    time.sleep(0.3)
+    for c in gone:
+        c.close()
+    with socket.create_connection(("127.0.0.1", s.http), 30) as c:
+        c.sendall(b"GET /v2/models/m/why?seconds=60 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        time.sleep(0.3)
+        began = time.monotonic()
+        s.signal(signal.SIGTERM)
+        assert c.recv(65536).startswith(b"HTTP/1.1 200")
+        assert time.monotonic() - began < 10
+    s.stop()
+
+
+def test_the_command_prints_what_the_server_says(server, tmp_path):
+    s = server("--port", 0, ports=False, models=[repository(tmp_path / "models", m=ECHO)])
+    done = naru_why("m", "--url", s.url, "--seconds", "0.2")
+    assert done.returncode == 0 and done.stdout.startswith("m version 1, 0.2 s\n"), done
+    assert "1. no_traffic (100 %): no request" in done.stdout and "   try: " in done.stdout
+    done = naru_why("m", "--url", s.url + "/", "--seconds", "200ms", "--json", "--model-version", 1)
+    assert json.loads(done.stdout)["findings"][0]["cause"] == "no_traffic"
+
+
+def test_the_command_says_what_is_wrong(server, tmp_path):
+    s = server("--port", 0, ports=False, models=[repository(tmp_path / "models", m=ECHO)])
+    done = naru_why("nope", "--url", s.url)
+    assert done.returncode == 1 and "404" in done.stderr and "unknown model" in done.stderr
+    done = naru_why("../m?x", "--url", s.url)  # stays one segment of the path
+    assert done.returncode == 1 and "404" in done.stderr
+    s.stop()
+    done = naru_why("m", "--url", s.url)
+    assert done.returncode == 1 and f"nobody listens at 127.0.0.1:{s.http}" in done.stderr
+    assert "naru serve" in done.stderr and "--url" in done.stderr
+    for words in ([], ["a", "b"], ["m", "--seconds", "0"], ["m", "--seconds", "61"], ["m", "--seconds", "x"],
+                  ["m", "--url", "ftp://x"], ["m", "--url", "http://x:0"], ["m", "--sekonds", "1"]):
+        done = naru_why(*words)
+        assert done.returncode in (1, 2) and done.stderr.startswith("naru why: ") and done.stdout == "", words
+    assert "did you mean 'seconds'" in done.stderr
+
+
+def test_the_command_is_in_help_man_and_completion():
+    def run(*words):
+        return subprocess.run([NARU, *words], capture_output=True, text=True, timeout=20, check=True).stdout
+    assert "why" in run("--help") and "--seconds" in run("why", "--help")
+    assert ".TH" in run("why", "--print-man")
+    assert "seconds" in run("completion", "bash") and "seconds" in run("completion", "zsh")
+
+
+# --- docs/why.md ---
+
+def test_the_page_names_every_cause_and_its_example_is_true(server, tmp_path):
+    page = (ROOT / "docs" / "why.md").read_text()
+    code = (ROOT / "src" / "sched" / "why.h").read_text()
+    causes = re.findall(r'X\(NR_WHY_\w+, "(\w+)"\)', code)
+    assert len(causes) >= 16 and set(SITUATIONS) <= set(causes)
+    assert sorted(re.findall(r"^\| `(\w+)` \|", page, re.M)) == sorted(causes)
+    config, text = (re.search(rf"```{kind}\n(.*?)```", page, re.S)[1] for kind in ("pbtxt", "text"))
+    s = server("--port", 0, ports=False, models=[repository(tmp_path / "models", slow=config)])
+    start(s, tmp_path, Load(1), 0.3, warm=0, name="slow").communicate(timeout=60)
+    run = start(s, tmp_path, Load(32), 3, name="slow")
+    time.sleep(1)
+    said = naru_why("slow", "--url", s.url).stdout
+    run.communicate(timeout=60)
+
+    def words(line):
+        return re.sub(r"[\d.]+", "N", line)
+    assert [words(line) for line in said.splitlines()[:4]] == [words(line) for line in text.splitlines()[:4]]
+    names = [line.split(" ")[0] for line in said.splitlines() if line[:1].isalpha()]
+    assert names == [line.split(" ")[0] for line in text.splitlines() if line[:1].isalpha()]
+    answer = ask(s, 0.1, path="slow")
+    for field in answer:
+        assert f"`{field}`" in page or field in ("model", "version", "window_s"), field
