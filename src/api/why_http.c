@@ -156,7 +156,8 @@ static void read_settings(const struct nr_call *c, const struct reading *last,
     f->n_loops = c->api->cfg.n_loops;
     set->max_batch_size = config->max_batch_size;
     set->batching = config->batched && config->dynamic_batching;
-    set->auto_size = set->batching && !c->runtime->says_batching;
+    set->auto_size = set->batching &&
+                     (!c->runtime->says_batching || config->latency_target_ns > 0);
     set->delay_ns = (int64_t)config->max_queue_delay_ns;
     for (uint32_t i = 0; i < config->n_preferred && i < NR_BATCH_MAX_PREFERRED; i++) {
         set->preferred[set->n_preferred++] = config->preferred[i];
