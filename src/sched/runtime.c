@@ -76,6 +76,14 @@ static nr_status open_model(const struct nr_runtime_host *host, struct nr_versio
     if (st != NARU_OK) {
         return st;
     }
+    if (c->decoupled && (plugin->caps & NARU_CAP_DECOUPLED) == 0) {
+        st = nr_fail(err, NARU_UNSUPPORTED,
+                     "model_transaction_policy: decoupled, but plug-in \"%s\" answers each request "
+                     "once; leave it out",
+                     plugin->name);
+        nr_plugin_unref(plugin);
+        return st;
+    }
     naru_model_args args = {.struct_size = sizeof(args),
                             .dir_fd = v->dir_fd,
                             .name = c->name,
@@ -138,7 +146,7 @@ static bool may_inline(const struct nr_runtime_host *host, const struct nr_runti
     if (!host->placement.allowed || (caps & NARU_CAP_INLINE) == 0 ||
         (caps & NARU_CAP_ONE_THREAD) != 0 || (caps & NARU_CAP_ASYNC) != 0 ||
         (rt->model->info->flags & NARU_MODEL_STATIC_GRAPH) == 0 || c->max_queue_delay_ns > 0 ||
-        first_device(c) >= 0) {
+        c->decoupled || first_device(c) >= 0) {
         return false;
     }
     for (unsigned i = 0; i < c->sig.n_inputs; i++) {
@@ -182,7 +190,8 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
                                .rules = rules_of(rt, c),
                                .placement = host->placement,
                                .limits = host->limits,
-                               .latency_target_ns = c->latency_target_ns};
+                               .latency_target_ns = c->latency_target_ns,
+                               .decoupled = c->decoupled};
     cfg.placement.allowed = may_inline(host, rt, c);
     if (c->queue.max_queue_size > 0) {
         cfg.limits.max_queue_requests = c->queue.max_queue_size;
