@@ -244,20 +244,10 @@ static nr_status read_format(struct draft *d, struct nr_str value, struct nr_err
                : expected(err, value, "png, jpeg or webp");
 }
 
-/* Checked when the configuration is loaded; here only so that it is no unknown key. */
-static nr_status read_elsewhere(struct draft *d, struct nr_str value, struct nr_err *err)
-{
-    (void)d;
-    (void)value;
-    (void)err;
-    return NARU_OK;
-}
-
 static const struct {
     struct nr_str key;
     read_fn read;
 } keys[] = {
-    {NR_STR_INIT("naru.latency_target_ms"), read_elsewhere},
     {NR_STR_INIT("naru.image.input"), read_input},
     {NR_STR_INIT("naru.image.layout"), read_layout},
     {NR_STR_INIT("naru.image.color"), read_color},

@@ -419,12 +419,12 @@ static nr_status derive_target(struct nr_model_config *c, struct nr_err *err)
     for (uint32_t i = 0; i < c->n_options; i++) {
         const char *text = c->options[i].value;
         double ms;
-        if (strcmp(c->options[i].key, "naru.latency_target_ms") != 0) {
+        if (strcmp(c->options[i].key, NR_CONFIG_LATENCY_TARGET) != 0) {
             continue;
         }
         if (!nr_str_to_double(nr_str_trim(nr_str_from(text)), &ms) || ms < 0.1 || ms > 3.6e6) {
             return nr_fail(err, NARU_INVALID,
-                           "parameter \"naru.latency_target_ms\" is \"%.64s\"; expected "
+                           "parameter \"" NR_CONFIG_LATENCY_TARGET "\" is \"%.64s\"; expected "
                            "milliseconds from 0.1 to 3600000",
                            text);
         }

@@ -530,6 +530,7 @@ static void set_up_simulation(struct work *w)
                                    .instances = set->instances,
                                    .rules = {.max_rows = NR_MAX(set->max_batch_size, 1),
                                              .batching = set->batching,
+                                             .auto_size = set->auto_size,
                                              .delay_ns = set->delay_ns,
                                              .n_preferred = set->n_preferred}};
     memcpy(w->now.rules.preferred, set->preferred, sizeof(set->preferred));

@@ -20,6 +20,7 @@
 
 #define TURNAROUND_NS 100000.0
 #define STAGGER_NS 5000.0
+#define HOLD_NS 5e6 /* at most, as in hold.c */
 #define MAX_CLIENTS 1024u
 #define MAX_QUEUE 4096u
 #define WARM 2000u     /* answers that are not counted */
@@ -47,6 +48,9 @@ struct sim {
     double *queue; /* ring of arrivals */
     unsigned head, n_queue, idle;
     double look_ns; /* of the timed wake on the heap; 0 none */
+    unsigned
+        expected;   /* auto_size: requests that will wait when the clients of the last batch are */
+    double hold_ns; /* back, and until when they are waited for (hold.c) */
     uint64_t random;
     unsigned answered;
     double begin_ns, sum_ns, last_ns; /* of what is counted */
@@ -109,6 +113,10 @@ static unsigned plan(const struct sim *s, double now_ns, double *ret_look_ns)
     if (s->n_queue >= most) {
         return most;
     }
+    if (rules->auto_size && s->n_queue < s->expected && now_ns < s->hold_ns) {
+        *ret_look_ns = s->hold_ns;
+        return 0;
+    }
     for (unsigned n = s->n_queue; n > 0 && rules->n_preferred > 0; n--) {
         if (preferred(rules, n * rows)) {
             return n;
@@ -145,6 +153,8 @@ static void dispatch(struct sim *s, double now_ns)
 static void end(struct sim *s, const struct event *e)
 {
     s->idle++;
+    s->expected = s->n_queue + e->n;
+    s->hold_ns = e->at_ns + NR_MIN(s->setup->run_ns / 2, HOLD_NS);
     if (s->answered < WARM && s->answered + e->n >= WARM) {
         s->begin_ns = e->at_ns;
         s->answered = WARM;

@@ -18,7 +18,7 @@
 struct nr_why_setup {
     double run_ns, row_ns; /* a batch takes run_ns + row_ns * rows */
     unsigned instances;
-    struct nr_batch_rules rules; /* auto_size is not looked at: max_rows counts */
+    struct nr_batch_rules rules; /* auto_size: waits for clients that come back; max_rows counts */
 };
 
 struct nr_why_load {

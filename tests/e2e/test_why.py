@@ -147,6 +147,26 @@ def test_a_predicted_effect_is_the_measured_one(server, tmp_path, setting):
     assert effect["requests_per_s"] == pytest.approx(rate, rel=0.15), (effect, results)
 
 
+def test_a_model_without_settings_tunes_itself(server, tmp_path):
+    """16 clients end up in one batch (two groups by turns would get half of it), nothing is said against sizes
+    that nobody set, and the simulation knows how that works."""
+    text = 'backend: "delay"' + "".join(f' parameters {{ key: "{k}" value {{ string_value: "{v}" }} }}' for k, v in (
+        ("io", "FP32[-1,1]"), ("delay_us", 10 * MS), ("row_us", 500), ("naru.latency_target_ms", 50)))
+    answer, results = explain(server, tmp_path, text, [Load(16)], ("--backend-config", "default-max-batch-size=64"))
+    assert answer["settings"]["size_chosen_by_measurement"]
+    assert max(answer["batches"]["sizes"], key=lambda size: size["executions"])["rows"] == 16, answer["batches"]
+    assert abs(answer["model_error"]) < 0.15, answer
+    assert answer["findings"][0]["cause"] in ("load", "instances"), answer["findings"]
+    assert results[0]["rate"] > 0.8 * 16 / 0.0185
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "soon", "", "1e9", "10ms"])
+def test_a_wrong_latency_target_is_said_at_load(server, tmp_path, value):
+    s = server("--port", 0, "--no-strict-readiness", ports=False,
+               models=[repository(tmp_path / "models", m=model("identity", [("INPUT0", "FP32", [1])], naru__latency_target_ms=value))])
+    assert any("naru.latency_target_ms" in line and "NOT ready" in line for line in s.banner), s.banner
+
+
 # --- the route and the command ---
 
 ECHO = model("identity", [("INPUT0", "FP32", [1])], batch=8, extra=BATCHED)

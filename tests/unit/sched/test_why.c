@@ -71,6 +71,17 @@ static void test_delay_and_preferred_sizes(void **state)
     near(closed_rate(&s, 4, 1), 4000 / 35.1, 0.01);
 }
 
+/* Without a configuration clients stay together: one batch of all, not two groups by turns. */
+static void test_clients_that_come_back(void **state)
+{
+    (void)state;
+    struct nr_why_setup s = setup_of(10, 0.5, 64);
+    near(closed_rate(&s, 16, 1), 16000 / (2 * 10 + 16 * 0.5), 0.02);
+    s.rules.auto_size = true;
+    near(closed_rate(&s, 16, 1), 16000 / (10 + 16 * 0.5 + 0.18), 0.02);
+    near(closed_rate(&s, 1, 1), 1000 / 10.6, 0.01);
+}
+
 /* M/D/1: mean wait = rho S / (2 (1 - rho)). */
 static void test_open_loop_follows_theory(void **state)
 {
@@ -425,6 +436,7 @@ int main(void)
         cmocka_unit_test(test_full_batches),
         cmocka_unit_test(test_one_client_and_no_batching),
         cmocka_unit_test(test_delay_and_preferred_sizes),
+        cmocka_unit_test(test_clients_that_come_back),
         cmocka_unit_test(test_open_loop_follows_theory),
         cmocka_unit_test(test_simulation_bears_anything),
         cmocka_unit_test(test_max_batch),
