@@ -167,12 +167,6 @@ static nr_status check_supported(const Inference__ModelConfig *pb, struct nr_err
                        "ensembles are not served by this version of naru (pipelines are to come): "
                        "serve the member models and call them one after the other");
     }
-    if (pb->scheduling_choice_case ==
-        INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_SEQUENCE_BATCHING) {
-        return nr_fail(err, NARU_UNSUPPORTED,
-                       "sequence_batching is not served by this version of naru (sequences are to "
-                       "come)");
-    }
     if (pb->model_transaction_policy && pb->model_transaction_policy->decoupled) {
         return nr_fail(err, NARU_UNSUPPORTED,
                        "decoupled models (several answers to a request) are not served by this "
@@ -295,6 +289,9 @@ nr_status nr_config_check(const struct nr_model_config *c, struct nr_err *err)
     }
     if (st == NARU_OK) {
         st = check_groups(pb, err);
+    }
+    if (st == NARU_OK) {
+        st = nr_config_check_sequence(c, err);
     }
     return st == NARU_OK ? check_versions(pb->version_policy, err) : st;
 }
