@@ -435,7 +435,6 @@ nr_status nr_config_list_ignored(struct nr_model_config *c, struct nr_err *err)
         const char *name;
     } all[] = {
         {pb->n_model_warmup > 0, "model_warmup"},
-        {pb->response_cache && pb->response_cache->enable, "response_cache"},
         {d && d->priority_levels > 1, "priority_levels"},
         {d && d->preserve_ordering, "preserve_ordering"},
         {d && d->default_queue_policy &&
@@ -462,6 +461,17 @@ nr_status nr_config_list_ignored(struct nr_model_config *c, struct nr_err *err)
 
 nr_status nr_config_check_final(const struct nr_model_config *c, struct nr_err *err)
 {
+    const Inference__ModelConfig *pb = c->pb;
+    bool sequence =
+        pb->scheduling_choice_case == INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_SEQUENCE_BATCHING;
+    bool decoupled = pb->model_transaction_policy && pb->model_transaction_policy->decoupled;
+    if (pb->response_cache && pb->response_cache->enable && (sequence || decoupled)) {
+        return nr_fail(
+            err, NARU_INVALID,
+            "response_cache cannot be enabled for a model with %s: its answers depend on "
+            "more than the inputs",
+            sequence ? "sequence_batching" : "decoupled responses");
+    }
     nr_status st = check_batching(c->pb, err);
     for (size_t i = 0; i < c->pb->n_model_warmup && st == NARU_OK; i++) {
         st = check_warmup(c, c->pb->model_warmup[i], err);

@@ -429,6 +429,7 @@ const int32_t *nr_config_sorted(struct nr_model_config *c, const int32_t *sizes,
 static nr_status derive_batching(struct nr_model_config *c, struct nr_err *err)
 {
     const Inference__ModelConfig *pb = c->pb;
+    c->response_cache = pb->response_cache && pb->response_cache->enable;
     if (pb->scheduling_choice_case != INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_DYNAMIC_BATCHING) {
         return NARU_OK;
     }

@@ -63,6 +63,10 @@ struct nr_request {
     uint32_t batch_rows;                                               /* of the batch it ran in */
     int64_t queued_ns, begin_ns, infer_begin_ns, infer_end_ns, end_ns; /* stage times, monotonic */
 
+    /* Of a target that passes the request on and waits for its completion (it replaces on_complete,
+     * and puts both back before it completes the request). */
+    void *front;
+
     /* The scheduler's. */
     struct nr_sched *sched;
     _Atomic uint32_t state;

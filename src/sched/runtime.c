@@ -21,6 +21,7 @@ static void runtime_free(struct nr_runtime *rt)
     if (rt == NULL) {
         return;
     }
+    nr_cached_free(rt->cached);
     nr_sched_free(rt->sched);
     void *extra = atomic_load(&rt->extra);
     if (extra != NULL && rt->extra_free != NULL) {
@@ -223,6 +224,10 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
     nr_sched_prove(rt->sched);
     rt->target = nr_sched_target(rt->sched);
     rt->counters = nr_sched_counters(rt->sched);
+    if (c->response_cache && host->cache != NULL) {
+        rt->cached = nr_cached_new(host->cache, rt->target, rt->counters);
+        rt->target = nr_cached_target(rt->cached);
+    }
     rt->signature = &c->sig;
     v->memory_bytes = nr_plugin_model_memory(rt->model);
     v->runtime = NR_TAKE(rt);

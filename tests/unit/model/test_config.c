@@ -639,7 +639,8 @@ static void test_groups_and_queue(void **state)
     assert_true(config->queue.allow_override);
     assert_int_equal(config->queue.max_queue_size, 9);
     assert_int_equal(config->queue.default_timeout_ns, 7000);
-    assert_string_equal(config->ignored, "response_cache, timeout_action DELAY");
+    assert_string_equal(config->ignored, "timeout_action DELAY");
+    assert_true(config->response_cache);
 }
 
 /* What has no effect is named, each on its own; what has none to name is not. */
@@ -652,7 +653,7 @@ static void test_ignored(void **state)
         {"model_warmup { name: 'w' inputs { key: 'x' value { data_type: TYPE_FP32 dims: 16 "
          "zero_data: true } } }",
          "model_warmup"},
-        {"response_cache { enable: true }", "response_cache"},
+        {"response_cache { enable: true }", ""},
         {"response_cache { }", ""},
         {"dynamic_batching { priority_levels: 2 default_priority_level: 1 }", "priority_levels"},
         {"dynamic_batching { priority_levels: 1 default_priority_level: 1 }", ""},
@@ -667,7 +668,7 @@ static void test_ignored(void **state)
         {"metric_tags { key: 'a' value: 'b' }", "metric_tags"},
         {"model_metrics { }", "model_metrics"},
         {"response_cache { enable: true } instance_group { rate_limiter { } }",
-         "response_cache, rate_limiter"},
+         "rate_limiter"},
     };
     for (size_t i = 0; i < NR_COUNT(cases); i++) {
         struct model m = batchable();
