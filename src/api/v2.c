@@ -18,7 +18,7 @@ static const struct nr_str extensions[] = {
     NR_STR_INIT("classification"),     NR_STR_INIT("model_repository"),
     NR_STR_INIT("schedule_policy"),    NR_STR_INIT("model_configuration"),
     NR_STR_INIT("binary_tensor_data"), NR_STR_INIT("parameters"),
-    NR_STR_INIT("statistics"),
+    NR_STR_INIT("statistics"),         NR_STR_INIT("sequence"),
 };
 
 void nr_v2_server_view(struct nr_api *a, struct nr_server_view *ret)
@@ -33,6 +33,12 @@ struct nr_str nr_v2_version_text(const struct nr_version *v, struct nr_arena *a)
 {
     static const struct nr_str one = NR_STR_INIT("1");
     return v->number == 1 ? one : nr_arena_fmt(a, "%lld", (long long)v->number);
+}
+
+struct nr_str nr_v2_ran_text(const struct nr_call *c, struct nr_arena *a)
+{
+    int64_t ran = c->request.ran_version;
+    return ran == 0 ? nr_v2_version_text(c->version, a) : nr_arena_fmt(a, "%lld", (long long)ran);
 }
 
 void nr_v2_model_view(struct nr_call *c, struct nr_model_view *ret)

@@ -23,5 +23,7 @@ nr_nodiscard nr_status nr_v2_index_body(struct nr_str body, bool *ret_ready_only
 /* Replaces outputs asked for as classification in c->outputs (a copy, in the arena). */
 nr_nodiscard nr_status nr_v2_classify(struct nr_call *c, struct nr_err *err);
 struct nr_str nr_v2_version_text(const struct nr_version *v, struct nr_arena *a);
+/* Of the version that ran the call's request; a sequence may live on another than was looked up. */
+struct nr_str nr_v2_ran_text(const struct nr_call *c, struct nr_arena *a);
 
 #endif

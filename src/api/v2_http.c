@@ -180,7 +180,7 @@ static void encode(struct nr_call *c)
     const struct nr_signature *sig = c->runtime->signature;
     e->status = nr_v2_classify(c, &c->err);
     struct nr_infer_response resp = {.model_name = nr_str_from(c->version->name),
-                                     .model_version = nr_v2_version_text(c->version, a),
+                                     .model_version = nr_v2_ran_text(c, a),
                                      .id = c->in.id,
                                      .has_id = c->in.has_id,
                                      .outputs = c->outputs,

@@ -268,11 +268,6 @@ nr_status nr_config_check_sequence(const struct nr_model_config *c, struct nr_er
                        "sequence_batching: iterative_sequence is not served by this version of "
                        "naru: no backend can ask for another round of a request yet");
     }
-    if (c->pb->response_cache && c->pb->response_cache->enable) {
-        return nr_fail(err, NARU_INVALID,
-                       "response_cache and sequence_batching exclude each other: an answer depends "
-                       "on the requests before it");
-    }
     nr_status st = check_kinds(s, err);
     for (size_t i = 0; i < s->n_state && st == NARU_OK; i++) {
         st = check_state(s->state[i], err);

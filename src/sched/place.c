@@ -144,7 +144,7 @@ void nr_place_fill(struct nr_place *p, struct nr_list *list, unsigned n, struct 
             nr_list_append(refused, &r->node);
             continue;
         }
-        r->place_index = p->n_taken;
+        r->place_index = nr_batch_requests(p->batch) - 1;
         p->taken[p->n_taken++] = r;
         atomic_store_explicit(&r->state, NR_REQUEST_RUNNING, memory_order_release);
     }
@@ -215,7 +215,7 @@ void nr_place_deliver(struct nr_place *p)
     bool leads = true;
     for (unsigned i = 0; i < p->n_taken; i++) {
         struct nr_request *r = p->taken[i];
-        take_result(p, r, i);
+        take_result(p, r, r->place_index);
         if (r->status == NARU_OK) {
             r->leads = leads;
             leads = false;

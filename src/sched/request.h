@@ -60,7 +60,8 @@ struct nr_request {
     struct nr_infer_tensor *outputs; /* in the order of in->outputs */
     unsigned n_outputs;
     bool ran_inline;
-    uint32_t batch_rows;                                               /* of the batch it ran in */
+    int64_t ran_version; /* of the model, where it is not the one submitted to; else 0 */
+    uint32_t batch_rows; /* of the batch it ran in */
     int64_t queued_ns, begin_ns, infer_begin_ns, infer_end_ns, end_ns; /* stage times, monotonic */
 
     /* Of a target that passes the request on and waits for its completion (it replaces on_complete,

@@ -348,7 +348,9 @@ nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, st
     nr_list_init(&s->finished);
     nr_placement_init(&s->placement, &cfg->placement);
     nr_batchsize_init(&s->batchsize, cfg->rules.max_rows);
-    s->counters = nr_counters_new(cfg->n_loops, cfg->signature->max_batch_size);
+    s->counters = cfg->counters != NULL
+                      ? cfg->counters
+                      : nr_counters_new(cfg->n_loops, cfg->signature->max_batch_size);
     s->places = nr_new_array(struct nr_place, NR_MAX(cfg->n_instances, 1u));
     s->turns = nr_new_array(struct nr_turn, NR_MAX(cfg->n_loops, 1u));
     nr_status st = NARU_OK;
@@ -391,7 +393,9 @@ void nr_sched_free(struct nr_sched *s)
             nr_free(s->turns[i].place);
         }
     }
-    nr_counters_free(s->counters);
+    if (s->cfg.counters == NULL) {
+        nr_counters_free(s->counters);
+    }
     pthread_mutex_destroy(&s->lock);
     pthread_mutex_destroy(&s->finished_lock);
     nr_free(s->places);
