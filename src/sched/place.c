@@ -131,8 +131,8 @@ nr_status nr_place_add(struct nr_place *p, struct nr_request *r, struct nr_err *
 
 void nr_place_fill(struct nr_place *p, struct nr_list *list, unsigned n, struct nr_list *refused)
 {
-    if (n > p->taken_capacity) {
-        p->taken_capacity = NR_MAX(n, 2 * p->taken_capacity);
+    if (p->n_taken + n > p->taken_capacity) {
+        p->taken_capacity = NR_MAX(p->n_taken + n, 2 * p->taken_capacity);
         p->taken = nr_realloc(p->taken, p->taken_capacity * sizeof(struct nr_request *));
     }
     for (unsigned i = 0; i < n; i++) {

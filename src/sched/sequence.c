@@ -326,10 +326,22 @@ static void attach(struct nr_sequencer *q, struct nr_seq *s, struct nr_request *
     r->sched = q->scheds[0]; /* for the counters, until a scheduler takes it */
 }
 
+/* Nothing of the sequence is before a request that comes now. */
+static bool runs_next(const struct nr_seq *s)
+{
+    return s->lane >= 0 && !s->busy && nr_list_empty(&s->waiting);
+}
+
+static bool too_many(const struct nr_sequencer *q, const struct nr_request *r)
+{
+    return q->n_waiting >= q->limits.max_queue_requests ||
+           (q->n_waiting > 0 && q->waiting_bytes + r->bytes > q->limits.max_queue_bytes);
+}
+
 static enum accepted enqueue(struct nr_sequencer *q, struct nr_seq *s, struct nr_request *r,
                              struct nr_seq_item *item)
 {
-    bool mine = s->lane >= 0 && !s->busy && nr_list_empty(&s->waiting);
+    bool mine = runs_next(s);
     attach(q, s, r, item);
     s->closed = item->end;
     nr_seqtable_wake(&q->table, s);
@@ -366,27 +378,26 @@ static enum accepted accept_request(struct nr_sequencer *q, const struct nr_seq_
     if (!item->start && (s == NULL || s->closed)) {
         return UNKNOWN;
     }
-    if (q->n_waiting >= q->limits.max_queue_requests ||
-        (q->n_waiting > 0 && q->waiting_bytes + r->bytes > q->limits.max_queue_bytes)) {
-        (void)nr_fail(
-            err, NARU_UNAVAILABLE,
-            "%u requests wait for their sequences, which is the maximum (queue size); try "
-            "again later",
-            q->n_waiting);
+    bool is_new = s == NULL;
+    s = is_new ? nr_seqtable_add(&q->table, key) : s;
+    if (s == NULL) {
+        (void)nr_fail(err, NARU_UNAVAILABLE,
+                      "all %u sequence slots of model '%s' are taken and %u more sequences wait, "
+                      "which is the maximum; try again later",
+                      q->table.n_active, q->name, q->table.n_backlog);
         return REFUSED;
     }
-    if (s == NULL) {
-        s = nr_seqtable_add(&q->table, key);
-        if (s == NULL) {
-            (void)nr_fail(
-                err, NARU_UNAVAILABLE,
-                "all %u sequence slots of model '%s' are taken and %u more sequences wait, "
-                "which is the maximum; try again later",
-                q->table.n_active, q->name, q->table.n_backlog);
-            return REFUSED;
+    if (!runs_next(s) && too_many(q, r)) {
+        (void)nr_fail(err, NARU_UNAVAILABLE,
+                      "%u requests of model '%s' wait for their sequences, which is the maximum "
+                      "(queue size); try again later",
+                      q->n_waiting, q->name);
+        if (is_new) {
+            (void)nr_seqtable_remove(&q->table, s);
         }
-        hold(q);
+        return REFUSED;
     }
+    hold(q);
     q->started += item->start;
     return enqueue(q, s, r, item);
 }
