@@ -167,12 +167,6 @@ static nr_status check_supported(const Inference__ModelConfig *pb, struct nr_err
                        "ensembles are not served by this version of naru (pipelines are to come): "
                        "serve the member models and call them one after the other");
     }
-    if (pb->model_transaction_policy && pb->model_transaction_policy->decoupled) {
-        return nr_fail(err, NARU_UNSUPPORTED,
-                       "decoupled models (several answers to a request) are not served by this "
-                       "version of naru: leave model_transaction_policy out when the model answers "
-                       "each request once");
-    }
     for (size_t i = 0; i < pb->n_input; i++) {
         if (pb->input[i]->allow_ragged_batch) {
             return nr_fail(err, NARU_UNSUPPORTED,
@@ -464,8 +458,7 @@ nr_status nr_config_check_final(const struct nr_model_config *c, struct nr_err *
     const Inference__ModelConfig *pb = c->pb;
     bool sequence =
         pb->scheduling_choice_case == INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_SEQUENCE_BATCHING;
-    bool decoupled = pb->model_transaction_policy && pb->model_transaction_policy->decoupled;
-    if (pb->response_cache && pb->response_cache->enable && (sequence || decoupled)) {
+    if (pb->response_cache && pb->response_cache->enable && (sequence || c->decoupled)) {
         return nr_fail(
             err, NARU_INVALID,
             "response_cache cannot be enabled for a model with %s: its answers depend on "

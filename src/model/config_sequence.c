@@ -268,6 +268,12 @@ nr_status nr_config_check_sequence(const struct nr_model_config *c, struct nr_er
                        "sequence_batching: iterative_sequence is not served by this version of "
                        "naru: no backend can ask for another round of a request yet");
     }
+    if (s->n_state > 0 && c->pb->model_transaction_policy &&
+        c->pb->model_transaction_policy->decoupled) {
+        return nr_fail(err, NARU_UNSUPPORTED,
+                       "sequence_batching: state of a decoupled model is not served by this version "
+                       "of naru: let the model keep it by itself, by its correlation id");
+    }
     nr_status st = check_kinds(s, err);
     for (size_t i = 0; i < s->n_state && st == NARU_OK; i++) {
         st = check_state(s->state[i], err);

@@ -77,6 +77,14 @@ static nr_status open_model(const struct nr_runtime_host *host, struct nr_versio
     if (st != NARU_OK) {
         return st;
     }
+    if (c->decoupled && (plugin->caps & NARU_CAP_DECOUPLED) == 0) {
+        st = nr_fail(err, NARU_UNSUPPORTED,
+                     "model_transaction_policy: decoupled, but plug-in \"%s\" answers each request "
+                     "once; leave it out",
+                     plugin->name);
+        nr_plugin_unref(plugin);
+        return st;
+    }
     naru_model_args args = {.struct_size = sizeof(args),
                             .dir_fd = v->dir_fd,
                             .name = c->name,
@@ -139,7 +147,7 @@ static bool may_inline(const struct nr_runtime_host *host, const struct nr_runti
     if (!host->placement.allowed || (caps & NARU_CAP_INLINE) == 0 ||
         (caps & NARU_CAP_ONE_THREAD) != 0 || (caps & NARU_CAP_ASYNC) != 0 ||
         (rt->model->info->flags & NARU_MODEL_STATIC_GRAPH) == 0 || c->max_queue_delay_ns > 0 ||
-        first_device(c) >= 0) {
+        c->decoupled || first_device(c) >= 0) {
         return false;
     }
     const struct nr_signature *sig = c->sequence != NULL ? &c->sequence->sig : &c->sig;
@@ -186,7 +194,8 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
                                .output_map = c->output_map,
                                .rules = rules_of(rt, c),
                                .placement = host->placement,
-                               .limits = host->limits};
+                               .limits = host->limits,
+                               .decoupled = c->decoupled};
     cfg.placement.allowed = may_inline(host, rt, c);
     if (c->queue.max_queue_size > 0) {
         cfg.limits.max_queue_requests = c->queue.max_queue_size;

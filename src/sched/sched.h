@@ -46,6 +46,7 @@ struct nr_sched_cfg {
     struct nr_placement_cfg placement;
     struct nr_sched_limits limits;
     struct nr_counters *counters; /* borrowed, for schedulers that count together; NULL: its own */
+    bool decoupled; /* a request may get several responses */
 };
 
 nr_nodiscard nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret,

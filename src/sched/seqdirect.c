@@ -255,9 +255,11 @@ bool nr_seq_lanes_run(struct nr_runnable *runnable)
 
 void nr_seq_lanes_cancel(struct nr_sequencer *q, struct nr_request *r)
 {
-    (void)q;
     if (r->place != NULL) {
         nr_batch_cancel(r->place->batch, r->place_index);
+    }
+    if (q->scheds[0]->cfg.decoupled) {
+        nr_flow_cancelled(q->scheds[0]);
     }
 }
 

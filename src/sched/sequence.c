@@ -165,7 +165,7 @@ static void on_complete(struct nr_request *r)
             nr_request_fail(r, st, err.text);
         }
     }
-    r->n_outputs = r->status == NARU_OK ? item->in->n_outputs : 0;
+    r->n_outputs = NR_MIN(r->n_outputs, item->in->n_outputs); /* the rest are states */
     pthread_mutex_lock(&q->lock);
     int64_t now_ns = nr_clock_now();
     s->busy = false;
@@ -478,6 +478,9 @@ static void prepare(struct nr_sequencer *q, struct nr_request *r)
     r->ran_version = 0;
     r->leads = false;
     r->place = NULL;
+    r->only = NULL;
+    atomic_store_explicit(&r->n_answers, 0, memory_order_relaxed);
+    r->too_many = false;
     nr_list_init(&r->node);
     atomic_store_explicit(&r->cancelled, false, memory_order_relaxed);
     atomic_store_explicit(&r->state, NR_REQUEST_QUEUED, memory_order_relaxed);

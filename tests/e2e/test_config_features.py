@@ -13,7 +13,6 @@ IO = [("INPUT0", "FP32", [1])]
 GOOD = json.dumps({"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1], "data": [3]}]})
 
 REFUSED = {
-    "decoupled": (model("identity", IO, extra="model_transaction_policy { decoupled: true }\n"), "decoupled"),
     "sequence": (model("identity", IO, extra="sequence_batching { }\n"), "sequence_batching"),
     "ensemble": ('platform: "ensemble"\n' + model("identity", IO).replace('backend: "identity"\n', "") +
                  'ensemble_scheduling { step [ { model_name: "x" model_version: -1 } ] }\n', "ensembles"),

@@ -119,7 +119,6 @@ static void test_rules(void **state)
         {"platform: 'ensemble'", "ensembles are not served by this version", NARU_UNSUPPORTED},
         {"ensemble_scheduling { }", "ensembles are not served", NARU_UNSUPPORTED},
         {"sequence_batching { }", "sequence_batching is not served", NARU_UNSUPPORTED},
-        {"model_transaction_policy { decoupled: true }", "decoupled models", NARU_UNSUPPORTED},
         {"input { name: 'x' data_type: TYPE_FP32 dims: 1 allow_ragged_batch: true }",
          "input \"x\": allow_ragged_batch", NARU_UNSUPPORTED},
         {"batch_input { }", "batch_input and batch_output", NARU_UNSUPPORTED},
@@ -667,8 +666,7 @@ static void test_ignored(void **state)
         {"instance_group { host_policy: 'p' }", "host_policy"},
         {"metric_tags { key: 'a' value: 'b' }", "metric_tags"},
         {"model_metrics { }", "model_metrics"},
-        {"response_cache { enable: true } instance_group { rate_limiter { } }",
-         "rate_limiter"},
+        {"response_cache { enable: true } instance_group { rate_limiter { } }", "rate_limiter"},
     };
     for (size_t i = 0; i < NR_COUNT(cases); i++) {
         struct model m = batchable();
