@@ -163,6 +163,7 @@ static void on_complete(struct nr_request *r)
         nr_status st = nr_seq_tensors_take(q, r, &err);
         if (st != NARU_OK) {
             nr_request_fail(r, st, err.text);
+            r->n_outputs = 0;
         }
     }
     r->n_outputs = NR_MIN(r->n_outputs, item->in->n_outputs); /* the rest are states */
