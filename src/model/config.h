@@ -87,6 +87,7 @@ struct nr_sequence_state { /* one output that is the next request's input */
 struct nr_sequence_config {
     bool direct;            /* else oldest */
     bool preserve_ordering; /* oldest */
+    bool iterative;         /* the model may ask for a request again; ids may be left out */
     uint64_t idle_ns;
     uint64_t delay_ns;
     uint32_t max_candidates; /* oldest, per instance; 0: what the server allows */

@@ -263,11 +263,6 @@ nr_status nr_config_check_sequence(const struct nr_model_config *c, struct nr_er
         return nr_fail(err, NARU_TOO_LARGE,
                        "sequence_batching has more than %d control and state tensors", MAX_HIDDEN);
     }
-    if (s->iterative_sequence) {
-        return nr_fail(err, NARU_UNSUPPORTED,
-                       "sequence_batching: iterative_sequence is not served by this version of "
-                       "naru: no backend can ask for another round of a request yet");
-    }
     if (s->n_state > 0 && c->pb->model_transaction_policy &&
         c->pb->model_transaction_policy->decoupled) {
         return nr_fail(err, NARU_UNSUPPORTED,
@@ -404,6 +399,7 @@ static nr_status derive_strategy(struct nr_model_config *c,
                                  struct nr_sequence_config *to, struct nr_err *err)
 {
     uint64_t idle_us = from->max_sequence_idle_microseconds;
+    to->iterative = from->iterative_sequence != 0;
     to->idle_ns = nr_config_ns_of_us(idle_us == 0 ? 1000000 : idle_us);
     to->direct =
         from->strategy_choice_case != INFERENCE__MODEL_SEQUENCE_BATCHING__STRATEGY_CHOICE_OLDEST;

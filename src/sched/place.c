@@ -45,6 +45,11 @@ void nr_request_complete(struct nr_request *r)
     struct nr_sched *s = r->sched;
     unsigned loop = nr_loop_index(r->loop);
     nr_loop_timer_cancel(r->loop, &r->timer);
+    if (NR_UNLIKELY(r->again)) {
+        nr_counters_round(s->counters, loop, r, r->leads);
+        r->on_complete(r);
+        return;
+    }
     if (s->cfg.decoupled) {
         nr_flow_settle(r);
     }
@@ -199,12 +204,16 @@ static void take_result(struct nr_place *p, struct nr_request *r, unsigned i)
     r->ran_inline = p->is_inline;
     r->batch_rows = (uint32_t)p->rows;
     r->status = nr_batch_result(p->batch, i, &err);
+    r->again = r->status == NARU_OK && nr_batch_again(p->batch, i);
     if (r->status == NARU_OK && p->sched->cfg.decoupled && !nr_batch_has_outputs(p->batch)) {
         return; /* its responses, if any, went their own way */
     }
     for (unsigned k = 0; k < r->in->n_outputs && r->status == NARU_OK; k++) {
         r->status = take_output(p, r, i, k);
-        if (r->status != NARU_OK) {
+        if (r->again && r->status == NARU_NOT_FOUND) {
+            r->status = NARU_OK; /* only states count now */
+        } else if (r->status != NARU_OK) {
+            r->again = false;
             nr_fail(&err, r->status, "model %s gave no output '" NR_STR_FMT "'", p->sched->cfg.name,
                     NR_STR_ARG(p->sched->cfg.signature->outputs[r->in->outputs[k].index].name));
         }
@@ -268,7 +277,8 @@ nr_status nr_place_init(struct nr_place *p, struct nr_sched *s, struct nr_plugin
                                .on_done_arg = p,
                                .on_response = s->cfg.decoupled ? nr_flow_on_response : NULL,
                                .on_room = nr_flow_on_room,
-                               .response_arg = p};
+                               .response_arg = p,
+                               .may_repeat = s->cfg.iterative};
     p->sched = s;
     p->instance = instance;
     nr_list_init(&p->node);

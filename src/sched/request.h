@@ -88,6 +88,8 @@ struct nr_request {
     struct nr_sched *sched;
     _Atomic uint32_t state;
     _Atomic uint32_t cancelled; /* read by host->request_cancelled while running */
+    bool again;                 /* of NARU_OK: not answered, the model wants another execution */
+    uint32_t rounds;            /* executions before this one; 0 but with iterative sequences */
     struct nr_answer *only;     /* the first response, when on_answer is NULL */
     _Atomic uint32_t n_answers; /* given to the consumer and not ended */
     bool too_many;              /* more than one, when on_answer is NULL */

@@ -275,9 +275,12 @@ static void submit(struct nr_target *t, struct nr_request *r)
     r->n_outputs = 0;
     r->leads = false;
     r->place = NULL;
-    r->only = NULL;
-    atomic_store_explicit(&r->n_answers, 0, memory_order_relaxed);
-    r->too_many = false;
+    r->again = false;
+    if (r->rounds == 0) { /* else answers of earlier rounds may be on their way */
+        r->only = NULL;
+        atomic_store_explicit(&r->n_answers, 0, memory_order_relaxed);
+        r->too_many = false;
+    }
     nr_list_init(&r->node);
     atomic_store_explicit(&r->cancelled, false, memory_order_relaxed);
     prepare(s, r);

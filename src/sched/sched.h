@@ -46,6 +46,7 @@ struct nr_sched_cfg {
     struct nr_placement_cfg placement;
     struct nr_sched_limits limits;
     struct nr_counters *counters; /* borrowed, for schedulers that count together; NULL: its own */
+    bool iterative; /* a model may ask for another execution of a request (nr_request.again) */
     bool decoupled; /* a request may get several responses */
 };
 

@@ -32,6 +32,12 @@ void nr_seq_key_make(struct nr_seq_key *key, uint64_t number, struct nr_str name
     }
 }
 
+void nr_seq_key_auto(struct nr_seq_key *key, uint64_t number)
+{
+    nr_seq_key_make(key, number, (struct nr_str){0});
+    key->bytes[0] = 'a';
+}
+
 static struct nr_str key_text(const struct nr_seq_key *k)
 {
     return (struct nr_str){(const char *)k->bytes, k->len};

@@ -27,6 +27,9 @@ struct nr_seq_key {
 /* Numbers and names never meet: 5 is not "5". name.len 0: the number counts. */
 void nr_seq_key_make(struct nr_seq_key *key, uint64_t number, struct nr_str name);
 
+/* Of a request without an id, which is a sequence by itself; meets none of a client. */
+void nr_seq_key_auto(struct nr_seq_key *key, uint64_t number);
+
 struct nr_seq {
     /* The table's; lane, slot and the key may be read. */
     struct nr_list node; /* backlog or idle */

@@ -225,6 +225,9 @@ void nr_seq_tensors_put(struct nr_sequencer *q, struct nr_request *r)
         reset(q, item->seq);
     }
     item->ext = *in;
+    if (item->auto_id != 0) {
+        item->ext.sequence_id = item->auto_id;
+    }
     struct nr_infer_tensor *t =
         nr_arena_alloc(r->arena, (in->n_inputs + c->n_controls + c->n_states + 1) * sizeof(*t));
     if (in->n_inputs > 0) {
@@ -234,8 +237,8 @@ void nr_seq_tensors_put(struct nr_sequencer *q, struct nr_request *r)
     for (uint32_t i = 0; i < c->n_controls; i++) {
         enum nr_control_kind kind = c->controls[i].kind;
         bool yes = kind == NR_CONTROL_READY || (kind == NR_CONTROL_START && item->start) ||
-                   (kind == NR_CONTROL_END && item->end);
-        put_control(q, &c->controls[i], in, yes, r->arena, &t[item->ext.n_inputs++]);
+                   (kind == NR_CONTROL_END && item->tells_end);
+        put_control(q, &c->controls[i], &item->ext, yes, r->arena, &t[item->ext.n_inputs++]);
     }
     const struct nr_seq_value *v = item->seq->user;
     for (uint32_t i = 0; i < c->n_states; i++) {

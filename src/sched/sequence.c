@@ -7,6 +7,11 @@
  * Whatever happens to a request, refused ones included, ends in on_complete, which is the one place
  * where a sequence goes on.
  *
+ * With iterative_sequence a plug-in may ask for one more execution of a request. It then keeps its
+ * place at the head of its sequence and goes through the model again, with what the last execution
+ * left as its state; its small memory is cleared between executions, however many there are. A
+ * request without an id is a sequence of its own.
+ *
  * A first request that never ran (a full queue, a client that went away) leaves a sequence without
  * beginning: what was sent after it is refused rather than run on a state that is not there.
  *
@@ -140,52 +145,6 @@ static void refuse(struct nr_request *r, const struct nr_err *err)
     nr_request_refuse(r, err->status, err->text, err->status == NARU_UNAVAILABLE ? 1 : 0);
 }
 
-/* As it came. */
-static void give_back(struct nr_request *r)
-{
-    const struct nr_seq_item *item = nr_seq_item_of(r);
-    r->in = item->in;
-    r->target = item->target;
-    r->on_complete = item->on_complete;
-    r->front = item->previous;
-}
-
-/* A sequenced request is complete, whether it ran or not: its states are kept, its sequence goes on,
- * and it is given back as it came. */
-static void on_complete(struct nr_request *r)
-{
-    struct nr_seq_item *item = nr_seq_item_of(r);
-    struct nr_sequencer *q = item->q;
-    struct nr_seq *s = item->seq;
-    bool ran = r->begin_ns != 0, passed = r->in == &item->ext;
-    struct nr_err err = {0};
-    if (r->status == NARU_OK) {
-        nr_status st = nr_seq_tensors_take(q, r, &err);
-        if (st != NARU_OK) {
-            nr_request_fail(r, st, err.text);
-            r->n_outputs = 0;
-        }
-    }
-    r->n_outputs = NR_MIN(r->n_outputs, item->in->n_outputs); /* the rest are states */
-    pthread_mutex_lock(&q->lock);
-    int64_t now_ns = nr_clock_now();
-    s->busy = false;
-    if (item->start && passed && !ran) {
-        s->begun = false; /* the scheduler refused it */
-    }
-    /* A last request that was refused for want of room may come again. */
-    if (item->end && s->begun && (ran || r->status != NARU_UNAVAILABLE)) {
-        end(q, s, now_ns);
-    } else {
-        s->closed = s->closed && (!item->end || !nr_list_empty(&s->waiting));
-        nr_sequencer_advance(q, s, now_ns);
-    }
-    arm(q, now_ns);
-    pthread_mutex_unlock(&q->lock);
-    give_back(r);
-    r->on_complete(r);
-}
-
 /* A request of a sequence that is busy with it: into the scheduler of its lane. */
 static void pass(struct nr_sequencer *q, struct nr_request *r)
 {
@@ -206,6 +165,104 @@ static void pass(struct nr_sequencer *q, struct nr_request *r)
     nr_request_submit(r);
 }
 
+static void on_deadline(struct nr_timer *t)
+{
+    struct nr_request *r = nr_container_of(t, struct nr_request, timer);
+    nr_request_cancel(r, NARU_DEADLINE, false);
+}
+
+/* Under the lock: r waits before `at`. */
+static void put_in_line(struct nr_sequencer *q, struct nr_request *r, struct nr_list *at)
+{
+    nr_seq_item_of(r)->stage = NR_SEQ_WAITING;
+    nr_list_insert_before(at, &r->node);
+    q->n_waiting++;
+    q->waiting_bytes += r->bytes;
+    if (r->deadline_ns != 0) {
+        r->timer.on_timer = on_deadline;
+        nr_loop_timer_set(r->loop, &r->timer, r->deadline_ns);
+    }
+}
+
+/* As it came. */
+static void give_back(struct nr_request *r)
+{
+    const struct nr_seq_item *item = nr_seq_item_of(r);
+    if (item->arena != NULL) {
+        r->arena = item->arena; /* what lies in the other one goes with it (attach) */
+        r->rounds = 0;
+    }
+    r->in = item->in;
+    r->target = item->target;
+    r->on_complete = item->on_complete;
+    r->front = item->previous;
+}
+
+/* Once more, before anything else of its sequence. */
+static void go_round(struct nr_sequencer *q, struct nr_request *r)
+{
+    struct nr_seq_item *item = nr_seq_item_of(r);
+    struct nr_seq *s = item->seq;
+    if (atomic_load_explicit(&r->cancelled, memory_order_acquire) != 0) {
+        r->again = false;
+        nr_request_refuse(r, NARU_CANCELLED, "the request was cancelled between two executions", 0);
+        return;
+    }
+    item->start = item->tells_end = false;
+    r->rounds++;
+    r->again = false;
+    nr_arena_clear(&item->round);
+    if (!q->cfg.config->direct) {
+        pass(q, r);
+        return;
+    }
+    pthread_mutex_lock(&q->lock);
+    s->busy = false;
+    put_in_line(q, r, s->waiting.next);
+    nr_exec_wake(q->exec, &q->run);
+    pthread_mutex_unlock(&q->lock);
+}
+
+/* A sequenced request is complete, whether it ran or not: its states are kept, its sequence goes on,
+ * and it is given back as it came. */
+static void on_complete(struct nr_request *r)
+{
+    struct nr_seq_item *item = nr_seq_item_of(r);
+    struct nr_sequencer *q = item->q;
+    struct nr_seq *s = item->seq;
+    bool ran = r->begin_ns != 0, passed = r->in == &item->ext;
+    struct nr_err err = {0};
+    if (r->status == NARU_OK) {
+        nr_status st = nr_seq_tensors_take(q, r, &err);
+        if (st == NARU_OK && r->again) {
+            go_round(q, r);
+            return;
+        }
+        if (st != NARU_OK) {
+            nr_request_fail(r, st, err.text);
+            r->n_outputs = 0;
+        }
+    }
+    r->n_outputs = NR_MIN(r->n_outputs, item->in->n_outputs); /* the rest are states */
+    pthread_mutex_lock(&q->lock);
+    int64_t now_ns = nr_clock_now();
+    s->busy = false;
+    if (item->start && passed && !ran) {
+        s->begun = false; /* the scheduler refused it */
+    }
+    /* A last request that was refused for want of room may come again. */
+    if (item->end && s->begun && (ran || r->status != NARU_UNAVAILABLE || item->auto_id != 0)) {
+        end(q, s, now_ns);
+    } else {
+        s->closed = s->closed && (!item->end || !nr_list_empty(&s->waiting));
+        nr_sequencer_advance(q, s, now_ns);
+    }
+    arm(q, now_ns);
+    pthread_mutex_unlock(&q->lock);
+    give_back(r);
+    r->on_complete(r);
+}
+
 static const char *cancel_text(nr_status status)
 {
     return status == NARU_DEADLINE
@@ -224,12 +281,6 @@ static void on_go(struct nr_msg *m)
     }
     item->stage = NR_SEQ_PASSED;
     pass(item->q, r);
-}
-
-static void on_deadline(struct nr_timer *t)
-{
-    struct nr_request *r = nr_container_of(t, struct nr_request, timer);
-    nr_request_cancel(r, NARU_DEADLINE, false);
 }
 
 /* Under the lock: a waiting request goes, its sequence goes on without it. */
@@ -287,7 +338,7 @@ static struct nr_str id_text(const struct nr_infer_request *in, char *digits, si
 static nr_status check(const struct nr_sequencer *q, const struct nr_infer_request *in,
                        struct nr_err *err)
 {
-    if (in->sequence_id == 0 && in->sequence_name.len == 0) {
+    if (in->sequence_id == 0 && in->sequence_name.len == 0 && !q->cfg.config->iterative) {
         return nr_fail(
             err, NARU_INVALID,
             "inference request to model '%s' must specify a non-zero or non-empty "
@@ -312,6 +363,11 @@ enum accepted {
     REFUSED
 };
 
+static void arena_done(void *arena)
+{
+    nr_arena_done(arena);
+}
+
 static void attach(struct nr_sequencer *q, struct nr_seq *s, struct nr_request *r,
                    struct nr_seq_item *item)
 {
@@ -323,6 +379,12 @@ static void attach(struct nr_sequencer *q, struct nr_seq *s, struct nr_request *
     item->previous = r->front;
     r->front = item;
     r->on_complete = on_complete;
+    if (q->cfg.config->iterative) {
+        item->arena = r->arena;
+        nr_arena_init(&item->round, 0);
+        nr_arena_defer(item->arena, arena_done, &item->round);
+        r->arena = &item->round;
+    }
     r->target = &q->target;
     r->sched = q->scheds[0]; /* for the counters, until a scheduler takes it */
 }
@@ -351,14 +413,7 @@ static enum accepted enqueue(struct nr_sequencer *q, struct nr_seq *s, struct nr
         item->stage = NR_SEQ_PASSED;
         return GO;
     }
-    item->stage = NR_SEQ_WAITING;
-    nr_list_append(&s->waiting, &r->node);
-    q->n_waiting++;
-    q->waiting_bytes += r->bytes;
-    if (r->deadline_ns != 0) {
-        r->timer.on_timer = on_deadline;
-        nr_loop_timer_set(r->loop, &r->timer, r->deadline_ns);
-    }
+    put_in_line(q, r, &s->waiting);
     if (mine) {
         nr_exec_wake(q->exec, &q->run);
     }
@@ -478,6 +533,8 @@ static void prepare(struct nr_sequencer *q, struct nr_request *r)
     r->n_outputs = 0;
     r->ran_version = 0;
     r->leads = false;
+    r->again = false;
+    r->rounds = 0;
     r->place = NULL;
     r->only = NULL;
     atomic_store_explicit(&r->n_answers, 0, memory_order_relaxed);
@@ -489,6 +546,17 @@ static void prepare(struct nr_sequencer *q, struct nr_request *r)
     for (unsigned i = 0; i < r->in->n_inputs; i++) {
         r->bytes += r->in->inputs[i].bytes;
     }
+}
+
+/* A number that fits every type of correlation id. One that is still in use is passed over. */
+static uint64_t next_auto_id(struct nr_sequencer *q)
+{
+    struct nr_seq_key key;
+    do {
+        q->last_auto_id = q->last_auto_id % INT32_MAX + 1;
+        nr_seq_key_auto(&key, q->last_auto_id);
+    } while (nr_seqtable_find(&q->table, &key) != NULL);
+    return q->last_auto_id;
 }
 
 static void submit(struct nr_target *t, struct nr_request *r)
@@ -503,9 +571,14 @@ static void submit(struct nr_target *t, struct nr_request *r)
     }
     struct nr_seq_item *item = nr_arena_new(r->arena, struct nr_seq_item);
     item->start = r->in->sequence_start;
-    item->end = r->in->sequence_end;
+    item->end = item->tells_end = r->in->sequence_end;
     nr_seq_key_make(&key, r->in->sequence_id, r->in->sequence_name);
     pthread_mutex_lock(&q->lock);
+    if (r->in->sequence_id == 0 && r->in->sequence_name.len == 0) {
+        item->start = item->end = true;
+        item->auto_id = next_auto_id(q);
+        nr_seq_key_auto(&key, item->auto_id);
+    }
     enum accepted a = accept_request(q, &key, r, item, &err);
     pthread_mutex_unlock(&q->lock);
     if (a == UNKNOWN) {
@@ -680,6 +753,7 @@ static nr_status open_scheds(struct nr_sequencer *q, const struct nr_sched_cfg *
     cfg.placement.allowed = base->placement.allowed && q->cfg.shared && !c->direct;
     cfg.loop_instances = cfg.placement.allowed ? base->loop_instances : NULL;
     cfg.counters = q->counters;
+    cfg.iterative = c->iterative;
     q->scheds = nr_new_array(struct nr_sched *, n);
     for (unsigned i = 0; i < n; i++) {
         cfg.n_instances = c->direct ? 0 : one ? base->n_instances : 1;

@@ -38,6 +38,10 @@ struct nr_seq_item { /* a request of a sequence; in its arena, found by r->front
     nr_seq_stage stage;  /* under q->lock */
     nr_status cancelled; /* while it was GOING; the request's loop */
     bool start, end;
+    bool tells_end;         /* END of the next execution; as start, of a request's first one only */
+    uint64_t auto_id;       /* of a request that is a sequence by itself; 0: the client's id */
+    struct nr_arena round;  /* iterative: r->arena while the request runs, cleared between */
+    struct nr_arena *arena; /* the request's own then; else NULL */
     struct nr_infer_request ext; /* `in` with control and state tensors */
     /* What is put back before the request completes. */
     const struct nr_infer_request *in;
@@ -87,9 +91,10 @@ struct nr_sequencer {
     uint64_t started, ended, expired, forwarded;
     struct nr_runnable tick; /* time-outs */
     int64_t tick_ns;         /* armed for; 0 not */
-    bool held;               /* the version is */
-    bool quiet;              /* there was no sequence at the last tick, and none since */
-    bool hopping;            /* hop is on its way round the loops */
+    uint64_t last_auto_id;
+    bool held;    /* the version is */
+    bool quiet;   /* there was no sequence at the last tick, and none since */
+    bool hopping; /* hop is on its way round the loops */
     struct nr_msg hop;
     unsigned hop_at;
     /* direct */

@@ -548,7 +548,10 @@ static void test_backlog(void **state)
 static void test_end_and_begin_anew(void **state)
 {
     (void)state;
-    world_init_loaded(CONTROLS("delay", 4, "", "oldest { max_candidate_sequences: 1 }"), 1, false);
+    world_init_loaded(CONTROLS("delay", 4,
+                               "parameters { key: \"delay_us\" value { string_value: \"50000\" } }",
+                               "oldest { max_candidate_sequences: 1 }"),
+                      1, false);
     struct one *a = SEND(.id = 1, .flags = START), *b = SEND(.id = 1, .flags = END);
     struct one *again = SEND(.id = 1, .flags = START), *other = SEND(.id = 2, .flags = START | END);
     struct one *late = SEND(.id = 1, .flags = END);
@@ -667,6 +670,78 @@ static void test_direct_waits_for_slots(void **state)
     world_done();
 }
 
+/* --- iterative -------------------------------------------------------------------------------- */
+
+#define ROUNDS(batch, strategy, more)                                                          \
+    "backend: \"delay\" max_batch_size: " #batch                                               \
+    " input [ { name: \"X\" data_type: TYPE_INT64 dims: [1] } ]"                               \
+    "output [ { name: \"Y\" data_type: TYPE_INT64 dims: [1] },"                                \
+    "{ name: \"S\" data_type: TYPE_INT32 dims: [1] },"                                         \
+    "{ name: \"C\" data_type: TYPE_INT32 dims: [1] } ]"                                        \
+    "parameters [ { key: \"rounds\" value { string_value: \"5\" } }" more " ]"                 \
+    "sequence_batching { iterative_sequence: true " strategy " control_input ["                \
+    "{ name: \"s\" control [ { kind: CONTROL_SEQUENCE_START int32_false_true: [ 0, 1 ] } ] }," \
+    "{ name: \"c\" control [ { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_INT32 } ] } ]"    \
+    "state [ { input_name: \"N_IN\" output_name: \"N\" data_type: TYPE_INT64 dims: [1] } ] }"
+
+/* Every request runs five times before it is answered; START only the first time. */
+static void rounds_of(const char *config, unsigned executions)
+{
+    world_init_loaded(config, 1, true);
+    struct one *all[12];
+    for (unsigned i = 0; i < NR_COUNT(all); i++) { /* no ids: each is a sequence of its own */
+        all[i] = SEND(.x = 100 + i, .loop = i % LOOPS);
+    }
+    for (unsigned i = 0; i < NR_COUNT(all); i++) {
+        int32_t id, start;
+        expect_ok(all[i]);
+        assert_int_equal(answer(all[i]), 100 + i);
+        assert_int_equal(all[i]->r.n_outputs, 3);
+        memcpy(&start, all[i]->r.outputs[1].data, sizeof(start));
+        memcpy(&id, all[i]->r.outputs[2].data, sizeof(id));
+        assert_int_equal(start, 0);
+        assert_int_equal(id, i + 1);
+        assert_int_equal(all[i]->r.rounds, 0);
+        assert_ptr_equal(all[i]->r.arena, &all[i]->arena);
+    }
+    struct nr_sequencer_state s = state_of(1);
+    assert_true(s.active == 0 && s.waiting == 0 && s.ended == NR_COUNT(all));
+    struct nr_arena a;
+    struct nr_counts counts;
+    nr_arena_init(&a, 0);
+    nr_counters_read(runtime(1)->counters, &a, &counts);
+    assert_int_equal(counts.success, NR_COUNT(all));
+    assert_true(counts.executions >= 5 && counts.executions <= executions);
+    nr_arena_done(&a);
+    /* A sequence of a client's keeps its state, which is at 5: the next request needs one round. */
+    expect_ok(SEND(.x = 1, .id = 7, .flags = START));
+    struct one *b = SEND(.x = 2, .id = 7), *c = SEND(.x = 3, .id = 7, .flags = END);
+    expect_ok(c);
+    expect_ok(b);
+    assert_true(b->when < c->when);
+    world_done();
+}
+
+static void test_iterative(void **state)
+{
+    (void)state;
+    rounds_of(ROUNDS(4, "oldest { max_candidate_sequences: 3 }", ""), 60);
+    rounds_of(ROUNDS(4, "direct { }", ""), 60);
+    rounds_of(ROUNDS(0, "direct { }", ""), 60);
+    /* cancelled in the middle: it ends between two executions */
+    world_init_loaded(
+        ROUNDS(4, "oldest { }", ", { key: \"delay_us\" value { string_value: \"20000\" } }"), 1,
+        false);
+    struct one *a = SEND(.x = 1);
+    while (a->r.rounds < 1) {
+        turn();
+    }
+    nr_request_cancel(&a->r, NARU_CANCELLED, true);
+    expect_fail(a, NARU_CANCELLED, "cancelled");
+    assert_int_equal(state_of(1).active, 0);
+    world_done();
+}
+
 /* --- versions --------------------------------------------------------------------------------- */
 
 static void test_other_version(void **state)
@@ -740,12 +815,19 @@ static void test_held_while_sequences_live(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_control_tensors), cmocka_unit_test(test_what_requests_must_say),
-        cmocka_unit_test(test_mixed_sequences), cmocka_unit_test(test_initial_state),
-        cmocka_unit_test(test_backlog),         cmocka_unit_test(test_end_and_begin_anew),
-        cmocka_unit_test(test_idle_time),       cmocka_unit_test(test_idle_time_by_itself),
-        cmocka_unit_test(test_cancels),         cmocka_unit_test(test_direct_waits_for_slots),
-        cmocka_unit_test(test_other_version),   cmocka_unit_test(test_held_while_sequences_live),
+        cmocka_unit_test(test_control_tensors),
+        cmocka_unit_test(test_what_requests_must_say),
+        cmocka_unit_test(test_mixed_sequences),
+        cmocka_unit_test(test_initial_state),
+        cmocka_unit_test(test_backlog),
+        cmocka_unit_test(test_end_and_begin_anew),
+        cmocka_unit_test(test_idle_time),
+        cmocka_unit_test(test_idle_time_by_itself),
+        cmocka_unit_test(test_cancels),
+        cmocka_unit_test(test_direct_waits_for_slots),
+        cmocka_unit_test(test_iterative),
+        cmocka_unit_test(test_other_version),
+        cmocka_unit_test(test_held_while_sequences_live),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
