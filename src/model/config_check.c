@@ -420,6 +420,7 @@ nr_status nr_config_list_ignored(struct nr_model_config *c, struct nr_err *err)
         pb->scheduling_choice_case == INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_DYNAMIC_BATCHING
             ? pb->dynamic_batching
             : NULL;
+    bool ordered_sequences = c->sequence && c->sequence->preserve_ordering;
     bool group[3] = {false};
     for (size_t i = 0; i < pb->n_instance_group; i++) {
         list_group(pb->instance_group[i], group);
@@ -430,7 +431,7 @@ nr_status nr_config_list_ignored(struct nr_model_config *c, struct nr_err *err)
     } all[] = {
         {pb->n_model_warmup > 0, "model_warmup"},
         {d && d->priority_levels > 1, "priority_levels"},
-        {d && d->preserve_ordering, "preserve_ordering"},
+        {(d && d->preserve_ordering) || ordered_sequences, "preserve_ordering"},
         {d && d->default_queue_policy &&
              d->default_queue_policy->timeout_action ==
                  INFERENCE__MODEL_QUEUE_POLICY__TIMEOUT_ACTION__DELAY,

@@ -5,6 +5,7 @@ import csv
 import json
 import random
 import re
+import shlex
 import subprocess
 import threading
 import time
@@ -289,3 +290,32 @@ def test_perf_analyzer(running, tmp_path, protocol, model):
     row = next(csv.DictReader(table.open()))
     assert float(row["Inferences/Second"]) > 0
     assert metric(running, "started_total", model) > 40
+
+
+def test_the_document(server, tmp_path, monkeypatch):
+    """The model, the configuration and the curl lines of docs/sequences.md, as they stand there."""
+    text = (ROOT / "docs" / "sequences.md").read_text()
+    block = lambda kind: re.search(rf"```{kind}\n(.*?)```", text, re.S).group(1)  # noqa: E731
+    folder = tmp_path / "models" / "running_sum"
+    (folder / "1").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block("python"), "docs/sequences.md", "exec"), {})  # noqa: S102
+    (folder / "config.pbtxt").write_text(block("pbtxt"))
+    s = server(models=[tmp_path / "models"])
+    got = []
+    for line in block("console").splitlines():
+        words = shlex.split(line.replace("http://127.0.0.1:8000", s.url))
+        assert words[0] == "curl"
+        done = subprocess.run(["curl", "-sS", "--fail-with-body", *words[1:]], capture_output=True, timeout=60, check=False)
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        answer = json.loads(done.stdout)
+        assert [o["name"] for o in answer["outputs"]] == ["SUM"]
+        got += answer["outputs"][0]["data"]
+    assert f"answers {got[0]:.0f}, {got[1]:.0f} and {got[2]:.0f}" in text
+
+
+def test_the_documents_metrics(running):
+    """docs/sequences.md lists exactly the metrics of sequences."""
+    text = ask(running.metrics, "GET", "/metrics").body.decode()
+    there = set(re.findall(r"^# TYPE (naru_sequence_\w+)", text, re.M))
+    assert there == set(re.findall(r"`(naru_sequence_\w+)`", (ROOT / "docs" / "sequences.md").read_text()))
