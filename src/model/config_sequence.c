@@ -265,9 +265,10 @@ nr_status nr_config_check_sequence(const struct nr_model_config *c, struct nr_er
     }
     if (s->n_state > 0 && c->pb->model_transaction_policy &&
         c->pb->model_transaction_policy->decoupled) {
-        return nr_fail(err, NARU_UNSUPPORTED,
-                       "sequence_batching: state of a decoupled model is not served by this version "
-                       "of naru: let the model keep it by itself, by its correlation id");
+        return nr_fail(
+            err, NARU_UNSUPPORTED,
+            "sequence_batching: state of a decoupled model is not served by this version "
+            "of naru: let the model keep it by itself, by its correlation id");
     }
     nr_status st = check_kinds(s, err);
     for (size_t i = 0; i < s->n_state && st == NARU_OK; i++) {

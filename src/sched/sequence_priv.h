@@ -1,7 +1,8 @@
 /* Inside the sequencer: what its files share.
  *
  *   seqtable.c   which sequences there are, slots, backlog, idle times
- *   sequence.c   admission, order within a sequence, time-outs, other versions, life
+ *   sequence.c   admission, order within a sequence, other versions
+ *   seqlife.c    time-outs, the version that is held, the book, life
  *   seqdirect.c  executions with fixed places in the batch
  *   seqtensor.c  control and state tensors
  *
@@ -31,6 +32,11 @@ typedef enum nr_seq_stage {
     NR_SEQ_GOING,
     NR_SEQ_PASSED
 } nr_seq_stage;
+
+struct nr_sequence_book {
+    pthread_mutex_t lock;
+    struct nr_list all; /* nr_sequencer.node */
+};
 
 struct nr_seq_item { /* a request of a sequence; in its arena, found by r->front */
     struct nr_sequencer *q;
@@ -115,6 +121,19 @@ static inline struct nr_seq_item *nr_seq_item_of(const struct nr_request *r)
 void nr_sequencer_advance(struct nr_sequencer *q, struct nr_seq *s, int64_t now_ns);
 /* Under the lock: the next request of s, which becomes busy. */
 struct nr_request *nr_sequencer_pop(struct nr_sequencer *q, struct nr_seq *s);
+/* Under the lock: the sequence is over; it has no requests. Its slot goes to the next one. */
+void nr_sequencer_drop(struct nr_sequencer *q, struct nr_seq *s);
+/* Of the target. */
+void nr_sequencer_submit(struct nr_target *t, struct nr_request *r);
+void nr_sequencer_cancel(struct nr_target *t, struct nr_request *r, nr_status status,
+                         bool running_too);
+
+/* --- seqlife.c --- */
+
+/* Under the lock: sees to it that the tick runs when there will be something to do. */
+void nr_sequencer_arm(struct nr_sequencer *q, int64_t now_ns);
+/* Under the lock: a request came, so the version is needed. */
+void nr_sequencer_hold(struct nr_sequencer *q);
 
 /* --- seqtensor.c --- */
 

@@ -177,6 +177,9 @@ static void remove_tree(const char *path)
 
 static void world_done(void)
 {
+    for (unsigned i = 0; i < w.n; i++) {
+        nr_arena_done(&w.all[i].arena);
+    }
     nr_sequence_book_end(w.host.sequences);
     nr_catalog_reader_done(&w.reader);
     nr_repository_free(w.repository);
@@ -185,9 +188,6 @@ static void world_done(void)
     nr_plugins_free(w.plugins);
     for (unsigned i = 0; i < LOOPS; i++) {
         nr_loop_free(w.loops[i]);
-    }
-    for (unsigned i = 0; i < w.n; i++) {
-        nr_arena_done(&w.all[i].arena);
     }
     nr_free(w.all);
     remove_tree(w.root);
