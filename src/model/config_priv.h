@@ -25,6 +25,8 @@ bool nr_config_is_hidden(const Inference__ModelConfig *pb, const char *name, boo
 /* Hidden tensors as the plug-in is told of them, appended to io, batch dimension in front when
  * there is one: inputs (else outputs). *n goes up; io NULL counts only. False: no memory. */
 bool nr_config_hidden_args(struct nr_model_config *c, bool input, naru_io *io, size_t *n);
+/* Writes what sequence_batching leaves open into the message. False: no memory. */
+bool nr_config_default_sequence(struct nr_model_config *c);
 /* c->sequence from the message, but for its maps. info as in nr_config_complete. */
 nr_nodiscard nr_status nr_config_derive_sequence(struct nr_model_config *c,
                                                  const naru_model_info *info, struct nr_err *err);

@@ -318,6 +318,26 @@ bool nr_config_hidden_args(struct nr_model_config *c, bool input, naru_io *io, s
     return ok;
 }
 
+/* --- defaults --------------------------------------------------------------------------------- */
+
+bool nr_config_default_sequence(struct nr_model_config *c)
+{
+    if (!sequence_of(c->pb)) {
+        return true;
+    }
+    Inference__ModelSequenceBatching *s = c->pb->sequence_batching;
+    if (s->max_sequence_idle_microseconds == 0) {
+        s->max_sequence_idle_microseconds = 1000000;
+    }
+    if (s->strategy_choice_case == INFERENCE__MODEL_SEQUENCE_BATCHING__STRATEGY_CHOICE__NOT_SET) {
+        s->direct =
+            nr_config_message(c, &inference__model_sequence_batching__strategy_direct__descriptor);
+        s->strategy_choice_case = INFERENCE__MODEL_SEQUENCE_BATCHING__STRATEGY_CHOICE_DIRECT;
+        return s->direct != NULL;
+    }
+    return true;
+}
+
 /* --- derived fields --------------------------------------------------------------------------- */
 
 static const naru_io *find_io(const naru_io *ios, uint32_t n, const char *name)
@@ -399,17 +419,13 @@ static nr_status derive_strategy(struct nr_model_config *c,
                                  const Inference__ModelSequenceBatching *from,
                                  struct nr_sequence_config *to, struct nr_err *err)
 {
-    uint64_t idle_us = from->max_sequence_idle_microseconds;
     to->iterative = from->iterative_sequence != 0;
-    to->idle_ns = nr_config_ns_of_us(idle_us == 0 ? 1000000 : idle_us);
+    to->idle_ns = nr_config_ns_of_us(from->max_sequence_idle_microseconds);
     to->direct =
         from->strategy_choice_case != INFERENCE__MODEL_SEQUENCE_BATCHING__STRATEGY_CHOICE_OLDEST;
     if (to->direct) {
-        if (from->strategy_choice_case ==
-            INFERENCE__MODEL_SEQUENCE_BATCHING__STRATEGY_CHOICE_DIRECT) {
-            to->delay_ns = nr_config_ns_of_us(from->direct->max_queue_delay_microseconds);
-            to->min_utilization = from->direct->minimum_slot_utilization;
-        }
+        to->delay_ns = nr_config_ns_of_us(from->direct->max_queue_delay_microseconds);
+        to->min_utilization = from->direct->minimum_slot_utilization;
         return NARU_OK;
     }
     const Inference__ModelSequenceBatching__StrategyOldest *o = from->oldest;

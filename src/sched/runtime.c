@@ -22,8 +22,11 @@ static void runtime_free(struct nr_runtime *rt)
         return;
     }
     nr_cached_free(rt->cached);
-    nr_sequencer_free(rt->sequencer);
-    nr_sched_free(rt->sched);
+    if (rt->sequencer != NULL) {
+        nr_sequencer_free(rt->sequencer); /* sched is one of its own */
+    } else {
+        nr_sched_free(rt->sched);
+    }
     void *extra = atomic_load(&rt->extra);
     if (extra != NULL && rt->extra_free != NULL) {
         rt->extra_free(extra);
@@ -213,7 +216,9 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
                                   .shared =
                                       (rt->model->info->flags & NARU_MODEL_SHARED_SESSION) != 0,
                                   .book = host->sequences};
-    return nr_sequencer_new(&cfg, &sc, &rt->sequencer, err);
+    nr_status st = nr_sequencer_new(&cfg, &sc, &rt->sequencer, err);
+    rt->sched = st == NARU_OK ? nr_sequencer_sched(rt->sequencer) : NULL;
+    return st;
 }
 
 static void prove(struct nr_runtime *rt)

@@ -31,7 +31,7 @@ struct nr_runtime {
     struct nr_target *target;   /* where requests of the version go */
     struct nr_counters *counters;
     struct nr_plugin_model *model;
-    struct nr_sched *sched;         /* runs the model's batches; NULL: the sequencer does */
+    struct nr_sched *sched;         /* runs the model's batches; with a sequencer: its first one */
     struct nr_sequencer *sequencer; /* NULL: the configuration asks for none */
     struct nr_cached *cached;       /* in front of sched; NULL: the configuration asks for none */
     const struct nr_signature *signature;

@@ -300,6 +300,11 @@ struct nr_target *nr_sequencer_target(struct nr_sequencer *q)
     return &q->target;
 }
 
+struct nr_sched *nr_sequencer_sched(struct nr_sequencer *q)
+{
+    return q->scheds[0];
+}
+
 struct nr_counters *nr_sequencer_counters(struct nr_sequencer *q)
 {
     return q->counters;

@@ -51,6 +51,8 @@ void nr_sequencer_prove(struct nr_sequencer *q);
 
 struct nr_target *nr_sequencer_target(struct nr_sequencer *q);
 struct nr_counters *nr_sequencer_counters(struct nr_sequencer *q);
+/* The first of the schedulers within; lives as long as the sequencer. With direct it has no places. */
+struct nr_sched *nr_sequencer_sched(struct nr_sequencer *q);
 
 struct nr_sequencer_state {
     unsigned active, backlog; /* sequences with and without a slot */

@@ -203,6 +203,8 @@ static void test_defaults_and_visible_state(void **state)
     }
     const struct nr_sequence_config *s = c->sequence;
     assert_true(s->direct && s->min_utilization == 0 && s->delay_ns == 0 && !s->iterative);
+    assert_true(s->idle_ns == 1000000000 && c->pb->sequence_batching->direct != NULL &&
+                c->pb->sequence_batching->max_sequence_idle_microseconds == 1000000);
     assert_true(c->sig.n_outputs == 2 && s->sig.n_outputs == 2 && s->states[0].output == 1);
     nr_config_free(c);
 }
