@@ -446,7 +446,7 @@ static nr_status derive_batching(struct nr_model_config *c, struct nr_err *err)
             .max_queue_size = q->max_queue_size,
             .default_timeout_ns = nr_config_ns_of_us(q->default_timeout_microseconds)};
     }
-    c->n_preferred = (uint32_t)d->n_preferred_batch_size;
+    c->n_preferred = (uint32_t)NR_MIN(d->n_preferred_batch_size, (size_t)NR_CONFIG_MAX_PREFERRED);
     c->preferred = nr_config_sorted(c, d->preferred_batch_size, d->n_preferred_batch_size);
     return c->preferred ? NARU_OK : nr_config_nomem(err);
 }
@@ -565,11 +565,14 @@ nr_status nr_config_complete(struct nr_model_config *c, const naru_model_info *i
                              const struct nr_config_opts *opts, struct nr_err *err)
 {
     Inference__ModelConfig *pb = c->pb;
-    nr_status st = NARU_OK;
+    nr_status st = nr_config_list_ignored(c, info, err);
     if (info && (info->flags & NARU_MODEL_IO_UNKNOWN) != 0) {
         info = NULL;
     }
     bool open = pb->n_input == 0 || pb->n_output == 0;
+    if (st != NARU_OK) {
+        return st;
+    }
     if (open && info && opts->auto_complete) {
         st = auto_complete(c, info, opts, err);
     } else if (open &&
@@ -592,7 +595,10 @@ nr_status nr_config_complete(struct nr_model_config *c, const naru_model_info *i
         st = compare(c, info, err);
     }
     if (st == NARU_OK) {
+        st = nr_config_derive_shared(c, info, err);
+    }
+    if (st == NARU_OK) {
         st = nr_config_check_final(c, err);
     }
-    return st == NARU_OK ? nr_config_list_ignored(c, err) : st;
+    return st;
 }
