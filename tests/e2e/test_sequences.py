@@ -190,6 +190,31 @@ def test_requests_sent_without_waiting_stay_in_order(running, model):
     assert np.array_equal(answers, sm.horner_answers(xs))
 
 
+def test_a_stream(running):
+    """ModelStreamInfer: two sequences mixed on one stream, nothing waited for."""
+    answers, done = {1: [], 2: []}, threading.Event()
+
+    def heard(result, error):
+        if error is None:
+            answers[int(result.get_response().id)].append(result.as_numpy("Y")[0])
+        if error is not None or sum(map(len, answers.values())) == 40:
+            done.set()
+
+    xs = [np.array([k, 1]) for k in range(20)]
+    with grpcclient.InferenceServerClient(f"127.0.0.1:{running.grpc}") as api:
+        api.start_stream(heard)
+        for i, x in enumerate(xs):
+            for sequence in (1, 2):
+                t = grpcclient.InferInput("X", [1, 2], "INT64")
+                t.set_data_from_numpy(x[None] * sequence)
+                api.async_stream_infer("oldest", [t], request_id=str(sequence), sequence_id=sequence,
+                                       sequence_start=i == 0, sequence_end=i + 1 == len(xs))
+        assert done.wait(20), answers
+        api.stop_stream()
+    for sequence in (1, 2):
+        assert np.array_equal(answers[sequence], sm.horner_answers([x * sequence for x in xs]))
+
+
 def test_places_in_the_batch_do_not_move(client):
     """The third of three sequences alone: two rows in front of it are fillings that are not READY."""
     for k in range(3):
