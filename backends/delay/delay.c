@@ -1,6 +1,7 @@
 /* delay: identity that takes a stated time. For tests of queues, deadlines, placement and fairness.
  *
- * Parameters (microseconds): "delay_us" sleeps, "spin_us" computes; "per" says "batch" (default) or
+ * Parameters (microseconds): "delay_us" sleeps, "spin_us" computes (time on the processor,
+ * so that neighbours of the machine change nothing about it); "per" says "batch" (default) or
  * "row". "after_requests" N with "spin_us_after" / "delay_us_after": the first N requests of the
  * model take the first figures, later ones these, all at once (for the test that a model which
  * becomes slow leaves the I/O thread). A request parameter "delay_us" or "spin_us" replaces the
@@ -93,10 +94,10 @@ static naru_status model_open(naru_backend_lib *lib, const naru_model_args *args
     return NARU_OK;
 }
 
-static int64_t now_us(void)
+static int64_t now_us(clockid_t clock)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
 }
 
@@ -104,7 +105,7 @@ static int64_t now_us(void)
 static naru_status sleep_until(const naru_host *host, const naru_batch *batch, int64_t end,
                                naru_text *err)
 {
-    for (int64_t left; (left = end - now_us()) > 0;) {
+    for (int64_t left; (left = end - now_us(CLOCK_MONOTONIC)) > 0;) {
         if (naru_all_cancelled(host, batch)) {
             return naru_fail(err, NARU_CANCELLED, "cancelled while it slept");
         }
@@ -160,15 +161,18 @@ static naru_status execute(naru_backend_instance *instance, naru_batch *batch, n
             host->request_fail(batch, i, st, err->data);
         }
     }
-    int64_t times = m->per_row ? batch->rows : 1, begin = now_us();
+    int64_t times = m->per_row ? batch->rows : 1;
     if (delay > 0) {
-        naru_status st = sleep_until(host, batch, begin + delay * times, err);
+        int64_t end = now_us(CLOCK_MONOTONIC) + delay * times;
+        naru_status st = sleep_until(host, batch, end, err);
         if (st != NARU_OK) {
             return st;
         }
-        begin = now_us();
     }
-    while (spin > 0 && now_us() - begin < spin * times) {
+    if (spin > 0) {
+        int64_t end = now_us(CLOCK_THREAD_CPUTIME_ID) + spin * times;
+        while (now_us(CLOCK_THREAD_CPUTIME_ID) < end) {
+        }
     }
     naru_status st = echo_copy(&m->echo, batch, err);
     return st == NARU_OK && m->rounds > 0 ? count_rounds(m, batch) : st;

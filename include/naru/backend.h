@@ -234,6 +234,10 @@ typedef struct naru_backend {
     naru_status (*device_get)(naru_backend_lib *lib, uint32_t index, naru_device_info *ret);
     /* Memory held now by the model, in bytes; for banners and budgets. Optional. */
     uint64_t (*model_memory)(naru_backend_model *model);
+    /* Gives back memory that is kept only to make the next execution faster (arenas, caches, not
+     * weights). The host calls it when no execution of the model has ended for a while; one may begin
+     * meanwhile. Returns the bytes given back, about; 0: nothing to speak of. Optional. */
+    uint64_t (*model_trim)(naru_backend_model *model);
 } naru_backend;
 
 /* The one exported symbol. Borrowed constant; never NULL. */

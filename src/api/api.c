@@ -23,6 +23,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/reclaim.h"
 
 /* --- answers ---------------------------------------------------------------------------------- */
 
@@ -544,6 +545,26 @@ void nr_api_catalog_changed(struct nr_api *a)
     }
 }
 
+/* Pool: the loops free into the heap; this gives it back to the system. */
+static void run_trim(struct nr_job *j)
+{
+    struct nr_api *a = nr_container_of(j, struct nr_api, trim);
+    atomic_store(&a->trim_queued, false);
+    nr_reclaim_heap();
+}
+
+static void on_idle(void *ctx)
+{
+    struct nr_api *a = ctx;
+    if (atomic_exchange(&a->trim_queued, true)) {
+        return;
+    }
+    a->trim.run = run_trim;
+    if (nr_pool_submit(a->cfg.pool, &a->trim) != NARU_OK) {
+        atomic_store(&a->trim_queued, false); /* the pool is full, so this is not the time for it */
+    }
+}
+
 bool nr_api_ready(struct nr_api *a, const struct nr_catalog *catalog)
 {
     if (atomic_load_explicit(&a->draining, memory_order_relaxed)) {
@@ -574,7 +595,8 @@ nr_status nr_api_new(const struct nr_api_cfg *cfg, struct nr_api **ret, struct n
                                   .on_request = on_request,
                                   .on_cancel = on_cancel,
                                   .on_done = on_done,
-                                  .on_message = on_message};
+                                  .on_message = on_message,
+                                  .on_idle = on_idle};
     nr_status st = nr_router_new(&a->router, err);
     if (st != NARU_OK) {
         nr_free(a);

@@ -20,6 +20,7 @@
 #include "base/clock.h"
 #include "base/cpu.h"
 #include "base/mem.h"
+#include "base/reclaim.h"
 #include "io/loop.h"
 
 /* Of an I/O thread's time, so that it gets in soon between executors that compute. */
@@ -72,6 +73,14 @@ static void on_state(void *ctx, const struct nr_version *v, nr_version_state sta
     if (n->cfg.on_state != NULL) {
         n->cfg.on_state(n->cfg.on_state_ctx, v, state, reason);
     }
+}
+
+/* Models were opened or closed: what only that needed goes back. */
+static void on_rest(void *ctx)
+{
+    (void)ctx;
+    (void)nr_reclaim_code();
+    nr_reclaim_heap();
 }
 
 static nr_status make_loops(struct nr_node *n, struct nr_err *err)
@@ -173,6 +182,7 @@ static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
     rc.ops_ctx = &n->runtime;
     rc.on_publish = on_publish;
     rc.on_state = on_state;
+    rc.on_rest = n->cfg.http.idle_trim_ns > 0 ? on_rest : NULL;
     rc.event_ctx = n;
     nr_status st = nr_repository_new(&rc, &n->repository, err);
     if (st != NARU_OK) {

@@ -32,7 +32,8 @@
 #include "store/gallery.h"
 
 #define TILES_PER_STEP 4
-#define ENCODED_MAX (256u << 20) /* of a result picture; more than 50 Mpx of PNG noise */
+#define PIXELS_PER_STEP (1u << 20) /* what a step's run needs of memory grows with this */
+#define ENCODED_MAX (256u << 20)   /* of a result picture; more than 50 Mpx of PNG noise */
 
 typedef enum answer_kind {
     ANSWER_DECLARED,
@@ -262,7 +263,8 @@ static uint32_t tiles_per_step(const struct nr_call *c, const struct predict *p)
 {
     int64_t most =
         p->plan->batches ? NR_MIN(c->runtime->signature->max_batch_size, TILES_PER_STEP) : 1;
-    return (uint32_t)NR_MAX(most, 1);
+    int64_t fit = PIXELS_PER_STEP / ((int64_t)p->job.tile_w * p->job.tile_h);
+    return (uint32_t)NR_MAX(NR_MIN(most, fit), 1);
 }
 
 /* Pool: tensors of the next tiles. */

@@ -133,7 +133,7 @@ AT(naru_device_info, reserved, 12);
 AT(naru_device_info, memory_bytes, 16);
 AT(naru_device_info, name, 24);
 
-GROWS(naru_backend, 136);
+GROWS(naru_backend, 144);
 AT(naru_backend, struct_size, 0);
 AT(naru_backend, abi_major, 4);
 AT(naru_backend, abi_minor, 6);
@@ -153,3 +153,4 @@ AT(naru_backend, thread_budget, 104);
 AT(naru_backend, device_count, 112);
 AT(naru_backend, device_get, 120);
 AT(naru_backend, model_memory, 128);
+AT(naru_backend, model_trim, 136);

@@ -161,8 +161,9 @@ bool nr_batch_again(const struct nr_batch *b, uint32_t request);
 bool nr_batch_has_outputs(const struct nr_batch *b);
 /* Ready for the next round: forgets requests and results, keeps memory. */
 void nr_batch_clear(struct nr_batch *b);
-/* Gives buffers back that are only kept for the next round (idle models). Not while running. */
-void nr_batch_trim(struct nr_batch *b);
+/* Gives buffers back that are only kept for the next round (idle models), and returns their bytes. Not
+ * while running. */
+size_t nr_batch_trim(struct nr_batch *b);
 
 void nr_batch_stats_get(const struct nr_batch *b, struct nr_batch_stats *ret);
 /* Completions and calls of plug-ins that came for batches already over; process-wide. */

@@ -101,6 +101,11 @@ static void rest_unavailable(struct nr_repository *r, struct nr_version *v, cons
 static void job_done(struct nr_repository *r)
 {
     lock(r);
+    if (r->n_busy == 1 && r->cfg.on_rest) {
+        unlock(r);
+        r->cfg.on_rest(r->cfg.event_ctx);
+        lock(r);
+    }
     r->n_busy--;
     (void)pthread_cond_broadcast(&r->rest);
     unlock(r);

@@ -72,7 +72,10 @@ struct nr_repository_cfg {
      * thread, or within nr_repository_load_all for whole models; without locks. May be NULL. */
     void (*on_state)(void *ctx, const struct nr_version *v, nr_version_state state,
                      const char *reason);
-    void *event_ctx; /* of the two above */
+    /* No load and no unload is under way any more, and nr_repository_wait has not returned yet. On the
+     * thread of the last one, without locks; may be NULL. */
+    void (*on_rest)(void *ctx);
+    void *event_ctx; /* of the three above */
 };
 
 /* Opens and scans the paths; loads nothing. cfg's strings are copied. A path that cannot be opened,

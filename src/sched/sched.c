@@ -17,8 +17,10 @@
 
 void nr_sched_limits_default(struct nr_sched_limits *l)
 {
-    *l = (struct nr_sched_limits){
-        .max_queue_requests = 4096, .max_queue_bytes = 256u << 20, .max_wait_ns = 5 * NR_S_NS};
+    *l = (struct nr_sched_limits){.max_queue_requests = 4096,
+                                  .max_queue_bytes = 256u << 20,
+                                  .max_wait_ns = 5 * NR_S_NS,
+                                  .idle_trim_ns = NR_S_NS};
 }
 
 /* --- queue and executors ----------------------------------------------------------------------- */
@@ -117,6 +119,7 @@ static void release_place(struct nr_place *p, bool observed, int64_t cpu_ns)
     }
     s->n_running--;
     nr_list_append(&s->idle, &p->node);
+    nr_trim_arm(s);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -354,6 +357,7 @@ nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, st
     pthread_mutex_init(&s->flow_lock, NULL);
     nr_clock_cond_init(&s->flow_room);
     nr_exec_init(&s->runnable, run_queue);
+    nr_exec_init(&s->trimmer, nr_trim_run);
     nr_list_init(&s->queue);
     nr_list_init(&s->idle);
     nr_list_init(&s->finished);
@@ -393,7 +397,8 @@ void nr_sched_free(struct nr_sched *s)
     if (s == NULL) {
         return;
     }
-    nr_exec_retire(s->cfg.exec, &s->runnable);
+    nr_exec_retire(s->cfg.exec, &s->runnable); /* its last act may be to arm the other … */
+    nr_exec_retire(s->cfg.exec, &s->trimmer);  /* … which wakes it for requests only */
     NR_ASSERT(s->n_queued == 0 && s->n_running == 0);
     for (unsigned i = 0; i < s->n_places; i++) {
         nr_place_done(&s->places[i]);

@@ -26,6 +26,8 @@ struct nr_sched_limits {
     int64_t max_wait_ns;         /* 5 s of work at the measured service time */
     int64_t default_timeout_ns;  /* queue policy of the configuration; 0 none */
     bool allow_timeout_override; /* a request's own timeout may shorten it */
+    int64_t idle_trim_ns; /* 1 s: so long after its last execution on an executor a model gives back
+                             what it keeps for the next one; 0 never */
 };
 void nr_sched_limits_default(struct nr_sched_limits *l);
 

@@ -5,6 +5,7 @@
  *   flow.c   several responses to one request, at the pace of their reader
  *   turn.c   inline executions at the end of a loop's turn
  *   prove.c  runs on zeros before the first request
+ *   trim.c   memory back from a model that is idle
  *
  * INVARIANTS
  *  1. A request is in exactly one of: a turn's pending list, the queue, a place. Whoever removes it
@@ -53,6 +54,7 @@ struct nr_sched {
     struct nr_target target;
     struct nr_sched_cfg cfg;
     struct nr_runnable runnable;
+    struct nr_runnable trimmer;
     struct nr_counters *counters;
     pthread_mutex_t lock;
     struct nr_list queue;
@@ -70,6 +72,8 @@ struct nr_sched {
     int64_t row_ns;         /* smoothed service time per row, for admission */
     uint64_t seals[NR_SEAL_COUNT];
     uint64_t bytes_copied, bytes_in_place;
+    bool trim_armed;
+    int64_t used_ns; /* a place was given back at */
     struct nr_turn *turns;
     pthread_mutex_t flow_lock; /* decoupled models: a leaf */
     pthread_cond_t flow_room;  /* a response was ended, or a request cancelled */
@@ -126,6 +130,12 @@ void nr_flow_settle(struct nr_request *r);
 
 /* Runs what is pending on this loop, or hands it to the queue. The loop's turn hook. */
 void nr_turn_run(struct nr_turn_hook *h);
+
+/* --- trim.c --- */
+
+/* Under the lock: an execution on an executor has ended. */
+void nr_trim_arm(struct nr_sched *s);
+bool nr_trim_run(struct nr_runnable *runnable); /* of the trimmer */
 
 /* --- sched.c --- */
 

@@ -223,6 +223,7 @@ static void run_lane(struct nr_sequencer *q, struct nr_seq_lane *l, nr_seal why)
     pthread_mutex_lock(&s->lock);
     s->seals[why]++;
     nr_sched_observe(s, p, -1);
+    nr_trim_arm(s); /* of the plug-in's memory */
     pthread_mutex_unlock(&s->lock);
     nr_place_deliver(p);
     nr_place_rest(p);
