@@ -595,6 +595,12 @@ nr_status nr_batch_result(const struct nr_batch *b, uint32_t request, struct nr_
     return NARU_OK;
 }
 
+bool nr_batch_again(const struct nr_batch *b, uint32_t request)
+{
+    NR_DCHECK(request < b->n_requests);
+    return b->members[request].again;
+}
+
 /* Ends of the requests' shares of a BYTES output, by walking the lengths. NULL: they do not add up. */
 static const uint64_t *bytes_ends(struct nr_batch *b, struct nr_batch_out *out,
                                   const naru_tensor *t)

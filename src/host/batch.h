@@ -78,6 +78,7 @@ struct nr_batch_cfg {
     /* Waits until on_response would take one: NARU_OK, NARU_TIMEOUT, NARU_CANCELLED. */
     nr_status (*on_room)(void *arg, void *user, int64_t timeout_ns);
     void *response_arg;
+    bool may_repeat; /* requests may ask for another execution (nr_batch_again) */
 };
 
 struct nr_batch_input { /* one input of one request */
@@ -154,6 +155,8 @@ nr_status nr_batch_result(const struct nr_batch *b, uint32_t request, struct nr_
  * do not add up. */
 nr_nodiscard nr_status nr_batch_output(struct nr_batch *b, uint32_t output, uint32_t request,
                                        struct nr_batch_slice *ret);
+/* The plug-in asked for another execution of a request whose result is NARU_OK. */
+bool nr_batch_again(const struct nr_batch *b, uint32_t request);
 /* False: a decoupled model answered by responses, or not at all; there are no outputs to read. */
 bool nr_batch_has_outputs(const struct nr_batch *b);
 /* Ready for the next round: forgets requests and results, keeps memory. */

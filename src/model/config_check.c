@@ -160,12 +160,6 @@ static nr_status check_all_io(const struct nr_model_config *c, struct nr_err *er
 
 static nr_status check_supported(const Inference__ModelConfig *pb, struct nr_err *err)
 {
-    if (pb->scheduling_choice_case ==
-        INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_SEQUENCE_BATCHING) {
-        return nr_fail(err, NARU_UNSUPPORTED,
-                       "sequence_batching is not served by this version of naru (sequences are to "
-                       "come)");
-    }
     for (size_t i = 0; i < pb->n_input; i++) {
         if (pb->input[i]->allow_ragged_batch) {
             return nr_fail(err, NARU_UNSUPPORTED,
@@ -305,6 +299,9 @@ nr_status nr_config_check(const struct nr_model_config *c, struct nr_err *err)
     }
     if (st == NARU_OK) {
         st = check_parameters(pb, err);
+    }
+    if (st == NARU_OK) {
+        st = nr_config_check_sequence(c, err);
     }
     return st == NARU_OK ? check_versions(pb->version_policy, err) : st;
 }

@@ -47,8 +47,24 @@ static void list_model(const Inference__ModelConfig *pb, struct nr_text *t)
     list(t, fields, NR_COUNT(fields));
 }
 
+static void list_sequences(const Inference__ModelSequenceBatching *s, struct nr_text *t)
+{
+    bool oldest =
+        s->strategy_choice_case == INFERENCE__MODEL_SEQUENCE_BATCHING__STRATEGY_CHOICE_OLDEST;
+    const struct field fields[] = {
+        {oldest && s->oldest->preserve_ordering, "preserve_ordering"},
+        {oldest && s->oldest->n_preferred_batch_size > NR_CONFIG_MAX_PREFERRED,
+         "preferred_batch_size above the 16 smallest"},
+    };
+    list(t, fields, NR_COUNT(fields));
+}
+
 static void list_batching(const Inference__ModelConfig *pb, struct nr_text *t)
 {
+    if (pb->scheduling_choice_case ==
+        INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_SEQUENCE_BATCHING) {
+        list_sequences(pb->sequence_batching, t);
+    }
     if (pb->scheduling_choice_case != INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_DYNAMIC_BATCHING) {
         return;
     }

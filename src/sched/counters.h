@@ -59,6 +59,9 @@ void nr_counters_free(struct nr_counters *c); /* accepts NULL */
 /* On the loop with this index. `leads`: the request stands for its whole batch's execution. */
 void nr_counters_success(struct nr_counters *c, unsigned loop, const struct nr_request *r,
                          bool leads);
+/* An execution after which the request goes on (nr_request.again). */
+void nr_counters_round(struct nr_counters *c, unsigned loop, const struct nr_request *r,
+                       bool leads);
 void nr_counters_failure(struct nr_counters *c, unsigned loop, nr_fail_reason why, int64_t took_ns);
 /* Beside nr_counters_failure, for a request whose time passed before it ran. */
 void nr_counters_expired(struct nr_counters *c, unsigned loop);

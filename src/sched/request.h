@@ -80,7 +80,8 @@ struct nr_request {
     struct nr_infer_tensor *outputs; /* in the order of in->outputs */
     unsigned n_outputs;
     bool ran_inline;
-    uint32_t batch_rows;                                               /* of the batch it ran in */
+    int64_t ran_version; /* of the model, where it is not the one submitted to; else 0 */
+    uint32_t batch_rows; /* of the batch it ran in */
     int64_t queued_ns, begin_ns, infer_begin_ns, infer_end_ns, end_ns; /* stage times, monotonic */
 
     /* Of a target that passes the request on and waits for its completion (it replaces on_complete,
@@ -93,6 +94,8 @@ struct nr_request {
     struct nr_sched *sched;
     _Atomic uint32_t state;
     _Atomic uint32_t cancelled; /* read by host->request_cancelled while running */
+    bool again;                 /* of NARU_OK: not answered, the model wants another execution */
+    uint32_t rounds;            /* executions before this one; 0 but with iterative sequences */
     struct nr_answer *only;     /* the first response, when on_answer is NULL */
     _Atomic uint32_t n_answers; /* given to the consumer and not ended */
     bool too_many;              /* more than one, when on_answer is NULL */

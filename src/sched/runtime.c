@@ -22,7 +22,11 @@ static void runtime_free(struct nr_runtime *rt)
         return;
     }
     nr_cached_free(rt->cached);
-    nr_sched_free(rt->sched);
+    if (rt->sequencer != NULL) {
+        nr_sequencer_free(rt->sequencer); /* sched is one of its own */
+    } else {
+        nr_sched_free(rt->sched);
+    }
     nr_pipeline_free(rt->pipeline);
     void *extra = atomic_load(&rt->extra);
     if (extra != NULL && rt->extra_free != NULL) {
@@ -150,8 +154,12 @@ static bool may_inline(const struct nr_runtime_host *host, const struct nr_runti
         c->decoupled || first_device(c) >= 0) {
         return false;
     }
-    for (unsigned i = 0; i < c->sig.n_inputs; i++) {
-        if (c->sig.inputs[i].row_bytes < 0) {
+    const struct nr_signature *sig = c->sequence != NULL ? &c->sequence->sig : &c->sig;
+    if (c->sequence != NULL && (c->sequence->direct || c->sequence->delay_ns > 0)) {
+        return false;
+    }
+    for (unsigned i = 0; i < sig->n_inputs; i++) {
+        if (sig->inputs[i].row_bytes < 0) {
             return false; /* the time of a request would depend on its shape */
         }
     }
@@ -200,7 +208,32 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
     cfg.limits.default_timeout_ns =
         (int64_t)NR_MIN(c->queue.default_timeout_ns, (uint64_t)INT64_MAX);
     cfg.limits.allow_timeout_override = c->queue.allow_override;
-    return nr_sched_new(&cfg, &rt->sched, err);
+    if (c->sequence == NULL) {
+        return nr_sched_new(&cfg, &rt->sched, err);
+    }
+    struct nr_sequencer_cfg sc = {.config = c->sequence,
+                                  .signature = &c->sig,
+                                  .version = rt->version,
+                                  .model_fd = rt->version->model_fd,
+                                  .shared =
+                                      (rt->model->info->flags & NARU_MODEL_SHARED_SESSION) != 0,
+                                  .book = host->sequences};
+    nr_status st = nr_sequencer_new(&cfg, &sc, &rt->sequencer, err);
+    rt->sched = st == NARU_OK ? nr_sequencer_sched(rt->sequencer) : NULL;
+    return st;
+}
+
+static void prove(struct nr_runtime *rt)
+{
+    if (rt->sequencer != NULL) {
+        nr_sequencer_prove(rt->sequencer);
+        rt->target = nr_sequencer_target(rt->sequencer);
+        rt->counters = nr_sequencer_counters(rt->sequencer);
+    } else {
+        nr_sched_prove(rt->sched);
+        rt->target = nr_sched_target(rt->sched);
+        rt->counters = nr_sched_counters(rt->sched);
+    }
 }
 
 /* An ensemble has nothing to open: its members are versions of their own. */
@@ -254,9 +287,7 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
     if (st != NARU_OK) {
         return st;
     }
-    nr_sched_prove(rt->sched);
-    rt->target = nr_sched_target(rt->sched);
-    rt->counters = nr_sched_counters(rt->sched);
+    prove(rt);
     if (c->response_cache && host->cache != NULL) {
         rt->cached = nr_cached_new(host->cache, rt->target, rt->counters);
         rt->target = nr_cached_target(rt->cached);
@@ -276,11 +307,23 @@ static void runtime_close(void *ctx, struct nr_version *v)
 
 void nr_runtime_state_get(const struct nr_runtime *rt, struct nr_sched_state *ret)
 {
-    if (rt->sched != NULL) {
+    struct nr_sequencer_state sequences;
+    if (rt->sequencer != NULL) {
+        nr_sequencer_state_get(rt->sequencer, &sequences, ret);
+    } else if (rt->sched != NULL) {
         nr_sched_state_get(rt->sched, ret);
     } else {
         *ret = (struct nr_sched_state){.running = nr_pipeline_running(rt->pipeline)};
     }
+}
+
+bool nr_runtime_sequences_get(const struct nr_runtime *rt, struct nr_sequencer_state *ret)
+{
+    struct nr_sched_state state;
+    if (rt->sequencer != NULL) {
+        nr_sequencer_state_get(rt->sequencer, ret, &state);
+    }
+    return rt->sequencer != NULL;
 }
 
 const struct nr_version_ops nr_runtime_ops = {.open = runtime_open, .close = runtime_close};

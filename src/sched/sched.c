@@ -290,9 +290,12 @@ static void submit(struct nr_target *t, struct nr_request *r)
     r->n_outputs = 0;
     r->leads = false;
     r->place = NULL;
-    r->only = NULL;
-    atomic_store_explicit(&r->n_answers, 0, memory_order_relaxed);
-    r->too_many = false;
+    r->again = false;
+    if (r->rounds == 0) { /* else answers of earlier rounds may be on their way */
+        r->only = NULL;
+        atomic_store_explicit(&r->n_answers, 0, memory_order_relaxed);
+        r->too_many = false;
+    }
     nr_list_init(&r->node);
     atomic_store_explicit(&r->cancelled, false, memory_order_relaxed);
     prepare(s, r);
@@ -373,7 +376,9 @@ nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, st
     nr_placement_init(&s->placement, &cfg->placement);
     nr_batchsize_init(&s->batchsize, cfg->rules.max_rows, cfg->latency_target_ns);
     nr_hold_init(&s->hold);
-    s->counters = nr_counters_new(cfg->n_loops, cfg->signature->max_batch_size);
+    s->counters = cfg->counters != NULL
+                      ? cfg->counters
+                      : nr_counters_new(cfg->n_loops, cfg->signature->max_batch_size);
     s->places = nr_new_array(struct nr_place, NR_MAX(cfg->n_instances, 1u));
     s->turns = nr_new_array(struct nr_turn, NR_MAX(cfg->n_loops, 1u));
     nr_status st = NARU_OK;
@@ -417,7 +422,9 @@ void nr_sched_free(struct nr_sched *s)
             nr_free(s->turns[i].place);
         }
     }
-    nr_counters_free(s->counters);
+    if (s->cfg.counters == NULL) {
+        nr_counters_free(s->counters);
+    }
     pthread_mutex_destroy(&s->lock);
     pthread_mutex_destroy(&s->finished_lock);
     pthread_mutex_destroy(&s->flow_lock);
