@@ -9,18 +9,22 @@
 #include <unistd.h>
 
 #include "api/call.h"
-#include "base/arena.h"
 #include "base/clock.h"
 #include "codec/image_plan.h"
 #include "codec/tensor.h"
+#include "model/ensemble.h"
 #include "sched/runtime.h"
 
 static void print_bytes(FILE *out, uint64_t bytes)
 {
-    if (bytes >= 1u << 20) {
+    if (bytes >= 1u << 30) {
+        fprintf(out, "%.1f GiB", (double)bytes / (1u << 30));
+    } else if (bytes >= 1u << 20) {
         fprintf(out, "%.1f MiB", (double)bytes / (1u << 20));
-    } else {
+    } else if (bytes >= 1u << 10) {
         fprintf(out, "%.1f KiB", (double)bytes / 1024);
+    } else {
+        fprintf(out, "%llu byte%s", (unsigned long long)bytes, bytes == 1 ? "" : "s");
     }
 }
 
@@ -42,7 +46,7 @@ static void print_version(FILE *out, const struct nr_version *v)
     struct nr_sched_state s;
     nr_runtime_state_get(nr_runtime_of(v), &s);
     fprintf(out, "  %s version %lld: ready in %.1f ms, %s", v->name, (long long)v->number,
-            (double)v->load_ns / 1e6, c->backend);
+            (double)v->load_ns / 1e6, c->ensemble != NULL ? c->platform : c->backend);
     if (v->memory_bytes > 0) {
         fprintf(out, ", ");
         print_bytes(out, v->memory_bytes);
@@ -55,8 +59,13 @@ static void print_version(FILE *out, const struct nr_version *v)
     } else {
         fprintf(out, "no batching");
     }
-    fprintf(out, "; %u instance%s%s\n", s.places, s.places == 1 ? "" : "s",
-            s.is_inline ? "; runs on the I/O threads" : "");
+    if (c->ensemble != NULL) {
+        unsigned n = c->ensemble->n_steps;
+        fprintf(out, "; %u step%s\n", n, n == 1 ? "" : "s");
+    } else {
+        fprintf(out, "; %u instance%s%s\n", s.places, s.places == 1 ? "" : "s",
+                s.is_inline ? "; runs on the I/O threads" : "");
+    }
     if (c->ignored[0] != '\0') {
         fprintf(out, "      ignored: %s\n", c->ignored);
     }
@@ -91,18 +100,15 @@ static const struct nr_catalog_model *first_with_pictures(const struct nr_catalo
                                                           enum nr_image_output *ret_output)
 {
     const struct nr_catalog_model *found = NULL;
-    struct nr_arena arena;
-    nr_arena_init(&arena, 0);
     for (uint32_t i = 0; i < catalog->n_models && found == NULL; i++) {
         const struct nr_catalog_model *m = &catalog->models[i];
         const struct nr_image_plan *plan;
         struct nr_err err = {0};
-        if (m->best != NULL && nr_predict_plan(m->best, &arena, &plan, &err) == NARU_OK) {
+        if (m->best != NULL && nr_predict_plan(m->best, &plan, &err) == NARU_OK) {
             *ret_output = plan->output;
             found = m;
         }
     }
-    nr_arena_done(&arena);
     return found;
 }
 

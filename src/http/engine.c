@@ -289,6 +289,7 @@ void nr_engine_init(struct nr_engine *e, struct nr_loop *loop, const struct nr_h
  * accepts that the process ends with what its connections hold. */
 void nr_engine_done(struct nr_engine *e)
 {
+    nr_loop_timer_cancel(e->loop, &e->wheel.timer); /* connections may be left */
     if (e->idle_timer.heap_index) { /* a loop that was freed before has forgotten it */
         nr_loop_timer_cancel(e->loop, &e->idle_timer);
     }

@@ -35,10 +35,13 @@
 #define NR_CONFIG_ARENA_BYTES (64u << 20) /* of everything made from it */
 #define NR_CONFIG_MAX_BATCH 65536         /* largest max_batch_size taken */
 #define NR_CONFIG_MAX_INSTANCES 1024      /* over all groups of a model */
+#define NR_CONFIG_MAX_PREFERRED 16        /* preferred batch sizes, smallest first, that count */
 #define NR_CONFIG_DEFAULT_BATCH 64        /* no configuration, batchable model */
 #define NR_CONFIG_DEFAULT_BATCH_TRITON 4  /* a configuration that leaves it open */
 /* Inputs and outputs of one batch of the default size take at most this; else it is halved. */
 #define NR_CONFIG_DEFAULT_BATCH_BYTES (UINT64_C(256) << 20)
+
+struct nr_ensemble;
 
 struct nr_queue_policy {
     bool allow_override;         /* a client may shorten the time-out */
@@ -67,6 +70,8 @@ struct nr_model_config {
     bool from_file;               /* there was a configuration file */
     bool gave_batch;              /* it says max_batch_size, be it 0 */
     bool gave_input, gave_output; /* it lists them: their order and types are the user's */
+    const struct nr_ensemble
+        *ensemble; /* from step 1: it runs other models (ensemble.h); or NULL */
 
     /* from step 2 */
     const char *name;
@@ -78,7 +83,7 @@ struct nr_model_config {
     int32_t max_batch_size; /* 0: the model does not batch */
     bool batched;           /* max_batch_size > 0: shapes begin with the batch dimension */
     const char *ignored; /* "model_warmup, rate_limiter": fields that change speed or order only and
-                               have no effect in this version; "" none */
+                               have no effect, in this version or on this device; "" none */
     struct nr_signature sig;        /* inputs and outputs as clients see them */
     const char *const *label_files; /* [sig.n_outputs]; "" none */
     /* plug-in order (that of naru_model_info, or the configuration's where the model knows none):
@@ -95,6 +100,7 @@ struct nr_model_config {
     uint32_t n_preferred;
     const int32_t *preferred; /* ascending, each in 1..max_batch_size */
     uint64_t max_queue_delay_ns;
+    int64_t latency_target_ns; /* parameter naru.latency_target_ms; 0: none */
     uint64_t priority_levels; /* 0: one level */
     uint64_t default_priority;
     struct nr_queue_policy queue; /* default_queue_policy */

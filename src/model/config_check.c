@@ -4,7 +4,7 @@
  * (nr_config_check); what depends on the completed configuration comes after
  * (nr_config_check_final). Features that would change results if they were passed over are refused
  * as unsupported; those that only change speed or order are accepted, have no effect, and are listed
- * (nr_config_list_ignored) so that whoever reads the banner or the log knows.
+ * (config_ignored.c).
  *
  * Threads: pure functions of the configuration.
  */
@@ -160,13 +160,6 @@ static nr_status check_all_io(const struct nr_model_config *c, struct nr_err *er
 
 static nr_status check_supported(const Inference__ModelConfig *pb, struct nr_err *err)
 {
-    if (strcmp(pb->platform, "ensemble") == 0 ||
-        pb->scheduling_choice_case ==
-            INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_ENSEMBLE_SCHEDULING) {
-        return nr_fail(err, NARU_UNSUPPORTED,
-                       "ensembles are not served by this version of naru (pipelines are to come): "
-                       "serve the member models and call them one after the other");
-    }
     if (pb->scheduling_choice_case ==
         INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_SEQUENCE_BATCHING) {
         return nr_fail(err, NARU_UNSUPPORTED,
@@ -197,7 +190,14 @@ static nr_status check_supported(const Inference__ModelConfig *pb, struct nr_err
 
 static nr_status check_platform(const Inference__ModelConfig *pb, struct nr_err *err)
 {
-    if (pb->platform[0] == '\0') {
+    bool ensemble = strcmp(pb->platform, "ensemble") == 0;
+    if (ensemble != nr_config_is_ensemble(pb)) {
+        return ensemble
+                   ? nr_fail(err, NARU_INVALID,
+                             "platform \"ensemble\" needs ensemble_scheduling with its steps")
+                   : nr_fail(err, NARU_INVALID, "ensemble_scheduling needs platform: \"ensemble\"");
+    }
+    if (ensemble || pb->platform[0] == '\0') {
         return NARU_OK;
     }
     const char *backend = nr_config_platform_backend(pb->platform);
@@ -239,6 +239,19 @@ static nr_status check_groups(const Inference__ModelConfig *pb, struct nr_err *e
         return nr_fail(err, NARU_INVALID,
                        "instance_group asks for %llu instances, at most %d are allowed",
                        (unsigned long long)sum, NR_CONFIG_MAX_INSTANCES);
+    }
+    return NARU_OK;
+}
+
+static nr_status check_parameters(const Inference__ModelConfig *pb, struct nr_err *err)
+{
+    for (size_t i = 0; i < pb->n_parameters; i++) {
+        if (nr_str_starts(nr_str_from(pb->parameters[i]->key), NR_STR(NR_CONFIG_OPT_PREFIX))) {
+            return nr_fail(err, NARU_INVALID,
+                           "parameter \"%.200s\": names that begin with \"" NR_CONFIG_OPT_PREFIX
+                           "\" are reserved; say it by optimization { … }",
+                           pb->parameters[i]->key);
+        }
     }
     return NARU_OK;
 }
@@ -289,6 +302,9 @@ nr_status nr_config_check(const struct nr_model_config *c, struct nr_err *err)
     }
     if (st == NARU_OK) {
         st = check_groups(pb, err);
+    }
+    if (st == NARU_OK) {
+        st = check_parameters(pb, err);
     }
     return st == NARU_OK ? check_versions(pb->version_policy, err) : st;
 }
@@ -405,55 +421,6 @@ static nr_status check_warmup(const struct nr_model_config *c, const Inference__
         }
     }
     return NARU_OK;
-}
-
-/* --- without effect --------------------------------------------------------------------------- */
-
-static void list_group(const Inference__ModelInstanceGroup *g, bool seen[3])
-{
-    seen[0] = seen[0] || g->rate_limiter;
-    seen[1] = seen[1] || g->n_secondary_devices > 0;
-    seen[2] = seen[2] || g->host_policy[0] != '\0';
-}
-
-nr_status nr_config_list_ignored(struct nr_model_config *c, struct nr_err *err)
-{
-    const Inference__ModelConfig *pb = c->pb;
-    const Inference__ModelDynamicBatching *d =
-        pb->scheduling_choice_case == INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_DYNAMIC_BATCHING
-            ? pb->dynamic_batching
-            : NULL;
-    bool group[3] = {false};
-    for (size_t i = 0; i < pb->n_instance_group; i++) {
-        list_group(pb->instance_group[i], group);
-    }
-    const struct {
-        bool there;
-        const char *name;
-    } all[] = {
-        {pb->n_model_warmup > 0, "model_warmup"},
-        {d && d->priority_levels > 1, "priority_levels"},
-        {d && d->preserve_ordering, "preserve_ordering"},
-        {d && d->default_queue_policy &&
-             d->default_queue_policy->timeout_action ==
-                 INFERENCE__MODEL_QUEUE_POLICY__TIMEOUT_ACTION__DELAY,
-         "timeout_action DELAY"},
-        {group[0], "rate_limiter"},
-        {group[1], "secondary_devices"},
-        {group[2], "host_policy"},
-        {pb->n_metric_tags > 0, "metric_tags"},
-        {pb->model_metrics, "model_metrics"},
-    };
-    struct nr_text t;
-    char storage[256];
-    nr_text_init_at(&t, storage, sizeof(storage));
-    for (size_t i = 0; i < NR_COUNT(all); i++) {
-        if (all[i].there) {
-            nr_text_fmt(&t, "%s%s", t.len > 0 ? ", " : "", all[i].name);
-        }
-    }
-    c->ignored = nr_config_copy(c, t.len > 0 ? storage : "");
-    return c->ignored ? NARU_OK : nr_config_nomem(err);
 }
 
 nr_status nr_config_check_final(const struct nr_model_config *c, struct nr_err *err)

@@ -301,10 +301,10 @@ static nr_status set_defaults(struct nr_model_config *c, struct nr_err *err)
         pb->dynamic_batching->preferred_batch_size = size;
         pb->dynamic_batching->n_preferred_batch_size = 1;
     }
-    if (!default_versions(c) || !default_optimization(c)) {
+    if (!default_versions(c) || (!c->ensemble && !default_optimization(c))) {
         return nr_config_nomem(err);
     }
-    return default_groups(c, err);
+    return c->ensemble ? NARU_OK : default_groups(c, err);
 }
 
 /* --- derived fields --------------------------------------------------------------------------- */
@@ -413,6 +413,26 @@ static int by_size(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+/* Wait and run of the 99th of a hundred requests, in milliseconds. */
+static nr_status derive_target(struct nr_model_config *c, struct nr_err *err)
+{
+    for (uint32_t i = 0; i < c->n_options; i++) {
+        const char *text = c->options[i].value;
+        double ms;
+        if (strcmp(c->options[i].key, NR_CONFIG_LATENCY_TARGET) != 0) {
+            continue;
+        }
+        if (!nr_str_to_double(nr_str_trim(nr_str_from(text)), &ms) || ms < 0.1 || ms > 3.6e6) {
+            return nr_fail(err, NARU_INVALID,
+                           "parameter \"" NR_CONFIG_LATENCY_TARGET "\" is \"%.64s\"; expected "
+                           "milliseconds from 0.1 to 3600000",
+                           text);
+        }
+        c->latency_target_ns = (int64_t)(ms * 1e6);
+    }
+    return NARU_OK;
+}
+
 static nr_status derive_batching(struct nr_model_config *c, struct nr_err *err)
 {
     const Inference__ModelConfig *pb = c->pb;
@@ -442,7 +462,7 @@ static nr_status derive_batching(struct nr_model_config *c, struct nr_err *err)
         qsort(sizes, d->n_preferred_batch_size, sizeof *sizes, by_size);
     }
     c->preferred = sizes;
-    c->n_preferred = (uint32_t)d->n_preferred_batch_size;
+    c->n_preferred = (uint32_t)NR_MIN(d->n_preferred_batch_size, (size_t)NR_CONFIG_MAX_PREFERRED);
     return NARU_OK;
 }
 
@@ -453,6 +473,9 @@ static nr_status derive(struct nr_model_config *c, struct nr_err *err)
     nr_status st = derive_sig(c, err);
     if (st == NARU_OK) {
         st = derive_groups(c, err);
+    }
+    if (st == NARU_OK) {
+        st = derive_target(c, err);
     }
     return st == NARU_OK ? derive_batching(c, err) : st;
 }
@@ -550,11 +573,14 @@ nr_status nr_config_complete(struct nr_model_config *c, const naru_model_info *i
                              const struct nr_config_opts *opts, struct nr_err *err)
 {
     Inference__ModelConfig *pb = c->pb;
-    nr_status st = NARU_OK;
+    nr_status st = nr_config_list_ignored(c, info, err);
     if (info && (info->flags & NARU_MODEL_IO_UNKNOWN) != 0) {
         info = NULL;
     }
     bool open = pb->n_input == 0 || pb->n_output == 0;
+    if (st != NARU_OK) {
+        return st;
+    }
     if (open && info && opts->auto_complete) {
         st = auto_complete(c, info, opts, err);
     } else if (open &&
@@ -577,7 +603,10 @@ nr_status nr_config_complete(struct nr_model_config *c, const naru_model_info *i
         st = compare(c, info, err);
     }
     if (st == NARU_OK) {
+        st = nr_config_derive_shared(c, info, err);
+    }
+    if (st == NARU_OK) {
         st = nr_config_check_final(c, err);
     }
-    return st == NARU_OK ? nr_config_list_ignored(c, err) : st;
+    return st;
 }
