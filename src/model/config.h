@@ -41,6 +41,8 @@
 /* Inputs and outputs of one batch of the default size take at most this; else it is halved. */
 #define NR_CONFIG_DEFAULT_BATCH_BYTES (UINT64_C(256) << 20)
 
+struct nr_ensemble;
+
 struct nr_queue_policy {
     bool allow_override;         /* a client may shorten the time-out */
     uint32_t max_queue_size;     /* 0: the server's default limit */
@@ -68,6 +70,8 @@ struct nr_model_config {
     bool from_file;               /* there was a configuration file */
     bool gave_batch;              /* it says max_batch_size, be it 0 */
     bool gave_input, gave_output; /* it lists them: their order and types are the user's */
+    const struct nr_ensemble
+        *ensemble; /* from step 1: it runs other models (ensemble.h); or NULL */
 
     /* from step 2 */
     const char *name;

@@ -301,10 +301,10 @@ static nr_status set_defaults(struct nr_model_config *c, struct nr_err *err)
         pb->dynamic_batching->preferred_batch_size = size;
         pb->dynamic_batching->n_preferred_batch_size = 1;
     }
-    if (!default_versions(c) || !default_optimization(c)) {
+    if (!default_versions(c) || (!c->ensemble && !default_optimization(c))) {
         return nr_config_nomem(err);
     }
-    return default_groups(c, err);
+    return c->ensemble ? NARU_OK : default_groups(c, err);
 }
 
 /* --- derived fields --------------------------------------------------------------------------- */

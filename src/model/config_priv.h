@@ -27,6 +27,13 @@ nr_nodiscard nr_status nr_config_derive_shared(struct nr_model_config *c,
 nr_nodiscard nr_status nr_config_list_ignored(struct nr_model_config *c,
                                               const naru_model_info *info, struct nr_err *err);
 
+/* Whether it runs other models: then config.ensemble is set after step 1. */
+static inline bool nr_config_is_ensemble(const Inference__ModelConfig *pb)
+{
+    return pb->scheduling_choice_case ==
+           INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_ENSEMBLE_SCHEDULING;
+}
+
 /* Backend of a platform name, NULL for names that are none. */
 const char *nr_config_platform_backend(const char *platform);
 

@@ -14,6 +14,7 @@
 #include "io/file.h"
 #include "model/config_priv.h"
 #include "model/repository_priv.h"
+#include "model/stepkind.h"
 
 #define LABELS_MAX_BYTES (64u << 20)
 
@@ -90,7 +91,8 @@ static nr_status list_params(const struct nr_model_config *c, struct nr_image_pa
         struct nr_str key = nr_str_from(pb->parameters[i]->key);
         const char *nearest = "";
         unsigned theirs, mine = nearest_other(key, &nearest);
-        if (!nr_str_starts(key, NR_STR("naru.")) || mine == 0) {
+        if (!nr_str_starts(key, NR_STR("naru.")) || mine == 0 ||
+            (c->ensemble && nr_str_starts(key, NR_STR(NR_STEP_PARAM_PREFIX)))) {
             continue;
         }
         (void)nr_image_plan_nearest(key, &theirs);

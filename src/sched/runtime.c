@@ -23,6 +23,7 @@ static void runtime_free(struct nr_runtime *rt)
     }
     nr_cached_free(rt->cached);
     nr_sched_free(rt->sched);
+    nr_pipeline_free(rt->pipeline);
     void *extra = atomic_load(&rt->extra);
     if (extra != NULL && rt->extra_free != NULL) {
         rt->extra_free(extra);
@@ -202,6 +203,23 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
     return nr_sched_new(&cfg, &rt->sched, err);
 }
 
+/* An ensemble has nothing to open: its members are versions of their own. */
+static nr_status open_pipeline(const struct nr_runtime_host *host, struct nr_version *v,
+                               struct nr_runtime *rt, struct nr_err *err)
+{
+    nr_status st = nr_version_complete(v, NULL, err);
+    if (st != NARU_OK) {
+        return st;
+    }
+    const struct nr_pipeline_cfg cfg = {
+        .version = v, .pool = host->pool, .images = host->images, .n_loops = host->n_loops};
+    rt->pipeline = nr_pipeline_new(&cfg);
+    rt->target = nr_pipeline_target(rt->pipeline);
+    rt->counters = nr_pipeline_counters(rt->pipeline);
+    rt->signature = &v->config->sig;
+    return NARU_OK;
+}
+
 static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *err)
 {
     const struct nr_runtime_host *host = ctx;
@@ -210,6 +228,11 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
     rt->extra_free = host->extra_free;
     bool says_instances = v->config->pb->n_instance_group > 0;
     rt->says_batching = v->config->pb->dynamic_batching != NULL;
+    if (v->config->ensemble != NULL) {
+        nr_status ended = open_pipeline(host, v, rt, err);
+        v->runtime = ended == NARU_OK ? NR_TAKE(rt) : NULL;
+        return ended;
+    }
     nr_status st = open_model(host, v, rt, err);
     if (st != NARU_OK) {
         return st;
@@ -253,7 +276,11 @@ static void runtime_close(void *ctx, struct nr_version *v)
 
 void nr_runtime_state_get(const struct nr_runtime *rt, struct nr_sched_state *ret)
 {
-    nr_sched_state_get(rt->sched, ret);
+    if (rt->sched != NULL) {
+        nr_sched_state_get(rt->sched, ret);
+    } else {
+        *ret = (struct nr_sched_state){.running = nr_pipeline_running(rt->pipeline)};
+    }
 }
 
 const struct nr_version_ops nr_runtime_ops = {.open = runtime_open, .close = runtime_close};

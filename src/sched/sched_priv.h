@@ -112,6 +112,8 @@ void nr_place_rest(struct nr_place *p);
 uint32_t nr_place_map_shape(uint32_t rank, const int64_t *spec, const int64_t *value,
                             uint32_t to_rank, const int64_t *to_spec, int64_t *to);
 
+/* Of a request that failed: why, for the counters. */
+nr_fail_reason nr_request_fail_reason(const struct nr_request *r);
 void nr_request_fail(struct nr_request *r, nr_status status, const char *text);
 /* Loop thread. The request is the caller's again afterwards. */
 void nr_request_complete(struct nr_request *r);
