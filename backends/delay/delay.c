@@ -163,8 +163,9 @@ static naru_status execute(naru_backend_instance *instance, naru_batch *batch, n
         }
     }
     int64_t times = m->per_row ? batch->rows : 1;
-    if (delay > 0) {
-        int64_t end = now_us(CLOCK_MONOTONIC) + delay * times;
+    int64_t sleep_us = delay * times + m->row_us * batch->rows;
+    if (sleep_us > 0) {
+        int64_t end = now_us(CLOCK_MONOTONIC) + sleep_us;
         naru_status st = sleep_until(host, batch, end, err);
         if (st != NARU_OK) {
             return st;

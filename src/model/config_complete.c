@@ -417,7 +417,7 @@ static int by_size(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Wait and run of the 99th of a hundred requests, in milliseconds. */
+/* What wait and run of a request should take together. */
 static nr_status derive_target(struct nr_model_config *c, struct nr_err *err)
 {
     for (uint32_t i = 0; i < c->n_options; i++) {
