@@ -100,6 +100,7 @@ struct nr_model_config {
     uint32_t n_preferred;
     const int32_t *preferred; /* ascending, each in 1..max_batch_size */
     uint64_t max_queue_delay_ns;
+    int64_t latency_target_ns; /* parameter naru.latency_target_ms; 0: none */
     uint64_t priority_levels; /* 0: one level */
     uint64_t default_priority;
     struct nr_queue_policy queue; /* default_queue_policy */

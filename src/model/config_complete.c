@@ -413,6 +413,26 @@ static int by_size(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+/* Wait and run of the 99th of a hundred requests, in milliseconds. */
+static nr_status derive_target(struct nr_model_config *c, struct nr_err *err)
+{
+    for (uint32_t i = 0; i < c->n_options; i++) {
+        const char *text = c->options[i].value;
+        double ms;
+        if (strcmp(c->options[i].key, NR_CONFIG_LATENCY_TARGET) != 0) {
+            continue;
+        }
+        if (!nr_str_to_double(nr_str_trim(nr_str_from(text)), &ms) || ms < 0.1 || ms > 3.6e6) {
+            return nr_fail(err, NARU_INVALID,
+                           "parameter \"" NR_CONFIG_LATENCY_TARGET "\" is \"%.64s\"; expected "
+                           "milliseconds from 0.1 to 3600000",
+                           text);
+        }
+        c->latency_target_ns = (int64_t)(ms * 1e6);
+    }
+    return NARU_OK;
+}
+
 static nr_status derive_batching(struct nr_model_config *c, struct nr_err *err)
 {
     const Inference__ModelConfig *pb = c->pb;
@@ -453,6 +473,9 @@ static nr_status derive(struct nr_model_config *c, struct nr_err *err)
     nr_status st = derive_sig(c, err);
     if (st == NARU_OK) {
         st = derive_groups(c, err);
+    }
+    if (st == NARU_OK) {
+        st = derive_target(c, err);
     }
     return st == NARU_OK ? derive_batching(c, err) : st;
 }

@@ -162,7 +162,7 @@ static struct nr_batch_rules rules_of(const struct nr_runtime *rt, const struct 
 {
     struct nr_batch_rules rules = {.max_rows = NR_MAX(c->max_batch_size, 1),
                                    .batching = c->batched && c->dynamic_batching,
-                                   .auto_size = !rt->says_batching,
+                                   .auto_size = !rt->says_batching || c->latency_target_ns > 0,
                                    .delay_ns = (int64_t)c->max_queue_delay_ns};
     for (uint32_t i = 0; i < c->n_preferred && rules.n_preferred < NR_BATCH_MAX_PREFERRED; i++) {
         rules.preferred[rules.n_preferred++] = c->preferred[i];
@@ -191,6 +191,7 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
                                .rules = rules_of(rt, c),
                                .placement = host->placement,
                                .limits = host->limits,
+                               .latency_target_ns = c->latency_target_ns,
                                .decoupled = c->decoupled};
     cfg.placement.allowed = may_inline(host, rt, c);
     if (c->queue.max_queue_size > 0) {

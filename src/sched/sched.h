@@ -47,7 +47,8 @@ struct nr_sched_cfg {
     struct nr_batch_rules rules;
     struct nr_placement_cfg placement;
     struct nr_sched_limits limits;
-    bool decoupled; /* a request may get several responses */
+    int64_t latency_target_ns; /* naru.latency_target_ms; 0 none. With rules.auto_size */
+    bool decoupled;            /* a request may get several responses */
 };
 
 nr_nodiscard nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret,
