@@ -1,11 +1,11 @@
 /* delay: identity that takes a stated time. For tests of queues, deadlines, placement and fairness.
  *
- * Parameters (microseconds): "delay_us" sleeps, "spin_us" computes (time on the processor,
- * so that neighbours of the machine change nothing about it); "per" says "batch" (default) or
- * "row". "after_requests" N with "spin_us_after" / "delay_us_after": the first N requests of the
- * model take the first figures, later ones these, all at once (for the test that a model which
- * becomes slow leaves the I/O thread). A request parameter "delay_us" or "spin_us" replaces the
- * model's for its batch. "io" as in echo.h.
+ * Parameters (microseconds): "delay_us" sleeps, "spin_us" computes (time on the processor, so that
+ * neighbours of the machine change nothing about it); "per" says "batch" (default) or "row";
+ * "row_us" sleeps for each row besides. "after_requests" N with "spin_us_after" / "delay_us_after":
+ * the first N requests of the model take the first figures, later ones these, all at once (for the
+ * test that a model which becomes slow leaves the I/O thread). A request parameter "delay_us" or
+ * "spin_us" replaces the model's for its batch. "io" as in echo.h.
  *
  * "rounds" N (iterative sequences): the last output, INT64 with one element a row, is its input plus
  * one, and a request whose element is below N then asks to be run again.
@@ -27,7 +27,7 @@ struct naru_backend_model {
     struct echo_model echo;
     int64_t rounds;
     int64_t delay_us[2], spin_us[2]; /* before and after the change */
-    int64_t after_requests;
+    int64_t after_requests, row_us;
     int per_row;
     _Atomic int64_t seen;
 };
@@ -48,6 +48,7 @@ static naru_status read_options(naru_backend_model *m, const naru_model_args *ar
                    {"delay_us_after", MAX_US, &m->delay_us[1]},
                    {"spin_us_after", MAX_US, &m->spin_us[1]},
                    {"rounds", INT64_MAX, &m->rounds},
+                   {"row_us", MAX_US, &m->row_us},
                    {"after_requests", INT64_MAX, &m->after_requests}};
     m->after_requests = INT64_MAX;
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
@@ -87,7 +88,7 @@ static naru_status model_open(naru_backend_lib *lib, const naru_model_args *args
                          "must be INT64",
                          last->name);
     }
-    if (m->delay_us[0] > 0 || m->delay_us[1] > 0) {
+    if (m->delay_us[0] > 0 || m->delay_us[1] > 0 || m->row_us > 0) {
         m->echo.io.info.flags &= ~(uint32_t)NARU_MODEL_STATIC_GRAPH;
     }
     *ret = m;

@@ -69,6 +69,11 @@ static const struct option_def defs[] = {
      .arg = "NAME,KEY=VALUE",
      .help = "option of a plug-in; without NAME: default-max-batch-size=N for models whose "
              "configuration leaves it open"},
+    {.name = "cache-config",
+     .kind = OPTION_TEXT,
+     .offset = O(cache_config),
+     .arg = "local,size=N",
+     .help = "--cache-size in Triton's words"},
 
     {.group = "Listening (every port speaks HTTP/1.1, HTTP/2 and gRPC)",
      .name = "port",
@@ -218,11 +223,6 @@ static const struct option_def defs[] = {
      .preset = "64MiB",
      .arg = "BYTES",
      .help = "of answers kept for models with response_cache; 0: none"},
-    {.name = "cache-config",
-     .kind = OPTION_TEXT,
-     .offset = O(cache_config),
-     .arg = "local,size=N",
-     .help = "the same in Triton's words"},
 
     {.group = "Scheduling",
      .name = "queue-max-requests",

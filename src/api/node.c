@@ -172,11 +172,15 @@ static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
     n->runtime = (struct nr_runtime_host){.plugins = n->cfg.plugins,
                                           .loops = n->loops,
                                           .n_loops = n->n_loops,
+                                          .pool = n->pool,
+                                          .images = NR_IMAGE_LIMITS_DEFAULT,
                                           .limits = n->cfg.queue,
                                           .placement = n->cfg.placement,
                                           .max_instances = n->cfg.max_instances,
                                           .cache = make_cache(n->cfg.cache_bytes, budget),
                                           .sequences = nr_sequence_book_new()};
+    n->runtime.images.max_pixels = n->cfg.api.max_image_pixels;
+    n->runtime.images.max_side = n->cfg.api.max_image_side;
     struct nr_repository_cfg rc = n->cfg.repository;
     rc.ops = nr_runtime_ops;
     rc.ops_ctx = &n->runtime;

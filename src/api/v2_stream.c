@@ -330,6 +330,7 @@ static void submit(struct item *it)
                                       .loop = x->loop,
                                       .arena = &it->arena,
                                       .in = &it->in,
+                                      .catalog = it->pin->catalog,
                                       .arrival_ns = nr_loop_now(x->loop),
                                       .deadline_ns = x->deadline_ns,
                                       .on_complete = on_complete};

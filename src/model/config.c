@@ -24,6 +24,7 @@
 #include "codec/pbwrite.h"
 #include "io/file.h"
 #include "model/config_priv.h"
+#include "model/ensemble.h"
 
 /* In the order in which a directory without configuration is searched. */
 static const struct backend_row {
@@ -121,6 +122,9 @@ nr_status nr_config_parse(const char *name, const char *text, size_t len, const 
     }
     if (st == NARU_OK) {
         st = nr_config_check(c, err);
+    }
+    if (st == NARU_OK && nr_config_is_ensemble(c->pb)) {
+        st = nr_ensemble_parse(c, err);
     }
     if (st != NARU_OK) {
         nr_config_free(c);
@@ -365,6 +369,10 @@ static nr_status choose(struct nr_model_config *c, int version_fd, const char *b
                         struct nr_err *err)
 {
     Inference__ModelConfig *pb = c->pb;
+    if (c->ensemble) { /* its files are its members' */
+        c->platform = pb->platform;
+        return NARU_OK;
+    }
     const struct backend_row *row = row_of_config(pb);
     if (bare_file) {
         c->file = nr_config_copy(c, bare_file);

@@ -41,6 +41,8 @@
 /* Inputs and outputs of one batch of the default size take at most this; else it is halved. */
 #define NR_CONFIG_DEFAULT_BATCH_BYTES (UINT64_C(256) << 20)
 
+struct nr_ensemble;
+
 struct nr_queue_policy {
     bool allow_override;         /* a client may shorten the time-out */
     uint32_t max_queue_size;     /* 0: the server's default limit */
@@ -110,6 +112,8 @@ struct nr_model_config {
     bool from_file;               /* there was a configuration file */
     bool gave_batch;              /* it says max_batch_size, be it 0 */
     bool gave_input, gave_output; /* it lists them: their order and types are the user's */
+    const struct nr_ensemble
+        *ensemble; /* from step 1: it runs other models (ensemble.h); or NULL */
 
     /* from step 2 */
     const char *name;
@@ -138,7 +142,8 @@ struct nr_model_config {
     uint32_t n_preferred;
     const int32_t *preferred; /* ascending, each in 1..max_batch_size */
     uint64_t max_queue_delay_ns;
-    uint64_t priority_levels; /* 0: one level */
+    int64_t latency_target_ns; /* parameter naru.latency_target_ms; 0: none */
+    uint64_t priority_levels;  /* 0: one level */
     uint64_t default_priority;
     struct nr_queue_policy queue;              /* default_queue_policy */
     const struct nr_sequence_config *sequence; /* NULL: requests do not belong together */

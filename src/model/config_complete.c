@@ -307,10 +307,11 @@ static nr_status set_defaults(struct nr_model_config *c, struct nr_err *err)
         pb->dynamic_batching->preferred_batch_size = size;
         pb->dynamic_batching->n_preferred_batch_size = 1;
     }
-    if (!default_versions(c) || !default_optimization(c) || !nr_config_default_sequence(c)) {
+    if (!default_versions(c) || !nr_config_default_sequence(c) ||
+        (!c->ensemble && !default_optimization(c))) {
         return nr_config_nomem(err);
     }
-    return default_groups(c, err);
+    return c->ensemble ? NARU_OK : default_groups(c, err);
 }
 
 /* --- derived fields --------------------------------------------------------------------------- */
@@ -426,6 +427,26 @@ const int32_t *nr_config_sorted(struct nr_model_config *c, const int32_t *sizes,
     return copy;
 }
 
+/* Wait and run of the 99th of a hundred requests, in milliseconds. */
+static nr_status derive_target(struct nr_model_config *c, struct nr_err *err)
+{
+    for (uint32_t i = 0; i < c->n_options; i++) {
+        const char *text = c->options[i].value;
+        double ms;
+        if (strcmp(c->options[i].key, NR_CONFIG_LATENCY_TARGET) != 0) {
+            continue;
+        }
+        if (!nr_str_to_double(nr_str_trim(nr_str_from(text)), &ms) || ms < 0.1 || ms > 3.6e6) {
+            return nr_fail(err, NARU_INVALID,
+                           "parameter \"" NR_CONFIG_LATENCY_TARGET "\" is \"%.64s\"; expected "
+                           "milliseconds from 0.1 to 3600000",
+                           text);
+        }
+        c->latency_target_ns = (int64_t)(ms * 1e6);
+    }
+    return NARU_OK;
+}
+
 static nr_status derive_batching(struct nr_model_config *c, struct nr_err *err)
 {
     const Inference__ModelConfig *pb = c->pb;
@@ -458,6 +479,9 @@ static nr_status derive(struct nr_model_config *c, const naru_model_info *info, 
     nr_status st = derive_sig(c, err);
     if (st == NARU_OK) {
         st = derive_groups(c, err);
+    }
+    if (st == NARU_OK) {
+        st = derive_target(c, err);
     }
     if (st == NARU_OK) {
         st = nr_config_derive_sequence(c, info, err);

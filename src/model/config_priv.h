@@ -9,6 +9,7 @@
 #define NR_CONFIG_OPT_PREFIX "naru.opt."
 /* Parameter "true" (default) or "false": whether dimensions of one name must be equal. */
 #define NR_CONFIG_CHECK_SYMBOLS "naru.check_symbols"
+#define NR_CONFIG_LATENCY_TARGET "naru.latency_target_ms"
 
 /* Rules that the text alone can break: names, types, dims, reshapes, schedulers, instances.
  * NARU_INVALID, or NARU_UNSUPPORTED for features that this version does not serve. */
@@ -57,6 +58,13 @@ const int32_t *nr_config_sorted(struct nr_model_config *c, const int32_t *sizes,
 static inline uint64_t nr_config_ns_of_us(uint64_t us)
 {
     return us > UINT64_MAX / 1000 ? UINT64_MAX : us * 1000;
+}
+
+/* Whether it runs other models: then config.ensemble is set after step 1. */
+static inline bool nr_config_is_ensemble(const Inference__ModelConfig *pb)
+{
+    return pb->scheduling_choice_case ==
+           INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_ENSEMBLE_SCHEDULING;
 }
 
 /* Backend of a platform name, NULL for names that are none. */

@@ -19,7 +19,7 @@
 
 /* --- completion -------------------------------------------------------------------------------- */
 
-static nr_fail_reason fail_reason(const struct nr_request *r)
+nr_fail_reason nr_request_fail_reason(const struct nr_request *r)
 {
     switch (r->status) {
     case NARU_CANCELLED:
@@ -61,7 +61,11 @@ void nr_request_complete(struct nr_request *r)
     if (r->status == NARU_OK) {
         nr_counters_success(s->counters, loop, r, r->leads);
     } else {
-        nr_counters_failure(s->counters, loop, fail_reason(r), nr_clock_now() - r->arrival_ns);
+        nr_counters_failure(s->counters, loop, nr_request_fail_reason(r),
+                            nr_clock_now() - r->arrival_ns);
+        if (r->status == NARU_DEADLINE && r->begin_ns == 0) {
+            nr_counters_expired(s->counters, loop);
+        }
     }
     r->on_complete(r);
 }

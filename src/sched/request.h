@@ -22,6 +22,7 @@
 #include "io/loop.h"
 #include "naru/backend.h"
 
+struct nr_catalog;
 struct nr_sched;
 struct nr_place;
 
@@ -58,6 +59,9 @@ struct nr_request {
     struct nr_loop *loop;   /* on_complete runs here */
     struct nr_arena *arena; /* lent to the scheduler until on_complete */
     const struct nr_infer_request *in;
+    /* the snapshot in which the target's version was found, pinned until on_complete: a pipeline
+     * finds its members there. May be NULL for a target that is no pipeline. */
+    const struct nr_catalog *catalog;
     int64_t arrival_ns;  /* first byte seen; for statistics */
     int64_t deadline_ns; /* CLOCK_MONOTONIC, 0 none; a queued request is refused when it passes */
     const naru_option *options; /* request parameters for the plug-in, as text; may be NULL */
@@ -83,6 +87,8 @@ struct nr_request {
     /* Of a target that passes the request on and waits for its completion (it replaces on_complete,
      * and puts both back before it completes the request). */
     void *front;
+
+    void *at_target; /* a pipeline's own state of the request, while it has it */
 
     /* The scheduler's. */
     struct nr_sched *sched;

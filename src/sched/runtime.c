@@ -27,6 +27,7 @@ static void runtime_free(struct nr_runtime *rt)
     } else {
         nr_sched_free(rt->sched);
     }
+    nr_pipeline_free(rt->pipeline);
     void *extra = atomic_load(&rt->extra);
     if (extra != NULL && rt->extra_free != NULL) {
         rt->extra_free(extra);
@@ -169,7 +170,7 @@ static struct nr_batch_rules rules_of(const struct nr_runtime *rt, const struct 
 {
     struct nr_batch_rules rules = {.max_rows = NR_MAX(c->max_batch_size, 1),
                                    .batching = c->batched && c->dynamic_batching,
-                                   .auto_size = !rt->says_batching,
+                                   .auto_size = !rt->says_batching || c->latency_target_ns > 0,
                                    .delay_ns = (int64_t)c->max_queue_delay_ns};
     for (uint32_t i = 0; i < c->n_preferred && rules.n_preferred < NR_BATCH_MAX_PREFERRED; i++) {
         rules.preferred[rules.n_preferred++] = c->preferred[i];
@@ -198,6 +199,7 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
                                .rules = rules_of(rt, c),
                                .placement = host->placement,
                                .limits = host->limits,
+                               .latency_target_ns = c->latency_target_ns,
                                .decoupled = c->decoupled};
     cfg.placement.allowed = may_inline(host, rt, c);
     if (c->queue.max_queue_size > 0) {
@@ -234,6 +236,23 @@ static void prove(struct nr_runtime *rt)
     }
 }
 
+/* An ensemble has nothing to open: its members are versions of their own. */
+static nr_status open_pipeline(const struct nr_runtime_host *host, struct nr_version *v,
+                               struct nr_runtime *rt, struct nr_err *err)
+{
+    nr_status st = nr_version_complete(v, NULL, err);
+    if (st != NARU_OK) {
+        return st;
+    }
+    const struct nr_pipeline_cfg cfg = {
+        .version = v, .pool = host->pool, .images = host->images, .n_loops = host->n_loops};
+    rt->pipeline = nr_pipeline_new(&cfg);
+    rt->target = nr_pipeline_target(rt->pipeline);
+    rt->counters = nr_pipeline_counters(rt->pipeline);
+    rt->signature = &v->config->sig;
+    return NARU_OK;
+}
+
 static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *err)
 {
     const struct nr_runtime_host *host = ctx;
@@ -242,6 +261,11 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
     rt->extra_free = host->extra_free;
     bool says_instances = v->config->pb->n_instance_group > 0;
     rt->says_batching = v->config->pb->dynamic_batching != NULL;
+    if (v->config->ensemble != NULL) {
+        nr_status ended = open_pipeline(host, v, rt, err);
+        v->runtime = ended == NARU_OK ? NR_TAKE(rt) : NULL;
+        return ended;
+    }
     nr_status st = open_model(host, v, rt, err);
     if (st != NARU_OK) {
         return st;
@@ -286,8 +310,10 @@ void nr_runtime_state_get(const struct nr_runtime *rt, struct nr_sched_state *re
     struct nr_sequencer_state sequences;
     if (rt->sequencer != NULL) {
         nr_sequencer_state_get(rt->sequencer, &sequences, ret);
-    } else {
+    } else if (rt->sched != NULL) {
         nr_sched_state_get(rt->sched, ret);
+    } else {
+        *ret = (struct nr_sched_state){.running = nr_pipeline_running(rt->pipeline)};
     }
 }
 

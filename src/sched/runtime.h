@@ -10,6 +10,7 @@
 #include "host/plugin.h"
 #include "model/version.h"
 #include "sched/cache.h"
+#include "sched/pipeline.h"
 #include "sched/sched.h"
 #include "sched/sequence.h"
 
@@ -18,6 +19,8 @@ struct nr_runtime_host {
     struct nr_exec *exec;
     struct nr_loop *const *loops;
     unsigned n_loops;
+    struct nr_pool *pool; /* of pipelines' own steps */
+    struct nr_image_limits images;
     struct nr_sched_limits limits;
     struct nr_placement_cfg placement;  /* allowed: the operator's switch for inline execution */
     unsigned max_instances;             /* over all groups of a model */
@@ -30,9 +33,10 @@ struct nr_runtime {
     struct nr_version *version; /* back pointer; the version owns the runtime */
     struct nr_target *target;   /* where requests of the version go */
     struct nr_counters *counters;
-    struct nr_plugin_model *model;
-    struct nr_sched *sched;         /* runs the model's batches; with a sequencer: its first one */
-    struct nr_sequencer *sequencer; /* NULL: the configuration asks for none */
+    struct nr_plugin_model *model;  /* NULL for an ensemble */
+    struct nr_sched *sched;         /* runs the model's batches; NULL for an ensemble */
+    struct nr_sequencer *sequencer; /* in front of sched, which is one of its own; else NULL */
+    struct nr_pipeline *pipeline;   /* of an ensemble, else NULL */
     struct nr_cached *cached;       /* in front of sched; NULL: the configuration asks for none */
     const struct nr_signature *signature;
     struct nr_plugin_instance **instances;

@@ -55,7 +55,7 @@ void nr_sched_observe(struct nr_sched *s, struct nr_place *p, int64_t cpu_ns)
                          p->infer_end_ns);
     atomic_store_explicit(&s->is_inline, s->placement.is_inline, memory_order_relaxed);
     if (!p->is_inline) {
-        nr_batchsize_observe(&s->batchsize, rows, run_ns, p->infer_end_ns);
+        nr_batchsize_observe(&s->batchsize, rows, run_ns, p->wait_ns, p->infer_end_ns);
     }
 }
 
@@ -81,10 +81,19 @@ static struct nr_place *take_batch(struct nr_sched *s, struct nr_list *ret_batch
     }
     int64_t now_ns = nr_clock_now();
     struct nr_batch_rules rules = s->cfg.rules;
+    int64_t fixed_ns = 0;
     if (rules.auto_size) {
-        rules.max_rows = nr_batchsize_limit(&s->batchsize, s->queued_rows, now_ns);
+        fixed_ns = nr_batchsize_fixed(&s->batchsize);
+        int64_t soon = nr_hold_rows(&s->hold, s->queued_rows, fixed_ns, now_ns);
+        rules.max_rows = nr_batchsize_limit(&s->batchsize, soon, now_ns);
     }
     struct nr_batch_plan plan = nr_batcher_plan(&rules, &s->queue, now_ns);
+    if (rules.auto_size && plan.why == NR_SEAL_IDLE) {
+        *ret_wait_ns = nr_hold_until(&s->hold, s->queued_rows, fixed_ns, now_ns);
+        if (*ret_wait_ns != 0) {
+            return NULL;
+        }
+    }
     if (plan.n_requests == 0) {
         *ret_wait_ns = plan.wait_until_ns;
         return NULL;
@@ -93,6 +102,8 @@ static struct nr_place *take_batch(struct nr_sched *s, struct nr_list *ret_batch
     p->is_inline = false;
     p->begin_ns = now_ns;
     p->rows = plan.rows;
+    p->wait_ns = now_ns - nr_request_of(s->queue.next)->queued_ns;
+    nr_hold_took(&s->hold, plan.rows, fixed_ns, now_ns);
     for (unsigned i = 0; i < plan.n_requests; i++) {
         struct nr_request *r = nr_request_of(nr_list_pop(&s->queue));
         s->n_queued--;
@@ -117,6 +128,7 @@ static void release_place(struct nr_place *p, bool observed, int64_t cpu_ns)
     if (observed) {
         nr_sched_observe(s, p, cpu_ns);
     }
+    nr_hold_ended(&s->hold, p->rows, s->queued_rows, nr_clock_now());
     s->n_running--;
     nr_list_append(&s->idle, &p->node);
     nr_trim_arm(s);
@@ -362,7 +374,8 @@ nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, st
     nr_list_init(&s->idle);
     nr_list_init(&s->finished);
     nr_placement_init(&s->placement, &cfg->placement);
-    nr_batchsize_init(&s->batchsize, cfg->rules.max_rows);
+    nr_batchsize_init(&s->batchsize, cfg->rules.max_rows, cfg->latency_target_ns);
+    nr_hold_init(&s->hold);
     s->counters = cfg->counters != NULL
                       ? cfg->counters
                       : nr_counters_new(cfg->n_loops, cfg->signature->max_batch_size);

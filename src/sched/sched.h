@@ -47,6 +47,7 @@ struct nr_sched_cfg {
     struct nr_batch_rules rules;
     struct nr_placement_cfg placement;
     struct nr_sched_limits limits;
+    int64_t latency_target_ns;    /* naru.latency_target_ms; 0 none. With rules.auto_size */
     struct nr_counters *counters; /* borrowed, for schedulers that count together; NULL: its own */
     bool iterative; /* a model may ask for another execution of a request (nr_request.again) */
     bool decoupled; /* a request may get several responses */

@@ -25,6 +25,7 @@
 #include <pthread.h>
 
 #include "sched/batchsize.h"
+#include "sched/hold.h"
 #include "sched/sched.h"
 
 struct nr_place {
@@ -38,6 +39,7 @@ struct nr_place {
     int64_t (*shapes)[NARU_MAX_RANK];
     uint8_t *wanted;
     int64_t rows, begin_ns, infer_begin_ns, infer_end_ns;
+    int64_t wait_ns;                       /* of the first request, in the queue */
     uint64_t bytes_copied, bytes_in_place; /* of the batch, already in the scheduler's sums */
     bool is_inline;
 };
@@ -67,7 +69,8 @@ struct nr_sched {
     struct nr_place *places;
     unsigned n_places;
     struct nr_placement placement;
-    struct nr_batchsize batchsize; /* of queued batches, with rules.auto_size */
+    struct nr_batchsize batchsize; /* of queued batches, with rules.auto_size … */
+    struct nr_hold hold;           /* … and whether they wait for clients that come back */
     _Atomic bool is_inline; /* copy of placement.is_inline that submit reads without the lock */
     int64_t row_ns;         /* smoothed service time per row, for admission */
     uint64_t seals[NR_SEAL_COUNT];
@@ -109,6 +112,8 @@ void nr_place_rest(struct nr_place *p);
 uint32_t nr_place_map_shape(uint32_t rank, const int64_t *spec, const int64_t *value,
                             uint32_t to_rank, const int64_t *to_spec, int64_t *to);
 
+/* Of a request that failed: why, for the counters. */
+nr_fail_reason nr_request_fail_reason(const struct nr_request *r);
 void nr_request_fail(struct nr_request *r, nr_status status, const char *text);
 /* Loop thread. The request is the caller's again afterwards. */
 void nr_request_complete(struct nr_request *r);

@@ -639,7 +639,7 @@ def test_unknown_fields_are_skipped(one):
     (SERVICE + "Nope", UNIMPLEMENTED), ("/inference.GRPCInferenceService", UNIMPLEMENTED),
     ("/Nope/ModelInfer", UNIMPLEMENTED), ("/inference.GRPCInferenceService//ModelInfer", UNIMPLEMENTED),
     (SERVICE + "modelinfer", UNIMPLEMENTED), (SERVICE + "ModelInfer/", UNIMPLEMENTED),
-    (SERVICE + "%4dodelInfer", UNIMPLEMENTED), (SERVICE + "ModelStreamInfer", UNIMPLEMENTED),
+    (SERVICE + "%4dodelInfer", UNIMPLEMENTED), (SERVICE + "ModelStreamInfe", UNIMPLEMENTED),
     ("/v2", UNIMPLEMENTED), (INFER, UNIMPLEMENTED)])
 def test_unknown_grpc_methods(one, path, code):
     r = call(one, GOOD_PB, path=path)

@@ -116,8 +116,6 @@ static void test_rules(void **state)
         {"platform: 'onnxruntime_onnx' backend: 'pytorch'", "belongs to backend \"onnxruntime\"",
          NARU_INVALID},
         {"backend: '../evil'", "backend \"../evil\" is no name", NARU_INVALID},
-        {"platform: 'ensemble'", "ensembles are not served by this version", NARU_UNSUPPORTED},
-        {"ensemble_scheduling { }", "ensembles are not served", NARU_UNSUPPORTED},
         {"input { name: 'x' data_type: TYPE_FP32 dims: 1 allow_ragged_batch: true }",
          "input \"x\": allow_ragged_batch", NARU_UNSUPPORTED},
         {"batch_input { }", "batch_input and batch_output", NARU_UNSUPPORTED},
