@@ -28,6 +28,7 @@ static struct nr_request *head_of(const struct nr_seq *s)
 }
 
 struct plan {
+    unsigned reach; /* slots from here on are free */
     unsigned n_ready;
     const struct nr_request *oldest;
     int64_t wait_until_ns; /* not now; 0: now, when anything is ready */
@@ -38,8 +39,10 @@ static struct plan plan_lane(const struct nr_sequencer *q, unsigned lane, int64_
 {
     const struct nr_sequence_config *c = q->cfg.config;
     struct plan p = {.why = NR_SEAL_IDLE};
-    for (unsigned i = 0; i < q->table.cfg.n_slots; i++) {
-        const struct nr_request *r = head_of(nr_seqtable_at(&q->table, lane, i));
+    for (unsigned seen = 0; seen < q->table.used[lane]; p.reach++) {
+        const struct nr_seq *s = nr_seqtable_at(&q->table, lane, p.reach);
+        const struct nr_request *r = head_of(s);
+        seen += s != NULL;
         if (r != NULL) {
             p.n_ready++;
             p.oldest = p.oldest == NULL || r->queued_ns < p.oldest->queued_ns ? r : p.oldest;
@@ -57,10 +60,12 @@ static struct plan plan_lane(const struct nr_sequencer *q, unsigned lane, int64_
 }
 
 /* Takes what may run together with the oldest request. */
-static void take(struct nr_sequencer *q, unsigned lane, const struct nr_request *oldest)
+static void take(struct nr_sequencer *q, unsigned lane, const struct plan *p)
 {
     struct nr_seq_lane *l = &q->lanes[lane];
-    for (unsigned i = 0; i < q->table.cfg.n_slots; i++) {
+    const struct nr_request *oldest = p->oldest;
+    l->reach = p->reach;
+    for (unsigned i = 0; i < l->reach; i++) {
         struct nr_seq *s = nr_seqtable_at(&q->table, lane, i);
         const struct nr_request *r = head_of(s);
         l->taken[i] = NULL;
@@ -98,7 +103,7 @@ static struct nr_seq_lane *take_lane(struct nr_sequencer *q, bool *ret_more, nr_
         } else if (p.n_ready > 0) {
             found = &q->lanes[i];
             *ret_why = p.why;
-            take(q, i, p.oldest);
+            take(q, i, &p);
         }
     }
     return found;
@@ -119,7 +124,7 @@ static void give_up(struct nr_request *r, nr_status status, const char *text)
 static struct nr_request *dress(struct nr_sequencer *q, struct nr_seq_lane *l, unsigned *ret_last)
 {
     struct nr_request *lead = NULL;
-    for (unsigned i = 0; i < q->table.cfg.n_slots; i++) {
+    for (unsigned i = 0; i < l->reach; i++) {
         struct nr_request *r = l->taken[i];
         if (r == NULL) {
             continue;

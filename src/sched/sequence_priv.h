@@ -73,6 +73,7 @@ struct nr_seq_lane { /* one instance, with direct */
     struct nr_place place;
     bool busy;                 /* under q->lock */
     struct nr_request **taken; /* [n_slots] by position; NULL: nothing to run */
+    unsigned reach;            /* of taken */
     struct nr_request pad;     /* what stands at such a position */
     struct nr_infer_request pad_in;
 };

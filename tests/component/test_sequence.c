@@ -740,6 +740,19 @@ static void test_iterative(void **state)
     expect_fail(a, NARU_CANCELLED, "cancelled");
     assert_int_equal(state_of(1).active, 0);
     world_done();
+    /* a plug-in may ask only where the configuration says so */
+    world_init_loaded(
+        "backend: \"delay\" max_batch_size: 4 parameters { key: \"rounds\" value { "
+        "string_value: \"5\" } } input { name: \"X\" data_type: TYPE_INT64 dims: [1] } "
+        "output { name: \"Y\" data_type: TYPE_INT64 dims: [1] }",
+        1, false);
+    struct one *b = SEND(.x = 3);
+    wait_for(b);
+    assert_int_equal(b->r.status, NARU_UNSUPPORTED);
+    struct one *c = SEND(.x = 5); /* above what it counts to: does not ask */
+    expect_ok(c);
+    assert_int_equal(answer(c), 6);
+    world_done();
 }
 
 /* --- versions --------------------------------------------------------------------------------- */
