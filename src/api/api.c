@@ -377,6 +377,7 @@ void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena)
     c->request.in = &c->in;
     c->request.arrival_ns = x->start_ns;
     c->request.deadline_ns = x->deadline_ns;
+    c->request.client = x->peer->client;
     c->request.on_complete = on_complete;
     plugin_options(c);
     if (c->in.has_id) { /* the log needs it when the body is gone */

@@ -34,6 +34,7 @@
 #define NR_CONFIG_MAX_BYTES (4u << 20)    /* of config.pbtxt */
 #define NR_CONFIG_ARENA_BYTES (64u << 20) /* of everything made from it */
 #define NR_CONFIG_MAX_BATCH 65536         /* largest max_batch_size taken */
+#define NR_CONFIG_MAX_LEVELS 256          /* priority_levels of a queue */
 #define NR_CONFIG_MAX_INSTANCES 1024      /* over all groups of a model */
 #define NR_CONFIG_DEFAULT_BATCH 64        /* no configuration, batchable model */
 #define NR_CONFIG_DEFAULT_BATCH_TRITON 4  /* a configuration that leaves it open */
@@ -42,6 +43,7 @@
 
 struct nr_queue_policy {
     bool allow_override;         /* a client may shorten the time-out */
+    bool delays;                 /* timeout_action DELAY */
     uint32_t max_queue_size;     /* 0: the server's default limit */
     uint64_t default_timeout_ns; /* 0: none */
 };
@@ -93,9 +95,9 @@ struct nr_model_config {
     uint32_t n_preferred;
     const int32_t *preferred; /* ascending, each in 1..max_batch_size */
     uint64_t max_queue_delay_ns;
-    uint64_t priority_levels; /* 0: one level */
-    uint64_t default_priority;
-    struct nr_queue_policy queue; /* default_queue_policy */
+    uint32_t n_levels;                    /* of priority, 1 at least; 1 without dynamic batching */
+    uint32_t default_level;               /* from 0 */
+    const struct nr_queue_policy *levels; /* [n_levels] level 1, the most urgent, first */
 
     /* For naru_model_args, ready after step 2: `parameters` in file order, then what `optimization`
      * says, by path within the configuration: naru.opt.graph.level, naru.opt.priority,

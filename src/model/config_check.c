@@ -301,6 +301,39 @@ nr_status nr_config_check(const struct nr_model_config *c, struct nr_err *err)
 
 /* --- after completion ------------------------------------------------------------------------- */
 
+static bool delays(const Inference__ModelQueuePolicy *q)
+{
+    return q && q->timeout_action == INFERENCE__MODEL_QUEUE_POLICY__TIMEOUT_ACTION__DELAY;
+}
+
+static nr_status check_levels(const Inference__ModelDynamicBatching *d, struct nr_err *err)
+{
+    if (d->priority_levels > 0 &&
+        (d->default_priority_level < 1 || d->default_priority_level > d->priority_levels)) {
+        return nr_fail(
+            err, NARU_INVALID,
+            "dynamic_batching: default_priority_level must be from 1 to priority_levels, "
+            "which is %llu; found %llu",
+            (unsigned long long)d->priority_levels, (unsigned long long)d->default_priority_level);
+    }
+    bool delay = delays(d->default_queue_policy);
+    for (size_t i = 0; i < d->n_priority_queue_policy; i++) {
+        uint64_t level = d->priority_queue_policy[i]->key;
+        if (level < 1 || level > d->priority_levels) {
+            return nr_fail(err, NARU_INVALID,
+                           "dynamic_batching: priority_queue_policy is for level %llu, but "
+                           "priority_levels is %llu",
+                           (unsigned long long)level, (unsigned long long)d->priority_levels);
+        }
+        delay = delay || delays(d->priority_queue_policy[i]->value);
+    }
+    if (d->preserve_ordering && (d->priority_levels > 1 || delay)) {
+        return nr_fail(err, NARU_INVALID, "dynamic_batching: preserve_ordering excludes %s",
+                       delay ? "timeout_action DELAY" : "more than one priority level");
+    }
+    return NARU_OK;
+}
+
 static nr_status check_batching(const Inference__ModelConfig *pb, struct nr_err *err)
 {
     if (pb->scheduling_choice_case != INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_DYNAMIC_BATCHING) {
@@ -320,31 +353,7 @@ static nr_status check_batching(const Inference__ModelConfig *pb, struct nr_err 
         return nr_fail(err, NARU_INVALID,
                        "dynamic_batching: max_queue_delay_microseconds is above an hour");
     }
-    if (d->priority_levels > 0 &&
-        (d->default_priority_level < 1 || d->default_priority_level > d->priority_levels)) {
-        return nr_fail(
-            err, NARU_INVALID,
-            "dynamic_batching: default_priority_level must be from 1 to priority_levels, "
-            "which is %llu; found %llu",
-            (unsigned long long)d->priority_levels, (unsigned long long)d->default_priority_level);
-    }
-    for (size_t i = 0; i < d->n_priority_queue_policy; i++) {
-        uint64_t level = d->priority_queue_policy[i]->key;
-        if (level < 1 || level > d->priority_levels) {
-            return nr_fail(err, NARU_INVALID,
-                           "dynamic_batching: priority_queue_policy is for level %llu, but "
-                           "priority_levels is %llu",
-                           (unsigned long long)level, (unsigned long long)d->priority_levels);
-        }
-    }
-    bool delay =
-        d->default_queue_policy && d->default_queue_policy->timeout_action ==
-                                       INFERENCE__MODEL_QUEUE_POLICY__TIMEOUT_ACTION__DELAY;
-    if (d->preserve_ordering && (d->priority_levels > 1 || delay)) {
-        return nr_fail(err, NARU_INVALID, "dynamic_batching: preserve_ordering excludes %s",
-                       delay ? "timeout_action DELAY" : "more than one priority level");
-    }
-    return NARU_OK;
+    return check_levels(d, err);
 }
 
 static nr_status check_warmup_input(const struct nr_model_config *c,
@@ -425,10 +434,6 @@ static void list_group(const Inference__ModelInstanceGroup *g, bool seen[3])
 nr_status nr_config_list_ignored(struct nr_model_config *c, struct nr_err *err)
 {
     const Inference__ModelConfig *pb = c->pb;
-    const Inference__ModelDynamicBatching *d =
-        pb->scheduling_choice_case == INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_DYNAMIC_BATCHING
-            ? pb->dynamic_batching
-            : NULL;
     bool group[3] = {false};
     for (size_t i = 0; i < pb->n_instance_group; i++) {
         list_group(pb->instance_group[i], group);
@@ -439,12 +444,7 @@ nr_status nr_config_list_ignored(struct nr_model_config *c, struct nr_err *err)
     } all[] = {
         {pb->n_model_warmup > 0, "model_warmup"},
         {pb->response_cache && pb->response_cache->enable, "response_cache"},
-        {d && d->priority_levels > 1, "priority_levels"},
-        {d && d->preserve_ordering, "preserve_ordering"},
-        {d && d->default_queue_policy &&
-             d->default_queue_policy->timeout_action ==
-                 INFERENCE__MODEL_QUEUE_POLICY__TIMEOUT_ACTION__DELAY,
-         "timeout_action DELAY"},
+        {pb->optimization && pb->optimization->eager_batching, "eager_batching"},
         {group[0], "rate_limiter"},
         {group[1], "secondary_devices"},
         {group[2], "host_policy"},

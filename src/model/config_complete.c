@@ -413,25 +413,63 @@ static int by_size(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+static struct nr_queue_policy policy_of(const Inference__ModelQueuePolicy *q)
+{
+    if (!q) {
+        return (struct nr_queue_policy){0};
+    }
+    return (struct nr_queue_policy){
+        .allow_override = q->allow_timeout_override != 0,
+        .delays = q->timeout_action == INFERENCE__MODEL_QUEUE_POLICY__TIMEOUT_ACTION__DELAY,
+        .max_queue_size = q->max_queue_size,
+        .default_timeout_ns = ns_of_us(q->default_timeout_microseconds)};
+}
+
+/* d: NULL without dynamic batching, which alone has policies. */
+static nr_status derive_levels(struct nr_model_config *c, const Inference__ModelDynamicBatching *d,
+                               struct nr_err *err)
+{
+    uint64_t n = d ? NR_MAX(d->priority_levels, UINT64_C(1)) : 1;
+    if (n > NR_CONFIG_MAX_LEVELS) {
+        return nr_fail(err, NARU_INVALID,
+                       "dynamic_batching: priority_levels is %llu, at most %d are allowed",
+                       (unsigned long long)n, NR_CONFIG_MAX_LEVELS);
+    }
+    struct nr_queue_policy *levels = nr_config_array(c, n, sizeof *levels);
+    if (!levels) {
+        return nr_config_nomem(err);
+    }
+    for (uint64_t i = 0; d && i < n; i++) {
+        levels[i] = policy_of(d->default_queue_policy);
+    }
+    for (size_t i = 0; d && i < d->n_priority_queue_policy; i++) {
+        uint64_t level = d->priority_queue_policy[i]->key;
+        if (level >= 1 && level <= n) { /* another one is refused by nr_config_check_final */
+            levels[level - 1] = policy_of(d->priority_queue_policy[i]->value);
+        }
+    }
+    c->levels = levels;
+    c->n_levels = (uint32_t)n;
+    c->default_level = d && d->default_priority_level >= 1 && d->default_priority_level <= n
+                           ? (uint32_t)d->default_priority_level - 1
+                           : 0;
+    return NARU_OK;
+}
+
 static nr_status derive_batching(struct nr_model_config *c, struct nr_err *err)
 {
     const Inference__ModelConfig *pb = c->pb;
-    if (pb->scheduling_choice_case != INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_DYNAMIC_BATCHING) {
-        return NARU_OK;
+    const Inference__ModelDynamicBatching *d =
+        pb->scheduling_choice_case == INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_DYNAMIC_BATCHING
+            ? pb->dynamic_batching
+            : NULL;
+    nr_status st = derive_levels(c, d, err);
+    if (st != NARU_OK || !d) {
+        return st;
     }
-    const Inference__ModelDynamicBatching *d = pb->dynamic_batching;
     c->dynamic_batching = c->batched;
     c->preserve_ordering = d->preserve_ordering != 0;
     c->max_queue_delay_ns = ns_of_us(d->max_queue_delay_microseconds);
-    c->priority_levels = d->priority_levels;
-    c->default_priority = d->default_priority_level;
-    const Inference__ModelQueuePolicy *q = d->default_queue_policy;
-    if (q) {
-        c->queue = (struct nr_queue_policy){.allow_override = q->allow_timeout_override != 0,
-                                            .max_queue_size = q->max_queue_size,
-                                            .default_timeout_ns =
-                                                ns_of_us(q->default_timeout_microseconds)};
-    }
     int32_t *sizes = nr_config_array(c, d->n_preferred_batch_size, sizeof *sizes);
     if (!sizes) {
         return nr_config_nomem(err);

@@ -231,9 +231,10 @@ void nr_place_deliver(struct nr_place *p)
         atomic_store_explicit(&r->state, NR_REQUEST_DONE, memory_order_release);
         if (is_inline) {
             nr_request_complete(r);
-        } else {
-            nr_loop_post(r->loop, &r->msg);
         }
+    }
+    if (!is_inline) {
+        nr_sched_answer(p->sched, p->taken, p->n_taken);
     }
     p->n_taken = 0;
     nr_batch_clear(p->batch);

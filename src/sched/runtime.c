@@ -137,7 +137,7 @@ static bool may_inline(const struct nr_runtime_host *host, const struct nr_runti
     if (!host->placement.allowed || (caps & NARU_CAP_INLINE) == 0 ||
         (caps & NARU_CAP_ONE_THREAD) != 0 || (caps & NARU_CAP_ASYNC) != 0 ||
         (rt->model->info->flags & NARU_MODEL_STATIC_GRAPH) == 0 || c->max_queue_delay_ns > 0 ||
-        first_device(c) >= 0) {
+        c->preserve_ordering || first_device(c) >= 0) {
         return false;
     }
     for (unsigned i = 0; i < c->sig.n_inputs; i++) {
@@ -164,6 +164,21 @@ static struct nr_batch_rules rules_of(const struct nr_runtime *rt, const struct 
     return rules;
 }
 
+/* Rules of the queue's levels; a maximum above the server's limit raises that one. */
+static void level_rules(const struct nr_model_config *c, struct nr_queue_rules *rules,
+                        struct nr_sched_limits *limits)
+{
+    for (uint32_t i = 0; i < c->n_levels; i++) {
+        const struct nr_queue_policy *p = &c->levels[i];
+        rules[i] = (struct nr_queue_rules){
+            .delays = p->delays,
+            .may_override = p->allow_override,
+            .max_requests = p->max_queue_size,
+            .timeout_ns = (int64_t)NR_MIN(p->default_timeout_ns, (uint64_t)INT64_MAX / 4)};
+        limits->max_queue_requests = NR_MAX(limits->max_queue_requests, p->max_queue_size);
+    }
+}
+
 static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtime *rt,
                             const struct nr_model_config *c, struct nr_err *err)
 {
@@ -182,12 +197,12 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
                                .placement = host->placement,
                                .limits = host->limits};
     cfg.placement.allowed = may_inline(host, rt, c);
-    if (c->queue.max_queue_size > 0) {
-        cfg.limits.max_queue_requests = c->queue.max_queue_size;
-    }
-    cfg.limits.default_timeout_ns =
-        (int64_t)NR_MIN(c->queue.default_timeout_ns, (uint64_t)INT64_MAX);
-    cfg.limits.allow_timeout_override = c->queue.allow_override;
+    struct nr_queue_rules levels[NR_CONFIG_MAX_LEVELS];
+    level_rules(c, levels, &cfg.limits);
+    cfg.levels = levels;
+    cfg.n_levels = c->n_levels;
+    cfg.default_level = c->default_level;
+    cfg.preserve_ordering = c->preserve_ordering;
     return nr_sched_new(&cfg, &rt->sched, err);
 }
 

@@ -31,10 +31,8 @@ WARMUP = ('model_warmup [ { name: "w" inputs { key: "INPUT0" value { data_type: 
 IGNORED = {
     "warmup": (WARMUP, "model_warmup"),
     "cache": ("response_cache { enable: true }\n", "response_cache"),
-    "priorities": ("dynamic_batching { priority_levels: 3 default_priority_level: 2 }\n", "priority_levels"),
+    "eager": ("optimization { eager_batching: true }\n", "eager_batching"),
     "rate": ('instance_group [ { rate_limiter { resources [ { name: "R" count: 4 } ] priority: 2 } } ]\n', "rate_limiter"),
-    "ordering": ("dynamic_batching { preserve_ordering: true }\n", "preserve_ordering"),
-    "delay": ("dynamic_batching { default_queue_policy { timeout_action: DELAY } }\n", "timeout_action DELAY"),
     "policy": ('instance_group [ { host_policy: "numa_0" } ]\n', "host_policy"),
     "tags": ('metric_tags { key: "team" value: "a" }\n', "metric_tags"),
     "several": (WARMUP + "response_cache { enable: true }\n", "model_warmup, response_cache"),

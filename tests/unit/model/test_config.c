@@ -531,6 +531,12 @@ static void test_mismatches(void **state)
         {"max_batch_size: 2 dynamic_batching { preserve_ordering: true default_queue_policy { "
          "timeout_action: DELAY } }",
          "preserve_ordering excludes timeout_action DELAY"},
+        {"max_batch_size: 2 dynamic_batching { preserve_ordering: true priority_levels: 1 "
+         "default_priority_level: 1 priority_queue_policy { key: 1 value { timeout_action: DELAY } "
+         "} }",
+         "preserve_ordering excludes timeout_action DELAY"},
+        {"max_batch_size: 2 dynamic_batching { priority_levels: 257 default_priority_level: 1 }",
+         "at most 256"},
         {"max_batch_size: 2 dynamic_batching { max_queue_delay_microseconds: 18446744073709551615 "
          "}",
          "above an hour"},
@@ -636,10 +642,35 @@ static void test_groups_and_queue(void **state)
     assert_int_equal(config->preferred[0], 2);
     assert_int_equal(config->preferred[2], 8);
     assert_int_equal(config->max_queue_delay_ns, 250000);
-    assert_true(config->queue.allow_override);
-    assert_int_equal(config->queue.max_queue_size, 9);
-    assert_int_equal(config->queue.default_timeout_ns, 7000);
-    assert_string_equal(config->ignored, "response_cache, timeout_action DELAY");
+    assert_int_equal(config->n_levels, 1);
+    assert_true(config->levels[0].allow_override);
+    assert_true(config->levels[0].delays);
+    assert_int_equal(config->levels[0].max_queue_size, 9);
+    assert_int_equal(config->levels[0].default_timeout_ns, 7000);
+    assert_string_equal(config->ignored, "response_cache");
+}
+
+/* A level has its own policy or the default one. */
+static void test_levels(void **state)
+{
+    (void)state;
+    struct model m = batchable();
+    assert_int_equal(
+        load("max_batch_size: 8 dynamic_batching { priority_levels: 3 default_priority_level: 2 "
+             "default_queue_policy { max_queue_size: 9 } "
+             "priority_queue_policy { key: 3 value { timeout_action: DELAY max_queue_size: 1 "
+             "default_timeout_microseconds: 5 } } }"),
+        NARU_OK);
+    assert_int_equal(nr_config_complete(config, model_of(&m, 1, 1), &on, &err), NARU_OK);
+    assert_int_equal(config->n_levels, 3);
+    assert_int_equal(config->default_level, 1);
+    assert_int_equal(config->levels[0].max_queue_size, 9);
+    assert_int_equal(config->levels[1].max_queue_size, 9);
+    assert_false(config->levels[1].delays);
+    assert_int_equal(config->levels[2].max_queue_size, 1);
+    assert_int_equal(config->levels[2].default_timeout_ns, 5000);
+    assert_true(config->levels[2].delays);
+    assert_string_equal(config->ignored, "");
 }
 
 /* What has no effect is named, each on its own; what has none to name is not. */
@@ -654,12 +685,10 @@ static void test_ignored(void **state)
          "model_warmup"},
         {"response_cache { enable: true }", "response_cache"},
         {"response_cache { }", ""},
-        {"dynamic_batching { priority_levels: 2 default_priority_level: 1 }", "priority_levels"},
-        {"dynamic_batching { priority_levels: 1 default_priority_level: 1 }", ""},
-        {"dynamic_batching { preserve_ordering: true }", "preserve_ordering"},
-        {"dynamic_batching { default_queue_policy { timeout_action: DELAY } }",
-         "timeout_action DELAY"},
-        {"dynamic_batching { default_queue_policy { timeout_action: REJECT } }", ""},
+        {"dynamic_batching { priority_levels: 2 default_priority_level: 1 }", ""},
+        {"dynamic_batching { preserve_ordering: true }", ""},
+        {"dynamic_batching { default_queue_policy { timeout_action: DELAY } }", ""},
+        {"optimization { eager_batching: true }", "eager_batching"},
         {"instance_group { rate_limiter { resources { name: 'r' count: 1 } } }", "rate_limiter"},
         {"instance_group { secondary_devices { kind: KIND_NVDLA device_id: 1 } }",
          "secondary_devices"},
@@ -750,6 +779,7 @@ int main(void)
         cmocka_unit_test_teardown(test_order_and_maps, teardown),
         cmocka_unit_test_teardown(test_without_model_info, teardown),
         cmocka_unit_test_teardown(test_groups_and_queue, teardown),
+        cmocka_unit_test_teardown(test_levels, teardown),
         cmocka_unit_test_teardown(test_ignored, teardown),
         cmocka_unit_test_teardown(test_printed_config_is_stable, teardown),
         cmocka_unit_test_teardown(test_no_memory, teardown),
