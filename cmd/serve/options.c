@@ -204,6 +204,19 @@ static const struct option_def defs[] = {
      .arg = "BYTES",
      .help = "for bodies and tensors; 0: three quarters of what this process may use"},
 
+    {.name = "cache-size",
+     .alias = "response-cache-byte-size",
+     .kind = OPTION_BYTES,
+     .offset = O(cache_size),
+     .preset = "64MiB",
+     .arg = "BYTES",
+     .help = "of answers kept for models with response_cache; 0: none"},
+    {.name = "cache-config",
+     .kind = OPTION_TEXT,
+     .offset = O(cache_config),
+     .arg = "local,size=N",
+     .help = "the same in Triton's words"},
+
     {.group = "Scheduling",
      .name = "queue-max-requests",
      .kind = OPTION_UINT,
@@ -653,6 +666,7 @@ static void configure_rest(const struct serve_options *o, struct nr_node_cfg *cf
     cfg->pool_queue = o->pool_queue;
     cfg->max_instances = o->max_instances;
     cfg->memory_budget_bytes = o->memory_budget;
+    cfg->cache_bytes = o->cache_size;
     cfg->queue.max_queue_requests = o->queue_requests;
     cfg->queue.max_queue_bytes = o->queue_bytes;
     cfg->queue.max_wait_ns = (int64_t)o->queue_wait_ns;
@@ -672,6 +686,20 @@ static void configure_rest(const struct serve_options *o, struct nr_node_cfg *cf
     cfg->api.allowed_hosts = o->allow_hosts.items;
     cfg->api.max_image_pixels = o->max_image_pixels;
     cfg->api.max_image_side = o->max_image_side;
+}
+
+/* --cache-config local,size=N */
+static nr_status configure_cache(const char *text, struct nr_node_cfg *cfg, struct nr_err *err)
+{
+    struct nr_str rest, value;
+    struct nr_str kind = nr_str_cut(nr_str_from(text), ',', &rest);
+    struct nr_str key = nr_str_cut(rest, '=', &value);
+    if (nr_str_is(kind, "local") && nr_str_is(key, "size") &&
+        nr_str_to_u64(value, &cfg->cache_bytes)) {
+        return NARU_OK;
+    }
+    return nr_fail(err, NARU_INVALID,
+                   "--cache-config '%s': \"local,size=BYTES\" is the cache that there is", text);
 }
 
 nr_status serve_configure(const struct serve_options *o, const struct option_list *positional,
@@ -702,5 +730,11 @@ nr_status serve_configure(const struct serve_options *o, const struct option_lis
     }
     configure_limits(o, &cfg->http);
     configure_rest(o, cfg);
+    if (o->cache_config != NULL) {
+        nr_status st = configure_cache(o->cache_config, cfg, err);
+        if (st != NARU_OK) {
+            return st;
+        }
+    }
     return configure_listen(o, cfg, err);
 }

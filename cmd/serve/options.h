@@ -21,6 +21,8 @@ struct serve_options {
     /* threads and memory */
     unsigned io_threads, exec_threads, max_exec_threads, pool_threads, pool_queue, max_instances;
     uint64_t memory_budget;
+    uint64_t cache_size;
+    const char *cache_config;
     /* scheduling */
     unsigned queue_requests;
     uint64_t queue_bytes, queue_wait_ns;

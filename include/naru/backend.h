@@ -99,7 +99,8 @@ typedef struct naru_model_args {
     const char *file; /* the model's file or folder within dir_fd, e.g. "model.onnx"; "" none */
     const char *path; /* the same directory as text, for libraries that need one */
     int64_t version;
-    const naru_option *options; /* config.pbtxt `parameters`, and `optimization` as naru.opt.* */
+    const naru_option *options; /* config.pbtxt `parameters`, `optimization` as naru.opt.*, and
+                                   naru.decoupled "true" when a request may have several responses */
     uint32_t n_options;
     int32_t threads;        /* thread budget for one execution; 0: the plug-in decides */
     int32_t device;         /* -1 CPU, else the index of the device */
@@ -152,11 +153,24 @@ typedef struct naru_host {
     int32_t (*request_cancelled)(const naru_batch *batch, uint32_t request);
     /* Completes a batch for which execute returned NARU_PENDING. Exactly once. Required. */
     void (*batch_done)(naru_batch *batch, naru_status status, const char *msg);
-    /* Sends one of several responses (NARU_CAP_DECOUPLED): the outputs allocated since the last
-     * response of the request; final 1 ends the request. Optional. */
+    /* Sends one of several responses of a decoupled model (NARU_CAP_DECOUPLED): what
+     * response_alloc gave since the last one. final 1 ends the request, and may come without outputs. A request
+     * that got no final response ends with its batch. NARU_AGAIN: the reader is behind and nothing
+     * was sent; call again later, or after response_wait. NARU_CANCELLED: nobody reads any more.
+     * NARU_INVALID: neither outputs nor final. NARU_UNSUPPORTED: the model is not configured as
+     * decoupled. One thread at a time for a request. Optional. */
     naru_status (*response_send)(naru_batch *batch, uint32_t request, int32_t final);
     /* Log line at level 0 debug, 1 info, 2 warning, 3 error. Required. Any thread. */
     void (*log)(int32_t level, const char *msg);
+    /* Memory for batch->outputs[index] in the next response of one request: shape[rank] with that
+     * request's rows first. Otherwise as output_alloc; *ret is borrowed until the response is sent.
+     * A batch is answered by these or by output_alloc, not by both. Optional. */
+    naru_status (*response_alloc)(naru_batch *batch, uint32_t request, uint32_t index,
+                                  int32_t dtype, uint32_t rank, const int64_t *shape,
+                                  uint64_t bytes, const naru_tensor **ret);
+    /* Waits until response_send would not answer NARU_AGAIN: NARU_OK, NARU_TIMEOUT after timeout_ns,
+     * NARU_CANCELLED. Only where the plug-in may block. Optional. */
+    naru_status (*response_wait)(naru_batch *batch, uint32_t request, int64_t timeout_ns);
 } naru_host;
 
 typedef struct naru_backend_lib naru_backend_lib; /* the plug-in's own */

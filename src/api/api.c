@@ -328,11 +328,31 @@ nr_status nr_call_lookup(struct nr_call *c, struct nr_str model, struct nr_str v
     return st;
 }
 
+/* A decoupled model may answer with some of the outputs, in its own order: what was asked about each
+ * follows them. */
+static void match_outputs(struct nr_call *c)
+{
+    const struct nr_request *r = &c->request;
+    struct nr_infer_output *how = nr_arena_zalloc(r->arena, (r->n_outputs + 1) * sizeof(*how));
+    for (unsigned i = 0; i < r->n_outputs; i++) {
+        for (unsigned k = 0; k < c->in.n_outputs; k++) {
+            if (c->in.outputs[k].index == r->outputs[i].index) {
+                how[i] = c->in.outputs[k];
+            }
+        }
+    }
+    c->in.outputs = how;
+    c->in.n_outputs = r->n_outputs;
+}
+
 static void on_complete(struct nr_request *r)
 {
     struct nr_call *c = nr_container_of(r, struct nr_call, request);
     c->completed = true;
     c->outputs = r->outputs;
+    if (c->version->config->decoupled && r->status == NARU_OK) {
+        match_outputs(c);
+    }
     if (c->cancelled && r->status == NARU_CANCELLED && c->cancel_status == NARU_DEADLINE) {
         r->status = NARU_DEADLINE; /* the plug-in stopped because we asked it to: say why */
         r->error = NR_STR("the request's time limit passed while it ran");

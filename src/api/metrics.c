@@ -60,6 +60,13 @@ static const struct family families[] = {
      "Cumulative inference compute output duration in microseconds (does not include cached "
      "requests)",
      AT(output_ns), 1000},
+    {"nv_cache_num_hits_per_model", "Number of cache hits per model", AT(cache_hits), 1},
+    {"nv_cache_num_misses_per_model", "Number of cache misses per model", AT(cache_misses), 1},
+    {"nv_cache_hit_duration_per_model", "Total cache hit duration per model, in microseconds",
+     AT(cache_hit_ns), 1000},
+    {"nv_cache_miss_duration_per_model",
+     "Total cache miss (insert+lookup) duration per model, in microseconds", AT(cache_miss_ns),
+     1000},
     {"naru_inline_executions_total", "Executions that ran on the I/O thread which read the request",
      AT(inline_executions), 1},
 };
@@ -67,6 +74,13 @@ static const struct family families[] = {
 static void head(struct nr_text *t, const char *name, const char *type, const char *help)
 {
     nr_text_fmt(t, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
+}
+
+static void write_number(struct nr_text *t, const char *name, const char *type, const char *help,
+                         uint64_t value)
+{
+    head(t, name, type, help);
+    nr_text_fmt(t, "%s %llu\n", name, (unsigned long long)value);
 }
 
 static void write_counters(struct nr_text *t, const struct row *rows, unsigned n)
@@ -272,8 +286,27 @@ static void write_http(struct nr_text *t, struct nr_api *a)
          s.abuse_closed},
     };
     for (unsigned i = 0; i < NR_COUNT(rows); i++) {
-        head(t, rows[i].name, rows[i].type, rows[i].help);
-        nr_text_fmt(t, "%s %llu\n", rows[i].name, (unsigned long long)rows[i].value);
+        write_number(t, rows[i].name, rows[i].type, rows[i].help, rows[i].value);
+    }
+}
+
+static void write_cache(struct nr_text *t, struct nr_api *a)
+{
+    struct nr_cache_stats s;
+    nr_cache_stats_get(a->cfg.runtime->cache, &s);
+    const struct {
+        const char *name, *type, *help;
+        uint64_t value;
+    } rows[] = {
+        {"naru_cache_bytes", "gauge", "Bytes that the response cache holds", s.bytes},
+        {"naru_cache_max_bytes", "gauge", "Bytes that it may hold", s.max_bytes},
+        {"naru_cache_entries", "gauge", "Answers that it holds", s.entries},
+        {"naru_cache_evicted_total", "counter", "Answers that made room for others", s.evicted},
+        {"naru_cache_turned_away_total", "counter",
+         "Answers not taken in: too large, or asked for too rarely", s.turned_away},
+    };
+    for (unsigned i = 0; i < NR_COUNT(rows); i++) {
+        write_number(t, rows[i].name, rows[i].type, rows[i].help, rows[i].value);
     }
 }
 
@@ -322,6 +355,7 @@ static void handle_metrics(struct nr_call *c)
         }
     }
     write_http(&t, c->api);
+    write_cache(&t, c->api);
     write_process(&t, c->api);
     if (t.failed) {
         nr_text_done(&t);

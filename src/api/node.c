@@ -39,7 +39,8 @@ struct nr_node {
 
 void nr_node_cfg_default(struct nr_node_cfg *cfg)
 {
-    *cfg = (struct nr_node_cfg){.max_exec_threads = 64, .pool_queue = 256, .max_instances = 64};
+    *cfg = (struct nr_node_cfg){
+        .max_exec_threads = 64, .pool_queue = 256, .max_instances = 64, .cache_bytes = 64u << 20};
     nr_http_limits_default(&cfg->http);
     nr_sched_limits_default(&cfg->queue);
     nr_placement_cfg_default(&cfg->placement);
@@ -143,11 +144,18 @@ static bool unmap_on_pool(void *memory, size_t bytes)
     return nr_pool_submit(pool, &u->job) == NARU_OK;
 }
 
+/* Answers that are kept count against the budget of requests: a quarter of it at most. */
+static struct nr_cache *make_cache(uint64_t bytes, uint64_t budget)
+{
+    return bytes > 0 ? nr_cache_new(NR_MIN(bytes, budget / 4)) : NULL;
+}
+
 static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
 {
     unsigned pool_threads = n->cfg.pool_threads > 0 ? n->cfg.pool_threads : nr_cpu_usable();
-    nr_buf_set_budget(n->cfg.memory_budget_bytes > 0 ? n->cfg.memory_budget_bytes
-                                                     : default_budget());
+    uint64_t budget =
+        n->cfg.memory_budget_bytes > 0 ? n->cfg.memory_budget_bytes : default_budget();
+    nr_buf_set_budget(budget);
     n->pool = nr_pool_new("naru-pool", pool_threads, n->cfg.pool_queue);
     atomic_store_explicit(&unmap_pool, n->pool, memory_order_release);
     nr_buf_set_unmap(unmap_on_pool);
@@ -159,6 +167,7 @@ static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
                                  .limits = n->cfg.queue,
                                  .placement = n->cfg.placement,
                                  .max_instances = n->cfg.max_instances,
+                                 .cache = make_cache(n->cfg.cache_bytes, budget),
                                  .extra_free = nr_predict_plan_free};
     struct nr_repository_cfg rc = n->cfg.repository;
     rc.ops = nr_runtime_ops;
@@ -324,6 +333,7 @@ void nr_node_free(struct nr_node *n)
     nr_api_readers_done(n->api);
     nr_repository_free(n->repository);
     nr_api_free(n->api);
+    nr_cache_free(n->runtime.cache);
     nr_exec_free(n->runtime.exec);
     for (unsigned i = 0; i < n->n_loops; i++) {
         nr_loop_free(n->loops[i]);

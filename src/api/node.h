@@ -31,6 +31,7 @@ struct nr_node_cfg {
     unsigned pool_queue;
     uint64_t
         memory_budget_bytes; /* of tensor and body buffers; 0: 75 % of the machine's or cgroup's */
+    uint64_t cache_bytes;    /* of the response cache; 0: none */
     struct nr_http_limits http;
     struct nr_repository_cfg repository; /* ops, ctx and callbacks are filled by the node */
     struct nr_plugins *plugins;          /* borrowed */

@@ -611,6 +611,10 @@ static void respond_step(struct nr_call *c)
         nr_call_fail(c, c->request.status, c->request.error, c->request.retry_after_s);
         return;
     }
+    if (c->request.n_outputs == 0) { /* only a decoupled model can do that */
+        nr_call_fail(c, NARU_INTERNAL, NR_STR("the model gave no answer to this picture"), 0);
+        return;
+    }
     p->infer_ns += c->request.infer_end_ns - c->request.begin_ns;
     nr_call_offload(c, advance, advanced);
 }

@@ -62,6 +62,7 @@ static void stats_view(struct nr_arena *a, const struct nr_version *v, struct nr
 {
     struct nr_counts n;
     nr_counters_read(nr_runtime_of(v)->counters, a, &n);
+    uint64_t executed = n.success - NR_MIN(n.cache_hits, n.success);
     *s = (struct nr_stats_view){.name = nr_str_from(v->name),
                                 .version = nr_v2_version_text(v, a),
                                 .last_inference_ms = n.last_wall_ms,
@@ -69,10 +70,12 @@ static void stats_view(struct nr_arena *a, const struct nr_version *v, struct nr
                                 .execution_count = n.executions,
                                 .success = {n.success, n.success_ns},
                                 .fail = {n.fail, n.fail_ns},
-                                .queue = {n.success, n.queue_ns},
-                                .compute_input = {n.success, n.input_ns},
-                                .compute_infer = {n.success, n.infer_ns},
-                                .compute_output = {n.success, n.output_ns}};
+                                .queue = {executed, n.queue_ns},
+                                .compute_input = {executed, n.input_ns},
+                                .compute_infer = {executed, n.infer_ns},
+                                .compute_output = {executed, n.output_ns},
+                                .cache_hit = {n.cache_hits, n.cache_hit_ns},
+                                .cache_miss = {n.cache_misses, n.cache_miss_ns}};
     struct nr_batch_stats_view *batches = nr_arena_zalloc(a, (n.n_batches + 1) * sizeof(*batches));
     for (unsigned i = 0; i < n.n_batches; i++) {
         const struct nr_batch_count *b = &n.batches[i];

@@ -100,3 +100,12 @@ void nr_clock_format(int64_t wall_ns, char out[25])
     put_digits(out + 17, second % 60, 2);
     put_digits(out + 20, ms % 1000, 3);
 }
+
+void nr_clock_cond_init(pthread_cond_t *c)
+{
+    pthread_condattr_t attr;
+    NR_ASSERT(pthread_condattr_init(&attr) == 0);
+    NR_ASSERT(pthread_condattr_setclock(&attr, CLOCK_MONOTONIC) == 0);
+    NR_ASSERT(pthread_cond_init(c, &attr) == 0);
+    (void)pthread_condattr_destroy(&attr);
+}

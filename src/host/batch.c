@@ -137,6 +137,9 @@ void nr_batch_clear(struct nr_batch *b)
         b->outs[o].wanted = false;
         b->outs[o].ends = NULL;
     }
+    for (uint32_t i = 0; b->cfg.on_response && i < b->n_requests; i++) {
+        nr_batch_response_free(b->members[i].open); /* allocated, never sent */
+    }
     b->n_requests = 0;
     b->rows = 0;
     b->n_out_tensors = 0;
@@ -496,7 +499,7 @@ static nr_status seal_output(struct nr_batch *b, uint32_t o)
         out->shape[0] = b->rows;
     }
     size_t bytes;
-    if (io->dtype == NARU_BYTES) {
+    if (io->dtype == NARU_BYTES || b->cfg.on_response) {
         return NARU_OK;
     }
     for (uint32_t d = 0; d < io->rank; d++) {

@@ -42,6 +42,20 @@ struct nr_plugin_instance;
 /* The functions that plug-ins are given. One table for the process. */
 extern const naru_host nr_host_table;
 
+struct nr_batch_response_output {
+    uint32_t output; /* index of nr_batch_cfg.outputs */
+    struct nr_buf *buf;
+    naru_tensor tensor; /* shape and segments point into this struct */
+    naru_segment segment;
+    int64_t shape[NARU_MAX_RANK];
+};
+struct nr_batch_response { /* of one request; outputs in the order in which they were allocated */
+    bool final;
+    uint32_t n_outputs;
+    struct nr_batch_response_output outputs[];
+};
+void nr_batch_response_free(struct nr_batch_response *r); /* accepts NULL; any thread */
+
 struct nr_batch_cfg {
     const struct nr_plugin *plugin; /* must outlive the batch */
     const naru_io *inputs; /* as naru_model_info has them; arrays borrowed for the batch's life */
@@ -57,6 +71,13 @@ struct nr_batch_cfg {
      * nr_batch_cancel. NULL: nr_batch_run waits until it is over. */
     void (*on_done)(struct nr_batch *b, void *arg);
     void *on_done_arg;
+    /* Decoupled models: one of several responses of a request, on a thread of the plug-in; takes
+     * *r over (nr_batch_response_free). NARU_AGAIN: its reader is behind; any other error likewise
+     * leaves *r to the batch. NULL: the plug-in's responses are refused. */
+    nr_status (*on_response)(void *arg, void *user, struct nr_batch_response *r);
+    /* Waits until on_response would take one: NARU_OK, NARU_TIMEOUT, NARU_CANCELLED. */
+    nr_status (*on_room)(void *arg, void *user, int64_t timeout_ns);
+    void *response_arg;
 };
 
 struct nr_batch_input { /* one input of one request */
@@ -133,6 +154,8 @@ nr_status nr_batch_result(const struct nr_batch *b, uint32_t request, struct nr_
  * do not add up. */
 nr_nodiscard nr_status nr_batch_output(struct nr_batch *b, uint32_t output, uint32_t request,
                                        struct nr_batch_slice *ret);
+/* False: a decoupled model answered by responses, or not at all; there are no outputs to read. */
+bool nr_batch_has_outputs(const struct nr_batch *b);
 /* Ready for the next round: forgets requests and results, keeps memory. */
 void nr_batch_clear(struct nr_batch *b);
 /* Gives buffers back that are only kept for the next round (idle models). Not while running. */

@@ -32,6 +32,8 @@ struct nr_batch_member { /* one request of the batch */
     struct nr_str text; /* in b->arena, when status is an error */
     const _Atomic uint32_t *cancelled;
     void *user;
+    struct nr_batch_response *open; /* being filled by a decoupled plug-in; under lock */
+    bool ended;                     /* got its final response, or its client has gone */
 };
 
 struct nr_batch_in { /* one input of the whole batch */
@@ -89,6 +91,17 @@ bool nr_batch_shape_bytes(int32_t dtype, uint32_t rank, const int64_t *shape, si
 struct nr_buf *nr_batch_out_buf(struct nr_batch *b, struct nr_batch_out *out, size_t bytes);
 /* Points tensor `out->at` at out->buf with the shape in out->shape. */
 void nr_batch_out_place(struct nr_batch *b, struct nr_batch_out *out, uint32_t rank, size_t bytes);
+/* Shape and bytes of an output of `rows` rows against the configuration; *ret: its bytes. */
+nr_status nr_batch_output_check(const struct nr_batch *b, const naru_io *io, int64_t rows,
+                                int32_t dtype, uint32_t rank, const int64_t *shape, uint64_t bytes,
+                                size_t *ret);
+/* response.c: what naru_host's slots of the same names do, on a run that is held. alloc is called
+ * under the lock. */
+nr_status nr_batch_response_alloc(struct nr_batch *b, uint32_t request, uint32_t index,
+                                  int32_t dtype, uint32_t rank, const int64_t *shape,
+                                  uint64_t bytes, const naru_tensor **ret);
+nr_status nr_batch_response_send(struct nr_batch *b, uint32_t request, bool final);
+nr_status nr_batch_response_wait(struct nr_batch *b, uint32_t request, int64_t timeout_ns);
 /* Fills in_tensors, out_tensors and the view; NARU_NOMEM, NARU_TOO_LARGE with b->text set. */
 nr_status nr_batch_seal(struct nr_batch *b, struct nr_batch_view *view);
 struct nr_batch_view *nr_batch_view_new(struct nr_batch *owner);

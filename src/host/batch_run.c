@@ -113,10 +113,23 @@ static bool drop(struct nr_batch_view *v, uint32_t n)
     return atomic_fetch_sub_explicit(&v->holds, n, memory_order_acq_rel) == n;
 }
 
+bool nr_batch_has_outputs(const struct nr_batch *b)
+{
+    if (!b->cfg.on_response) {
+        return true;
+    }
+    for (uint32_t o = 0; o < b->n_out_tensors; o++) {
+        if (b->out_tensors[o].n_segments != 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Outputs that the plug-in left out, once the batch is answered. */
 static void check_outputs(struct nr_batch *b)
 {
-    if (b->status != NARU_OK) {
+    if (b->status != NARU_OK || !nr_batch_has_outputs(b)) {
         return;
     }
     for (uint32_t o = 0; o < b->n_out_tensors; o++) {
@@ -229,15 +242,15 @@ void nr_batch_cancel(struct nr_batch *b, uint32_t request)
 
 /* ---- the table --------------------------------------------------------------------------------- */
 
-/* Shape and bytes of an output against the configuration. */
-static nr_status output_check(const struct nr_batch *b, const naru_io *io, int32_t dtype,
-                              uint32_t rank, const int64_t *shape, uint64_t bytes, size_t *ret)
+nr_status nr_batch_output_check(const struct nr_batch *b, const naru_io *io, int64_t rows,
+                                int32_t dtype, uint32_t rank, const int64_t *shape, uint64_t bytes,
+                                size_t *ret)
 {
     if (dtype != io->dtype || rank != io->rank || (rank > 0 && !shape)) {
         return NARU_INVALID;
     }
     for (uint32_t d = 0; d < rank; d++) {
-        int64_t want = d == 0 && b->cfg.max_rows > 0 ? b->rows : io->shape[d];
+        int64_t want = d == 0 && b->cfg.max_rows > 0 ? rows : io->shape[d];
         if (shape[d] < 0 || (want >= 0 && shape[d] != want)) {
             return NARU_INVALID;
         }
@@ -264,7 +277,8 @@ static naru_status alloc_locked(struct nr_batch *b, uint32_t index, int32_t dtyp
     naru_tensor *t = &b->out_tensors[index];
     struct nr_batch_out *out = &b->outs[t->index];
     size_t need;
-    nr_status st = output_check(b, &b->cfg.outputs[t->index], dtype, rank, shape, bytes, &need);
+    nr_status st = nr_batch_output_check(b, &b->cfg.outputs[t->index], b->rows, dtype, rank, shape,
+                                         bytes, &need);
     if (st != NARU_OK) {
         return st;
     }
@@ -367,6 +381,57 @@ static void on_batch_done(naru_batch *batch, naru_status status, const char *msg
     drop_outside(v, 2); /* this call's and the answer's */
 }
 
+static naru_status on_response_alloc(naru_batch *batch, uint32_t request, uint32_t index,
+                                     int32_t dtype, uint32_t rank, const int64_t *shape,
+                                     uint64_t bytes, const naru_tensor **ret)
+{
+    struct nr_batch_view *v = view_of(batch);
+    if (!hold(v)) {
+        late("response_alloc");
+        return NARU_PRECONDITION;
+    }
+    struct nr_batch *b = v->owner;
+    naru_status st = NARU_PRECONDITION;
+    pthread_mutex_lock(&b->lock);
+    if (atomic_load_explicit(&v->answered, memory_order_acquire) == 0) {
+        st = nr_batch_response_alloc(b, request, index, dtype, rank, shape, bytes, ret);
+    } else {
+        late("response_alloc");
+    }
+    pthread_mutex_unlock(&b->lock);
+    drop_outside(v, 1);
+    return st;
+}
+
+static naru_status on_response_send(naru_batch *batch, uint32_t request, int32_t final)
+{
+    struct nr_batch_view *v = view_of(batch);
+    if (!hold(v)) {
+        late("response_send");
+        return NARU_PRECONDITION;
+    }
+    naru_status st = NARU_PRECONDITION;
+    if (atomic_load_explicit(&v->answered, memory_order_acquire) == 0) {
+        st = nr_batch_response_send(v->owner, request, final != 0);
+    } else {
+        late("response_send");
+    }
+    drop_outside(v, 1);
+    return st;
+}
+
+static naru_status on_response_wait(naru_batch *batch, uint32_t request, int64_t timeout_ns)
+{
+    struct nr_batch_view *v = view_of(batch);
+    if (!hold(v)) {
+        late("response_wait");
+        return NARU_PRECONDITION;
+    }
+    naru_status st = nr_batch_response_wait(v->owner, request, timeout_ns);
+    drop_outside(v, 1);
+    return st;
+}
+
 static void on_log(int32_t level, const char *msg)
 {
     /* The plug-in's own words at its own level: it stands at the edge to a foreign library, and
@@ -384,5 +449,8 @@ const naru_host nr_host_table = {
     .request_fail = on_request_fail,
     .request_cancelled = on_request_cancelled,
     .batch_done = on_batch_done,
+    .response_send = on_response_send,
     .log = on_log,
+    .response_alloc = on_response_alloc,
+    .response_wait = on_response_wait,
 };

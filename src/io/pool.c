@@ -63,12 +63,7 @@ struct nr_pool *nr_pool_new(const char *name, unsigned threads, unsigned max_que
         p->workers[i].pool = p;
     }
     pthread_mutex_init(&p->lock, NULL);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    /* Real time even under a fake clock: when an idle thread ends changes no result. */
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&p->wanted, &attr);
-    pthread_condattr_destroy(&attr);
+    nr_clock_cond_init(&p->wanted); /* when an idle thread ends changes no result */
     return p;
 }
 

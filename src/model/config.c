@@ -482,7 +482,8 @@ static nr_status make_options(struct nr_model_config *c, struct nr_err *err)
 {
     const Inference__ModelConfig *pb = c->pb;
     const Inference__ModelOptimizationPolicy *opt = pb->optimization;
-    struct options o = {.c = c, .capacity = pb->n_parameters + 5 /* graph, priority, 3 of cuda */};
+    struct options o = {
+        .c = c, .capacity = pb->n_parameters + 6 /* decoupled, graph, priority, 3 of cuda */};
     if (opt && opt->execution_accelerators) {
         const Inference__ModelOptimizationPolicy__ExecutionAccelerators *acc =
             opt->execution_accelerators;
@@ -497,6 +498,10 @@ static nr_status make_options(struct nr_model_config *c, struct nr_err *err)
     for (size_t i = 0; i < pb->n_parameters; i++) {
         o.at[o.n++] = (naru_option){.key = pb->parameters[i]->key,
                                     .value = pb->parameters[i]->value->string_value};
+    }
+    c->decoupled = pb->model_transaction_policy && pb->model_transaction_policy->decoupled;
+    if (c->decoupled) {
+        o.at[o.n++] = (naru_option){.key = "naru.decoupled", .value = "true"};
     }
     if (opt) {
         optimization_options(&o, opt);

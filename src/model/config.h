@@ -90,6 +90,8 @@ struct nr_model_config {
     const struct nr_instance_group *groups;
     uint32_t n_instances; /* over all groups and their devices, without the passive ones */
 
+    bool decoupled;      /* 0 to many answers to a request; known after step 2 */
+    bool response_cache; /* answers may be kept and given again */
     bool dynamic_batching;
     bool preserve_ordering;
     uint32_t n_preferred;

@@ -173,12 +173,6 @@ static nr_status check_supported(const Inference__ModelConfig *pb, struct nr_err
                        "sequence_batching is not served by this version of naru (sequences are to "
                        "come)");
     }
-    if (pb->model_transaction_policy && pb->model_transaction_policy->decoupled) {
-        return nr_fail(err, NARU_UNSUPPORTED,
-                       "decoupled models (several answers to a request) are not served by this "
-                       "version of naru: leave model_transaction_policy out when the model answers "
-                       "each request once");
-    }
     for (size_t i = 0; i < pb->n_input; i++) {
         if (pb->input[i]->allow_ragged_batch) {
             return nr_fail(err, NARU_UNSUPPORTED,
@@ -353,6 +347,12 @@ static nr_status check_batching(const Inference__ModelConfig *pb, struct nr_err 
         return nr_fail(err, NARU_INVALID,
                        "dynamic_batching: max_queue_delay_microseconds is above an hour");
     }
+    if (d->preserve_ordering && pb->model_transaction_policy &&
+        pb->model_transaction_policy->decoupled) {
+        return nr_fail(err, NARU_INVALID,
+                       "dynamic_batching: preserve_ordering excludes decoupled: the responses of a "
+                       "decoupled model leave as they are made");
+    }
     return check_levels(d, err);
 }
 
@@ -443,7 +443,6 @@ nr_status nr_config_list_ignored(struct nr_model_config *c, struct nr_err *err)
         const char *name;
     } all[] = {
         {pb->n_model_warmup > 0, "model_warmup"},
-        {pb->response_cache && pb->response_cache->enable, "response_cache"},
         {pb->optimization && pb->optimization->eager_batching, "eager_batching"},
         {group[0], "rate_limiter"},
         {group[1], "secondary_devices"},
@@ -465,6 +464,16 @@ nr_status nr_config_list_ignored(struct nr_model_config *c, struct nr_err *err)
 
 nr_status nr_config_check_final(const struct nr_model_config *c, struct nr_err *err)
 {
+    const Inference__ModelConfig *pb = c->pb;
+    bool sequence =
+        pb->scheduling_choice_case == INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_SEQUENCE_BATCHING;
+    if (pb->response_cache && pb->response_cache->enable && (sequence || c->decoupled)) {
+        return nr_fail(
+            err, NARU_INVALID,
+            "response_cache cannot be enabled for a model with %s: its answers depend on "
+            "more than the inputs",
+            sequence ? "sequence_batching" : "decoupled responses");
+    }
     nr_status st = check_batching(c->pb, err);
     for (size_t i = 0; i < c->pb->n_model_warmup && st == NARU_OK; i++) {
         st = check_warmup(c, c->pb->model_warmup[i], err);

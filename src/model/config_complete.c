@@ -459,6 +459,7 @@ static nr_status derive_levels(struct nr_model_config *c, const Inference__Model
 static nr_status derive_batching(struct nr_model_config *c, struct nr_err *err)
 {
     const Inference__ModelConfig *pb = c->pb;
+    c->response_cache = pb->response_cache && pb->response_cache->enable;
     const Inference__ModelDynamicBatching *d =
         pb->scheduling_choice_case == INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_DYNAMIC_BATCHING
             ? pb->dynamic_batching

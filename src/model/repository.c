@@ -331,12 +331,8 @@ static int by_name(const void *a, const void *b)
 
 static void init_sync(struct nr_repository *r)
 {
-    pthread_condattr_t attr;
     NR_ASSERT(pthread_mutex_init(&r->lock, NULL) == 0);
-    NR_ASSERT(pthread_condattr_init(&attr) == 0);
-    NR_ASSERT(pthread_condattr_setclock(&attr, CLOCK_MONOTONIC) == 0);
-    NR_ASSERT(pthread_cond_init(&r->rest, &attr) == 0);
-    (void)pthread_condattr_destroy(&attr);
+    nr_clock_cond_init(&r->rest);
 }
 
 static void repository_free(struct nr_repository *r)

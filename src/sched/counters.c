@@ -22,6 +22,7 @@ struct batch_cell {
 struct set {
     _Atomic uint64_t success, fail, success_ns, fail_ns, queue_ns, input_ns, infer_ns, output_ns;
     _Atomic uint64_t rows, executions, inline_executions, last_wall_ms;
+    _Atomic uint64_t cache_hits, cache_hit_ns, cache_misses, cache_miss_ns;
     _Atomic uint64_t failed[NR_FAIL_COUNT];
     struct nr_hist_coarse stage[NR_STAGE_COUNT];
     struct batch_cell *_Atomic pages[];
@@ -157,6 +158,27 @@ void nr_counters_failure(struct nr_counters *c, unsigned loop, nr_fail_reason wh
     add(&s->failed[why], 1);
 }
 
+void nr_counters_cache_hit(struct nr_counters *c, unsigned loop, const struct nr_request *r,
+                           int64_t took_ns)
+{
+    struct set *s = set_of(c, loop);
+    uint64_t request_ns = span(r->arrival_ns, r->end_ns);
+    add(&s->success, 1);
+    add(&s->success_ns, request_ns);
+    nr_hist_coarse_add(&s->stage[NR_STAGE_REQUEST], request_ns);
+    add(&s->cache_hits, 1);
+    add(&s->cache_hit_ns, (uint64_t)NR_MAX(took_ns, 0));
+    atomic_store_explicit(&s->last_wall_ms, (uint64_t)(nr_clock_wall() / NR_MS_NS),
+                          memory_order_relaxed);
+}
+
+void nr_counters_cache_miss(struct nr_counters *c, unsigned loop, int64_t took_ns)
+{
+    struct set *s = set_of(c, loop);
+    add(&s->cache_misses, 1);
+    add(&s->cache_miss_ns, (uint64_t)NR_MAX(took_ns, 0));
+}
+
 static void read_set(const struct set *s, struct nr_counts *ret)
 {
     ret->success += get(&s->success);
@@ -170,6 +192,10 @@ static void read_set(const struct set *s, struct nr_counts *ret)
     ret->rows += get(&s->rows);
     ret->executions += get(&s->executions);
     ret->inline_executions += get(&s->inline_executions);
+    ret->cache_hits += get(&s->cache_hits);
+    ret->cache_hit_ns += get(&s->cache_hit_ns);
+    ret->cache_misses += get(&s->cache_misses);
+    ret->cache_miss_ns += get(&s->cache_miss_ns);
     ret->last_wall_ms = NR_MAX(ret->last_wall_ms, get(&s->last_wall_ms));
     for (unsigned i = 0; i < NR_FAIL_COUNT; i++) {
         ret->failed[i] += get(&s->failed[i]);

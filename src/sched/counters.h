@@ -45,6 +45,7 @@ struct nr_batch_count { /* executions of one batch size */
 struct nr_counts {
     uint64_t success, fail, success_ns, fail_ns, queue_ns, input_ns, infer_ns, output_ns;
     uint64_t rows, executions, inline_executions, last_wall_ms;
+    uint64_t cache_hits, cache_hit_ns, cache_misses, cache_miss_ns; /* hits are successes, too */
     uint64_t failed[NR_FAIL_COUNT];
     struct nr_hist_coarse stage[NR_STAGE_COUNT];
     unsigned n_batches;             /* distinct batch sizes, ascending by rows */
@@ -58,6 +59,11 @@ void nr_counters_free(struct nr_counters *c); /* accepts NULL */
 void nr_counters_success(struct nr_counters *c, unsigned loop, const struct nr_request *r,
                          bool leads);
 void nr_counters_failure(struct nr_counters *c, unsigned loop, nr_fail_reason why, int64_t took_ns);
+/* An answer from the response cache: a success that nothing was executed for. took_ns: finding it. */
+void nr_counters_cache_hit(struct nr_counters *c, unsigned loop, const struct nr_request *r,
+                           int64_t took_ns);
+/* took_ns: looking for it and storing the answer. The request itself is counted as any other. */
+void nr_counters_cache_miss(struct nr_counters *c, unsigned loop, int64_t took_ns);
 void nr_counters_read(const struct nr_counters *c, struct nr_arena *a,
                       struct nr_counts *ret); /* any thread */
 

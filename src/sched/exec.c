@@ -224,14 +224,10 @@ static void *worker_main(void *arg)
 struct nr_exec *nr_exec_new(unsigned threads, unsigned max_threads)
 {
     struct nr_exec *e = nr_new(struct nr_exec);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_mutex_init(&e->lock, NULL);
-    pthread_cond_init(&e->work, &attr);
-    pthread_cond_init(&e->spare, &attr);
-    pthread_cond_init(&e->retired, &attr);
-    pthread_condattr_destroy(&attr);
+    nr_clock_cond_init(&e->work);
+    nr_clock_cond_init(&e->spare);
+    nr_clock_cond_init(&e->retired);
     nr_list_init(&e->queue);
     nr_list_init(&e->timed);
     nr_list_init(&e->workers);

@@ -45,6 +45,9 @@ void nr_request_complete(struct nr_request *r)
     struct nr_sched *s = r->sched;
     unsigned loop = nr_loop_index(r->loop);
     nr_loop_timer_cancel(r->loop, &r->timer);
+    if (s->cfg.decoupled) {
+        nr_flow_settle(r);
+    }
     if (r->status == NARU_CANCELLED && r->begin_ns != 0 && r->deadline_ns != 0 &&
         r->deadline_ns <= nr_clock_now()) {
         nr_request_fail(r, NARU_DEADLINE, "the request's time limit passed while it ran");
@@ -72,9 +75,8 @@ void nr_request_refuse(struct nr_request *r, nr_status status, const char *text,
 
 /* --- requests into the batch ------------------------------------------------------------------- */
 
-/* shape with the backend's view of it: the k-th open dimension takes the k-th open value. */
-static uint32_t map_shape(uint32_t rank, const int64_t *spec, const int64_t *value,
-                          uint32_t to_rank, const int64_t *to_spec, int64_t *to)
+uint32_t nr_place_map_shape(uint32_t rank, const int64_t *spec, const int64_t *value,
+                            uint32_t to_rank, const int64_t *to_spec, int64_t *to)
 {
     uint32_t from = 0;
     for (uint32_t i = 0; i < to_rank; i++) {
@@ -105,8 +107,9 @@ nr_status nr_place_add(struct nr_place *p, struct nr_request *r, struct nr_err *
                                                 .shape = t->shape,
                                                 .rank = t->rank};
         if (spec->reshaped) {
-            p->inputs[at].rank = map_shape(t->rank, spec->shape, t->shape, spec->backend_rank,
-                                           spec->backend_shape, p->shapes[at]);
+            p->inputs[at].rank =
+                nr_place_map_shape(t->rank, spec->shape, t->shape, spec->backend_rank,
+                                   spec->backend_shape, p->shapes[at]);
             p->inputs[at].shape = p->shapes[at];
         }
     }
@@ -168,8 +171,8 @@ static nr_status take_output(struct nr_place *p, struct nr_request *r, unsigned 
         .index = index, .dtype = slice.dtype, .rank = slice.rank, .bytes = slice.bytes};
     memcpy(t->shape, slice.shape, slice.rank * sizeof(t->shape[0]));
     if (spec->reshaped) {
-        t->rank = map_shape(slice.rank, spec->backend_shape, slice.shape, spec->rank, spec->shape,
-                            t->shape);
+        t->rank = nr_place_map_shape(slice.rank, spec->backend_shape, slice.shape, spec->rank,
+                                     spec->shape, t->shape);
     }
     t->elements = 1;
     for (uint32_t d = 0; d < t->rank; d++) {
@@ -196,6 +199,9 @@ static void take_result(struct nr_place *p, struct nr_request *r, unsigned i)
     r->ran_inline = p->is_inline;
     r->batch_rows = (uint32_t)p->rows;
     r->status = nr_batch_result(p->batch, i, &err);
+    if (r->status == NARU_OK && p->sched->cfg.decoupled && !nr_batch_has_outputs(p->batch)) {
+        return; /* its responses, if any, went their own way */
+    }
     for (unsigned k = 0; k < r->in->n_outputs && r->status == NARU_OK; k++) {
         r->status = take_output(p, r, i, k);
         if (r->status != NARU_OK) {
@@ -260,7 +266,10 @@ nr_status nr_place_init(struct nr_place *p, struct nr_sched *s, struct nr_plugin
                                .n_outputs = info->n_outputs,
                                .max_rows = (uint32_t)s->cfg.signature->max_batch_size,
                                .on_done = on_done,
-                               .on_done_arg = p};
+                               .on_done_arg = p,
+                               .on_response = s->cfg.decoupled ? nr_flow_on_response : NULL,
+                               .on_room = nr_flow_on_room,
+                               .response_arg = p};
     p->sched = s;
     p->instance = instance;
     nr_list_init(&p->node);

@@ -40,6 +40,17 @@ struct nr_target {
     void (*cancel)(struct nr_target *t, struct nr_request *r, nr_status status, bool running_too);
 };
 
+/* One of several answers of a decoupled model, on its way to the client. */
+struct nr_answer {
+    struct nr_request *request;
+    struct nr_infer_tensor *outputs; /* index refers to the signature; [n_outputs], maybe none */
+    unsigned n_outputs;
+    bool final;          /* no other one follows */
+    struct nr_list node; /* the consumer's */
+    struct nr_msg msg;   /* the scheduler's */
+    struct nr_batch_response *memory;
+};
+
 struct nr_request {
     /* The submitter's: filled before nr_request_submit. A target that passes the request on to
      * another one sets `target` (a cancel goes there then); the rest is untouched. */
@@ -53,6 +64,11 @@ struct nr_request {
     const naru_option *options; /* request parameters for the plug-in, as text; may be NULL */
     unsigned n_options;
     void (*on_complete)(struct nr_request *r); /* exactly once; may be before submit returns */
+    /* Decoupled models: each response in order, on the loop, before on_complete; the consumer ends
+     * each with nr_answer_done, before the request's memory goes. While NR_ANSWER_WINDOW of them
+     * are not ended the model waits. NULL: one answer is wanted; a model that gives a second one
+     * fails the request. */
+    void (*on_answer)(struct nr_request *r, struct nr_answer *answer);
 
     /* Results, valid in on_complete. Tensor bytes are tied to the arena. */
     nr_status status;
@@ -64,10 +80,17 @@ struct nr_request {
     uint32_t batch_rows;                                               /* of the batch it ran in */
     int64_t queued_ns, begin_ns, infer_begin_ns, infer_end_ns, end_ns; /* stage times, monotonic */
 
+    /* Of a target that passes the request on and waits for its completion (it replaces on_complete,
+     * and puts both back before it completes the request). */
+    void *front;
+
     /* The scheduler's. */
     struct nr_sched *sched;
     _Atomic uint32_t state;
     _Atomic uint32_t cancelled; /* read by host->request_cancelled while running */
+    struct nr_answer *only;     /* the first response, when on_answer is NULL */
+    _Atomic uint32_t n_answers; /* given to the consumer and not ended */
+    bool too_many;              /* more than one, when on_answer is NULL */
     bool leads;                 /* stands for its batch in the counters */
     struct nr_place
         *place;           /* under the scheduler's lock, while a plug-in that can cancel runs it */
@@ -92,6 +115,10 @@ static inline void nr_request_submit(struct nr_request *r)
 {
     r->target->submit(r->target, r);
 }
+
+#define NR_ANSWER_WINDOW 16
+/* Loop thread. The response was sent, or nobody wants it: frees it, and lets the model go on. */
+void nr_answer_done(struct nr_answer *answer);
 
 /* Loop thread. A queued request completes with NARU_CANCELLED (or `status`) before this returns; a
  * running one is told to the plug-in when `running_too`, and completes when its batch does.

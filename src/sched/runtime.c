@@ -21,6 +21,7 @@ static void runtime_free(struct nr_runtime *rt)
     if (rt == NULL) {
         return;
     }
+    nr_cached_free(rt->cached);
     nr_sched_free(rt->sched);
     void *extra = atomic_load(&rt->extra);
     if (extra != NULL && rt->extra_free != NULL) {
@@ -73,6 +74,14 @@ static nr_status open_model(const struct nr_runtime_host *host, struct nr_versio
     struct nr_plugin *plugin;
     nr_status st = nr_plugin_open(host->plugins, nr_str_from(c->backend), &plugin, err);
     if (st != NARU_OK) {
+        return st;
+    }
+    if (c->decoupled && (plugin->caps & NARU_CAP_DECOUPLED) == 0) {
+        st = nr_fail(err, NARU_UNSUPPORTED,
+                     "model_transaction_policy: decoupled, but plug-in \"%s\" answers each request "
+                     "once; leave it out",
+                     plugin->name);
+        nr_plugin_unref(plugin);
         return st;
     }
     naru_model_args args = {.struct_size = sizeof(args),
@@ -137,7 +146,7 @@ static bool may_inline(const struct nr_runtime_host *host, const struct nr_runti
     if (!host->placement.allowed || (caps & NARU_CAP_INLINE) == 0 ||
         (caps & NARU_CAP_ONE_THREAD) != 0 || (caps & NARU_CAP_ASYNC) != 0 ||
         (rt->model->info->flags & NARU_MODEL_STATIC_GRAPH) == 0 || c->max_queue_delay_ns > 0 ||
-        c->preserve_ordering || first_device(c) >= 0) {
+        c->preserve_ordering || c->decoupled || first_device(c) >= 0) {
         return false;
     }
     for (unsigned i = 0; i < c->sig.n_inputs; i++) {
@@ -195,7 +204,8 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
                                .output_map = c->output_map,
                                .rules = rules_of(rt, c),
                                .placement = host->placement,
-                               .limits = host->limits};
+                               .limits = host->limits,
+                               .decoupled = c->decoupled};
     cfg.placement.allowed = may_inline(host, rt, c);
     struct nr_queue_rules levels[NR_CONFIG_MAX_LEVELS];
     level_rules(c, levels, &cfg.limits);
@@ -238,6 +248,10 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
     nr_sched_prove(rt->sched);
     rt->target = nr_sched_target(rt->sched);
     rt->counters = nr_sched_counters(rt->sched);
+    if (c->response_cache && host->cache != NULL) {
+        rt->cached = nr_cached_new(host->cache, rt->target, rt->counters);
+        rt->target = nr_cached_target(rt->cached);
+    }
     rt->signature = &c->sig;
     v->memory_bytes = nr_plugin_model_memory(rt->model);
     v->runtime = NR_TAKE(rt);

@@ -9,6 +9,7 @@
 
 #include "host/plugin.h"
 #include "model/version.h"
+#include "sched/cache.h"
 #include "sched/sched.h"
 
 struct nr_runtime_host {
@@ -19,6 +20,7 @@ struct nr_runtime_host {
     struct nr_sched_limits limits;
     struct nr_placement_cfg placement; /* allowed: the operator's switch for inline execution */
     unsigned max_instances;            /* over all groups of a model */
+    struct nr_cache *cache;            /* for models that ask for it; NULL: none */
     void (*extra_free)(void *extra);   /* frees nr_runtime.extra; NULL when nobody sets it */
 };
 
@@ -27,7 +29,8 @@ struct nr_runtime {
     struct nr_target *target;   /* where requests of the version go */
     struct nr_counters *counters;
     struct nr_plugin_model *model;
-    struct nr_sched *sched; /* runs the model's batches */
+    struct nr_sched *sched;   /* runs the model's batches */
+    struct nr_cached *cached; /* in front of sched; NULL: the configuration asks for none */
     const struct nr_signature *signature;
     struct nr_plugin_instance **instances;
     unsigned n_instances;

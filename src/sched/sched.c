@@ -376,6 +376,9 @@ static void submit(struct nr_target *t, struct nr_request *r)
     r->n_outputs = 0;
     r->leads = false;
     r->place = NULL;
+    r->only = NULL;
+    atomic_store_explicit(&r->n_answers, 0, memory_order_relaxed);
+    r->too_many = false;
     nr_list_init(&r->node);
     atomic_store_explicit(&r->cancelled, false, memory_order_relaxed);
     prepare(s, r);
@@ -417,6 +420,9 @@ static void cancel(struct nr_target *t, struct nr_request *r, nr_status status, 
         if (r->place != NULL) {
             nr_batch_cancel(r->place->batch, r->place_index);
         }
+        if (s->cfg.decoupled) {
+            nr_flow_cancelled(s);
+        }
     }
     if (waiting) {
         /* In the queue or in this loop's pending list: both are lists that forget it alike. */
@@ -455,6 +461,8 @@ nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, st
     s->n_places = cfg->n_instances;
     pthread_mutex_init(&s->lock, NULL);
     pthread_mutex_init(&s->finished_lock, NULL);
+    pthread_mutex_init(&s->flow_lock, NULL);
+    nr_clock_cond_init(&s->flow_room);
     nr_exec_init(&s->runnable, run_queue);
     nr_queue_init(&s->queue, cfg->n_levels > 0 ? cfg->levels : &no_rules, NR_MAX(cfg->n_levels, 1u),
                   cfg->default_level, cfg->preserve_ordering);
@@ -511,6 +519,8 @@ void nr_sched_free(struct nr_sched *s)
     nr_counters_free(s->counters);
     pthread_mutex_destroy(&s->lock);
     pthread_mutex_destroy(&s->finished_lock);
+    pthread_mutex_destroy(&s->flow_lock);
+    pthread_cond_destroy(&s->flow_room);
     nr_free(s->places);
     nr_free(s->turns);
     nr_free(s);

@@ -43,6 +43,7 @@ struct nr_sched_cfg {
     unsigned n_levels;                   /* 0: one, without rules of its own */
     unsigned default_level;              /* from 0 */
     bool preserve_ordering; /* answers in the order of requests; rules.in_order, not inline */
+    bool decoupled; /* a request may get several responses */
 };
 
 nr_nodiscard nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret,

@@ -2,6 +2,7 @@
  *
  *   sched.c  admission, queue, executors, cancelling, life
  *   place.c  a place: filling its batch, results back to requests, completion
+ *   flow.c   several responses to one request, at the pace of their reader
  *   turn.c   inline executions at the end of a loop's turn
  *   prove.c  runs on zeros before the first request
  *
@@ -74,6 +75,8 @@ struct nr_sched {
     uint64_t refused[NR_REFUSAL_KINDS];
     uint64_t bytes_copied, bytes_in_place;
     struct nr_turn *turns;
+    pthread_mutex_t flow_lock; /* decoupled models: a leaf */
+    pthread_cond_t flow_room;  /* a response was ended, or a request cancelled */
 };
 
 static inline struct nr_request *nr_request_of(struct nr_list *node)
@@ -101,12 +104,27 @@ void nr_place_deliver(struct nr_place *p);
  * short, or a few large requests to many models would hold the budget for ever. */
 void nr_place_rest(struct nr_place *p);
 
+/* shape with another view of it (a model's reshape): the k-th open dimension takes the k-th open
+ * value. Returns to_rank. */
+uint32_t nr_place_map_shape(uint32_t rank, const int64_t *spec, const int64_t *value,
+                            uint32_t to_rank, const int64_t *to_spec, int64_t *to);
+
 void nr_request_fail(struct nr_request *r, nr_status status, const char *text);
 /* Loop thread. The request is the caller's again afterwards. */
 void nr_request_complete(struct nr_request *r);
 void nr_request_on_msg(struct nr_msg *m);
 /* Loop thread. Fails and completes; retry_s 0: says nothing about trying again. */
 void nr_request_refuse(struct nr_request *r, nr_status status, const char *text, unsigned retry_s);
+
+/* --- flow.c --- */
+
+/* nr_batch_cfg's callbacks of these names; arg is the place, user the request. */
+nr_status nr_flow_on_response(void *arg, void *user, struct nr_batch_response *r);
+nr_status nr_flow_on_room(void *arg, void *user, int64_t timeout_ns);
+/* The request was cancelled: whoever waits for its reader looks again. */
+void nr_flow_cancelled(struct nr_sched *s);
+/* Loop thread, at completion. Makes a single response the request's outputs. */
+void nr_flow_settle(struct nr_request *r);
 
 /* --- turn.c --- */
 

@@ -24,7 +24,10 @@ struct one {
     struct nr_request r;
     float data[8 * WIDTH];
     unsigned completed;
-    naru_option option;
+    unsigned answers, finals;   /* of a decoupled model */
+    struct nr_answer *held[64]; /* not ended yet: a slow reader */
+    unsigned n_held;
+    bool slow;
 };
 
 struct world {
@@ -59,6 +62,7 @@ struct setup {
     const struct nr_queue_rules *levels;
     unsigned n_levels;
     bool preserve_ordering;
+    bool decoupled;
 };
 
 static void io_spec(struct nr_io_spec *io, const char *name)
@@ -128,7 +132,8 @@ static void world_init(struct world *w, const struct setup *how)
                                .limits = how->limits,
                                .levels = how->levels,
                                .n_levels = how->n_levels,
-                               .preserve_ordering = how->preserve_ordering};
+                               .preserve_ordering = how->preserve_ordering,
+                               .decoupled = how->decoupled};
     nr_placement_cfg_default(&cfg.placement);
     cfg.placement.allowed = how->may_inline;
     cfg.placement.short_ns =
@@ -160,6 +165,7 @@ static void on_complete(struct nr_request *r)
     current->order[current->n_order++ % NR_COUNT(current->order)] = (unsigned)(o - current->all);
 }
 
+/* Options, reader and its pace are those that the caller put into all[index]. */
 static struct one *submit(struct world *w, unsigned index, int64_t rows, int64_t deadline_ns)
 {
     struct one *o = &w->all[index];
@@ -177,7 +183,6 @@ static struct one *submit(struct world *w, unsigned index, int64_t rows, int64_t
         .rows = rows, .inputs = &o->input, .n_inputs = 1, .outputs = &o->output, .n_outputs = 1};
     o->in.priority = w->next.priority;
     o->in.timeout_us = w->next.timeout_us;
-    o->option = w->option;
     o->r = (struct nr_request){.target = nr_sched_target(w->sched),
                                .loop = w->loop,
                                .arena = &o->arena,
@@ -185,8 +190,9 @@ static struct one *submit(struct world *w, unsigned index, int64_t rows, int64_t
                                .arrival_ns = nr_clock_now(),
                                .deadline_ns = deadline_ns,
                                .client = w->client,
-                               .options = &o->option,
-                               .n_options = o->option.key != NULL,
+                               .options = o->r.options,
+                               .n_options = o->r.n_options,
+                               .on_answer = o->r.on_answer,
                                .on_complete = on_complete};
     nr_request_submit(&o->r);
     return o;
@@ -595,7 +601,10 @@ static void test_answers_in_order(void **state)
     (void)state;
     for (unsigned ordered = 0; ordered < 2; ordered++) {
         const naru_option options[] = {{"delay_us", "1000"}};
-        static const char *const delays[] = {"200000", "140000", "80000", "20000"};
+        static const naru_option delays[] = {{"delay_us", "200000"},
+                                             {"delay_us", "140000"},
+                                             {"delay_us", "80000"},
+                                             {"delay_us", "20000"}};
         struct world w;
         world_init(&w, &(struct setup){.plugin = "delay",
                                        .options = options,
@@ -605,7 +614,8 @@ static void test_answers_in_order(void **state)
                                        .limits = usual(),
                                        .preserve_ordering = ordered});
         for (unsigned i = 0; i < 4; i++) {
-            w.option = (naru_option){"delay_us", delays[i]};
+            w.all[i].r.options = &delays[i];
+            w.all[i].r.n_options = 1;
             submit(&w, i, 1, 0);
             until_running(&w, i + 1);
         }
@@ -756,6 +766,166 @@ static void test_hopeless_deadlines(void **state)
     finish(&w, 6);
 }
 
+/* --- several responses to one request --------------------------------------------------------- */
+
+static void on_answer(struct nr_request *r, struct nr_answer *a)
+{
+    struct one *o = nr_container_of(r, struct one, r);
+    assert_int_equal(o->completed, 0); /* completion comes last */
+    assert_int_equal(o->finals, 0);    /* nothing follows a final one */
+    o->finals += a->final;
+    if (a->n_outputs > 0) {
+        assert_int_equal(a->outputs[0].bytes, o->input.bytes);
+        assert_memory_equal(a->outputs[0].data, o->data, o->input.bytes);
+        assert_int_equal(a->outputs[0].shape[0], o->in.rows);
+        o->answers++;
+    }
+    if (o->slow) {
+        assert_true(o->n_held < NR_ANSWER_WINDOW);
+        o->held[o->n_held++] = a;
+    } else {
+        nr_answer_done(a);
+    }
+}
+
+static void repeat_init(struct world *w, const naru_option *options, unsigned n_options)
+{
+    world_init(w, &(struct setup){.plugin = "repeat",
+                                  .options = options,
+                                  .n_options = n_options,
+                                  .instances = 1,
+                                  .max_rows = 8,
+                                  .limits = usual(),
+                                  .decoupled = true});
+}
+
+/* One request; `times` of them wanted, to a reader that streams, or NULL options for the model's. */
+static struct one *stream(struct world *w, unsigned index, int64_t rows, const naru_option *times,
+                          bool slow)
+{
+    struct one *o = &w->all[index];
+    o->slow = slow;
+    o->r.on_answer = on_answer;
+    o->r.options = times;
+    o->r.n_options = times != NULL;
+    return submit(w, index, rows, 0);
+}
+
+static void test_responses_in_order(void **state)
+{
+    (void)state;
+    const char *const ends[] = {"with", "after", "batch"};
+    for (unsigned e = 0; e < 3; e++) {
+        const naru_option options[] = {
+            {"naru.decoupled", "true"}, {"responses", "5"}, {"end", ends[e]}};
+        const naru_option none = {"responses", "0"}, many = {"responses", "200"};
+        struct world w;
+        repeat_init(&w, options, 3);
+        stream(&w, 0, 1, NULL, false);
+        stream(&w, 1, 3, NULL, false);
+        stream(&w, 2, 1, &none, false);
+        stream(&w, 3, 2, &many, false);
+        assert_true(turn_until(&w, 4, 20 * NR_S_NS));
+        const unsigned expected[] = {5, 5, 0, 200};
+        for (unsigned i = 0; i < 4; i++) {
+            assert_int_equal(w.all[i].r.status, NARU_OK);
+            assert_int_equal(w.all[i].answers, expected[i]);
+            assert_int_equal(w.all[i].finals, e == 2 ? 0 : 1);
+            assert_int_equal(w.all[i].r.n_outputs, 0);
+        }
+        finish(&w, 4);
+    }
+}
+
+/* The model stops at the window, whatever it would like to produce, and goes on as it is read. */
+static void test_slow_reader_holds_the_model(void **state)
+{
+    (void)state;
+    const naru_option options[] = {{"naru.decoupled", "true"}, {"responses", "100"}};
+    struct world w;
+    repeat_init(&w, options, 2);
+    struct one *o = stream(&w, 0, 1, NULL, true);
+    unsigned read = 0;
+    int64_t until = nr_clock_now() + 20 * NR_S_NS;
+    while (o->completed == 0 && nr_clock_now() < until) {
+        nr_loop_turn(w.loop, 5 * NR_MS_NS);
+        if (o->n_held == NR_ANSWER_WINDOW || o->completed > 0 || o->finals > 0) {
+            for (unsigned i = 0; i < o->n_held; i++) { /* on_answer checks that no 17th comes */
+                nr_answer_done(o->held[i]);
+            }
+            read += o->n_held;
+            o->n_held = 0;
+        }
+    }
+    assert_int_equal(o->completed, 1);
+    assert_int_equal(o->answers, 100);
+    assert_int_equal(read, 100);
+    finish(&w, 1);
+}
+
+/* A reader that goes while the model waits for it: the model is told at once. */
+static void test_cancel_wakes_a_waiting_model(void **state)
+{
+    (void)state;
+    const naru_option options[] = {{"naru.decoupled", "true"}, {"responses", "1000000"}};
+    struct world w;
+    repeat_init(&w, options, 2);
+    struct one *o = stream(&w, 0, 1, NULL, true);
+    int64_t until = nr_clock_now() + 20 * NR_S_NS;
+    while (o->n_held < NR_ANSWER_WINDOW && nr_clock_now() < until) {
+        nr_loop_turn(w.loop, 5 * NR_MS_NS);
+    }
+    assert_int_equal(o->n_held, NR_ANSWER_WINDOW);
+    nr_request_cancel(&o->r, NARU_CANCELLED, true);
+    assert_true(turn_until(&w, 1, 20 * NR_S_NS));
+    assert_int_equal(o->r.status, NARU_CANCELLED);
+    assert_int_equal(o->answers, NR_ANSWER_WINDOW);
+    for (unsigned i = 0; i < o->n_held; i++) { /* still readable after completion */
+        assert_memory_equal(o->held[i]->outputs[0].data, o->data, o->input.bytes);
+        nr_answer_done(o->held[i]);
+    }
+    finish(&w, 1);
+}
+
+/* Who wants one answer gets the first, when it is the only one. */
+static void test_one_answer_wanted(void **state)
+{
+    (void)state;
+    const naru_option options[] = {{"naru.decoupled", "true"}};
+    const naru_option one = {"responses", "1"}, two = {"responses", "2"}, none = {"responses", "0"};
+    const naru_option *const times[] = {&one, &two, &none};
+    struct world w;
+    repeat_init(&w, options, 1);
+    for (unsigned i = 0; i < 3; i++) {
+        w.all[i].r.options = times[i];
+        w.all[i].r.n_options = 1;
+        submit(&w, i, 2, 0);
+    }
+    assert_true(turn_until(&w, 3, 20 * NR_S_NS));
+    expect_echo(&w.all[0]);
+    assert_int_equal(w.all[1].r.status, NARU_INVALID);
+    assert_non_null(memmem(w.all[1].r.error.ptr, w.all[1].r.error.len, "several responses", 17));
+    assert_int_equal(w.all[2].r.status, NARU_OK);
+    assert_int_equal(w.all[2].r.n_outputs, 0);
+    finish(&w, 3);
+}
+
+static void test_bad_option_fails_its_request_alone(void **state)
+{
+    (void)state;
+    const naru_option options[] = {{"naru.decoupled", "true"}};
+    const naru_option bad = {"responses", "many"};
+    struct world w;
+    repeat_init(&w, options, 1);
+    stream(&w, 0, 1, &bad, false);
+    stream(&w, 1, 1, NULL, false);
+    assert_true(turn_until(&w, 2, 20 * NR_S_NS));
+    assert_int_equal(w.all[0].r.status, NARU_INVALID);
+    assert_int_equal(w.all[1].r.status, NARU_OK);
+    assert_int_equal(w.all[1].answers, 3);
+    finish(&w, 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -777,6 +947,11 @@ int main(void)
         cmocka_unit_test(test_time_outs_reject_and_delay),
         cmocka_unit_test(test_flood_of_one_client),
         cmocka_unit_test(test_hopeless_deadlines),
+        cmocka_unit_test(test_responses_in_order),
+        cmocka_unit_test(test_slow_reader_holds_the_model),
+        cmocka_unit_test(test_cancel_wakes_a_waiting_model),
+        cmocka_unit_test(test_one_answer_wanted),
+        cmocka_unit_test(test_bad_option_fails_its_request_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -13,7 +13,6 @@ IO = [("INPUT0", "FP32", [1])]
 GOOD = json.dumps({"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1], "data": [3]}]})
 
 REFUSED = {
-    "decoupled": (model("identity", IO, extra="model_transaction_policy { decoupled: true }\n"), "decoupled"),
     "sequence": (model("identity", IO, extra="sequence_batching { }\n"), "sequence_batching"),
     "ensemble": ('platform: "ensemble"\n' + model("identity", IO).replace('backend: "identity"\n', "") +
                  'ensemble_scheduling { step [ { model_name: "x" model_version: -1 } ] }\n', "ensembles"),
@@ -30,12 +29,11 @@ REFUSED = {
 WARMUP = ('model_warmup [ { name: "w" inputs { key: "INPUT0" value { data_type: TYPE_FP32 dims: 1 zero_data: true } } } ]\n')
 IGNORED = {
     "warmup": (WARMUP, "model_warmup"),
-    "cache": ("response_cache { enable: true }\n", "response_cache"),
     "eager": ("optimization { eager_batching: true }\n", "eager_batching"),
     "rate": ('instance_group [ { rate_limiter { resources [ { name: "R" count: 4 } ] priority: 2 } } ]\n', "rate_limiter"),
     "policy": ('instance_group [ { host_policy: "numa_0" } ]\n', "host_policy"),
     "tags": ('metric_tags { key: "team" value: "a" }\n', "metric_tags"),
-    "several": (WARMUP + "response_cache { enable: true }\n", "model_warmup, response_cache"),
+    "several": (WARMUP + "optimization { eager_batching: true }\n", "model_warmup, eager_batching"),
 }
 
 

@@ -607,6 +607,16 @@ def test_memory_is_not_held_for_the_next_run(start):
             assert r.status == 200 and r.body.endswith(b"\1" * (5 << 19)), r
 
 
+def test_cache_size(start):
+    """An answer of 4,000 bytes is kept in 64 KiB, not in 1 KiB, and not without a cache."""
+    for size, hits in (("64KiB", 1), ("1KiB", 0), (0, 0)):
+        s = start("--cache-size", size, kept=model("identity", [("INPUT0", "FP32", [-1])],
+                                                   extra="response_cache { enable: true }\n"))
+        for _ in range(2):
+            assert ask(s.http, "POST", "/v2/models/kept/infer", floats(1000)).status == 200
+        assert metric(s, "nv_cache_num_hits_per_model", model="kept") == hits
+
+
 # --- threads, instances, placement ---------------------------------------------------------------
 
 
@@ -697,6 +707,7 @@ LIMITS = {
     "pool-queue": test_pool_queue,
     "max-instances": test_max_instances,
     "memory-budget": test_memory_budget,
+    "cache-size": test_cache_size,
     "queue-max-requests": test_queue_max_requests,
     "queue-max-bytes": test_queue_max_bytes,
     "queue-max-wait": test_queue_max_wait,

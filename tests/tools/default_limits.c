@@ -58,6 +58,7 @@ int main(void)
     say("pool-queue", cfg.pool_queue);
     say("max-instances", cfg.max_instances);
     say("memory-budget", cfg.memory_budget_bytes);
+    say("cache-size", cfg.cache_bytes);
     say("queue-max-requests", cfg.queue.max_queue_requests);
     say("queue-max-bytes", cfg.queue.max_queue_bytes);
     say("queue-max-wait", (uint64_t)cfg.queue.max_wait_ns);

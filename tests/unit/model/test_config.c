@@ -119,7 +119,6 @@ static void test_rules(void **state)
         {"platform: 'ensemble'", "ensembles are not served by this version", NARU_UNSUPPORTED},
         {"ensemble_scheduling { }", "ensembles are not served", NARU_UNSUPPORTED},
         {"sequence_batching { }", "sequence_batching is not served", NARU_UNSUPPORTED},
-        {"model_transaction_policy { decoupled: true }", "decoupled models", NARU_UNSUPPORTED},
         {"input { name: 'x' data_type: TYPE_FP32 dims: 1 allow_ragged_batch: true }",
          "input \"x\": allow_ragged_batch", NARU_UNSUPPORTED},
         {"batch_input { }", "batch_input and batch_output", NARU_UNSUPPORTED},
@@ -535,6 +534,10 @@ static void test_mismatches(void **state)
          "default_priority_level: 1 priority_queue_policy { key: 1 value { timeout_action: DELAY } "
          "} }",
          "preserve_ordering excludes timeout_action DELAY"},
+        {"max_batch_size: 2 dynamic_batching { preserve_ordering: true } model_transaction_policy "
+         "{ "
+         "decoupled: true }",
+         "preserve_ordering excludes decoupled"},
         {"max_batch_size: 2 dynamic_batching { priority_levels: 257 default_priority_level: 1 }",
          "at most 256"},
         {"max_batch_size: 2 dynamic_batching { max_queue_delay_microseconds: 18446744073709551615 "
@@ -647,7 +650,8 @@ static void test_groups_and_queue(void **state)
     assert_true(config->levels[0].delays);
     assert_int_equal(config->levels[0].max_queue_size, 9);
     assert_int_equal(config->levels[0].default_timeout_ns, 7000);
-    assert_string_equal(config->ignored, "response_cache");
+    assert_string_equal(config->ignored, "");
+    assert_true(config->response_cache);
 }
 
 /* A level has its own policy or the default one. */
@@ -683,7 +687,7 @@ static void test_ignored(void **state)
         {"model_warmup { name: 'w' inputs { key: 'x' value { data_type: TYPE_FP32 dims: 16 "
          "zero_data: true } } }",
          "model_warmup"},
-        {"response_cache { enable: true }", "response_cache"},
+        {"response_cache { enable: true }", ""},
         {"response_cache { }", ""},
         {"dynamic_batching { priority_levels: 2 default_priority_level: 1 }", ""},
         {"dynamic_batching { preserve_ordering: true }", ""},
@@ -695,8 +699,7 @@ static void test_ignored(void **state)
         {"instance_group { host_policy: 'p' }", "host_policy"},
         {"metric_tags { key: 'a' value: 'b' }", "metric_tags"},
         {"model_metrics { }", "model_metrics"},
-        {"response_cache { enable: true } instance_group { rate_limiter { } }",
-         "response_cache, rate_limiter"},
+        {"response_cache { enable: true } instance_group { rate_limiter { } }", "rate_limiter"},
     };
     for (size_t i = 0; i < NR_COUNT(cases); i++) {
         struct model m = batchable();
