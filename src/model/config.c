@@ -533,10 +533,27 @@ static bool make_arg(struct nr_model_config *c, naru_io *io, const char *name, i
     return true;
 }
 
+/* A row of elements, or values that the host makes: open shapes without a batch dimension. */
+static void make_open_arg(naru_io *io, const char *name, int32_t dtype, uint32_t rank)
+{
+    static const int64_t open[] = {-1, -1};
+    *io = (naru_io){.dtype = dtype, .rank = rank, .name = name, .shape = open};
+}
+
+static size_t count_made(const Inference__ModelConfig *pb)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < pb->n_batch_input; i++) {
+        n += pb->batch_input[i]->n_target_name;
+    }
+    return n;
+}
+
 static nr_status make_args(struct nr_model_config *c, struct nr_err *err)
 {
     const Inference__ModelConfig *pb = c->pb;
-    naru_io *in = nr_config_array(c, pb->n_input, sizeof *in);
+    size_t n_in = pb->n_input;
+    naru_io *in = nr_config_array(c, pb->n_input + count_made(pb), sizeof *in);
     naru_io *out = nr_config_array(c, pb->n_output, sizeof *out);
     bool ok = in && out;
     for (size_t i = 0; i < pb->n_input && ok; i++) {
@@ -544,20 +561,33 @@ static nr_status make_args(struct nr_model_config *c, struct nr_err *err)
         const Inference__ModelTensorReshape *r = io->reshape;
         ok = make_arg(c, &in[i], io->name, (int32_t)io->data_type, r ? r->n_shape : io->n_dims,
                       r ? r->shape : io->dims);
+        if (io->allow_ragged_batch && ok) {
+            make_open_arg(&in[i], io->name, (int32_t)io->data_type, 1);
+        }
         in[i].optional = io->optional != 0;
+    }
+    for (size_t i = 0; i < pb->n_batch_input && ok; i++) {
+        const Inference__BatchInput *made = pb->batch_input[i];
+        for (size_t k = 0; k < made->n_target_name; k++) {
+            make_open_arg(&in[n_in++], made->target_name[k], (int32_t)made->data_type,
+                          nr_config_made_rank(made));
+        }
     }
     for (size_t i = 0; i < pb->n_output && ok; i++) {
         const Inference__ModelOutput *io = pb->output[i];
         const Inference__ModelTensorReshape *r = io->reshape;
         ok = make_arg(c, &out[i], io->name, (int32_t)io->data_type, r ? r->n_shape : io->n_dims,
                       r ? r->shape : io->dims);
+        if (ok && nr_config_is_scattered(pb, io->name)) {
+            make_open_arg(&out[i], io->name, (int32_t)io->data_type, 1);
+        }
     }
     if (!ok) {
         return nr_config_nomem(err);
     }
     c->args_inputs = in;
     c->args_outputs = out;
-    c->n_args_inputs = (uint32_t)pb->n_input;
+    c->n_args_inputs = (uint32_t)n_in;
     c->n_args_outputs = (uint32_t)pb->n_output;
     return NARU_OK;
 }

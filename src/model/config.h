@@ -28,6 +28,7 @@
 #include "base/status.h"
 #include "base/str.h"
 #include "codec/infer.h"
+#include "host/batch.h"
 #include "naru/backend.h"
 #include "proto/model_config.pb-c.h"
 
@@ -86,6 +87,7 @@ struct nr_model_config {
     /* plug-in order (that of naru_model_info, or the configuration's where the model knows none):
      * input_map[i] is the plug-in's index of sig.inputs[i] */
     const uint32_t *input_map, *output_map;
+    const struct nr_batch_ragged *ragged; /* NULL: every batch has one shape */
     uint32_t n_groups;
     const struct nr_instance_group *groups;
     uint32_t n_instances; /* over all groups and their devices, without the passive ones */
@@ -108,8 +110,8 @@ struct nr_model_config {
      * i from 0), ….<i>.parameters.<key>. Booleans are "true". */
     uint32_t n_options;
     const naru_option *options;
-    /* shapes of the configuration for naru_model_args, batch dimension included; empty when it
-     * lists none. Ready after step 2. */
+    /* shapes of the configuration for naru_model_args, batch dimension included, a ragged input as
+     * [-1], inputs that the host makes (batch_input) behind the others; empty when it lists none. Ready after step 2. */
     uint32_t n_args_inputs, n_args_outputs;
     const naru_io *args_inputs, *args_outputs;
 };

@@ -173,19 +173,6 @@ static nr_status check_supported(const Inference__ModelConfig *pb, struct nr_err
                        "sequence_batching is not served by this version of naru (sequences are to "
                        "come)");
     }
-    for (size_t i = 0; i < pb->n_input; i++) {
-        if (pb->input[i]->allow_ragged_batch) {
-            return nr_fail(err, NARU_UNSUPPORTED,
-                           "input \"%.100s\": allow_ragged_batch is not served by this version of "
-                           "naru: without it, requests of different shapes run one after another",
-                           pb->input[i]->name);
-        }
-    }
-    if (pb->n_batch_input > 0 || pb->n_batch_output > 0) {
-        return nr_fail(err, NARU_UNSUPPORTED,
-                       "batch_input and batch_output (generated tensors of ragged batches) are not "
-                       "served by this version of naru");
-    }
     if (pb->model_repository_agents && pb->model_repository_agents->n_agents > 0) {
         return nr_fail(err, NARU_UNSUPPORTED,
                        "model_repository_agents are not run by this version of naru; serving the "

@@ -512,8 +512,9 @@ static bool fits(const struct nr_io_spec *s, const naru_io *io)
     return true;
 }
 
-static nr_status compare_one(const struct nr_io_spec *s, const char *kind, const naru_io *ios,
-                             uint32_t n, uint32_t *ret_index, struct nr_err *err)
+static nr_status compare_one(const struct nr_io_spec *s, const char *kind, bool scattered,
+                             const naru_io *ios, uint32_t n, uint32_t *ret_index,
+                             struct nr_err *err)
 {
     char what[400];
     uint32_t at = 0;
@@ -534,7 +535,7 @@ static nr_status compare_one(const struct nr_io_spec *s, const char *kind, const
                        kind, s->name.ptr, naru_dtype_name(s->dtype));
         return fail_listing(err, what, kind, ios, n);
     }
-    if (!fits(s, &ios[at])) {
+    if (!s->ragged && !scattered && !fits(s, &ios[at])) {
         (void)snprintf(
             what, sizeof what, "%s \"%.100s\" is configured as shape %s%s%s, which does not fit",
             kind, s->name.ptr, SHAPE_TEXT(s->backend_shape, s->backend_rank),
@@ -558,19 +559,22 @@ static nr_status compare(struct nr_model_config *c, const naru_model_info *info,
     for (uint32_t i = 0; i < c->sig.n_inputs && st == NARU_OK; i++) {
         in[i] = i;
         if (info) {
-            st = compare_one(&c->sig.inputs[i], "input", info->inputs, info->n_inputs, &in[i], err);
+            st = compare_one(&c->sig.inputs[i], "input", false, info->inputs, info->n_inputs,
+                             &in[i], err);
             given[in[i]] = st == NARU_OK;
         }
     }
     for (uint32_t i = 0; i < c->sig.n_outputs && st == NARU_OK; i++) {
         out[i] = i;
         if (info) {
-            st = compare_one(&c->sig.outputs[i], "output", info->outputs, info->n_outputs, &out[i],
-                             err);
+            st = compare_one(&c->sig.outputs[i], "output",
+                             nr_config_is_scattered(c->pb, c->sig.outputs[i].name.ptr),
+                             info->outputs, info->n_outputs, &out[i], err);
         }
     }
     for (uint32_t i = 0; info && i < info->n_inputs && st == NARU_OK; i++) {
-        if (!given[i] && !info->inputs[i].optional) {
+        if (!given[i] && !info->inputs[i].optional &&
+            !nr_config_is_made(c->pb, info->inputs[i].name)) {
             char what[256];
             (void)snprintf(what, sizeof what, "input \"%.100s\" of the model is not configured",
                            info->inputs[i].name);
@@ -613,6 +617,9 @@ nr_status nr_config_complete(struct nr_model_config *c, const naru_model_info *i
     }
     if (st == NARU_OK) {
         st = compare(c, info, err);
+    }
+    if (st == NARU_OK) {
+        st = nr_config_ragged(c, info, err);
     }
     if (st == NARU_OK) {
         st = nr_config_check_final(c, err);

@@ -264,6 +264,7 @@ nr_status nr_place_init(struct nr_place *p, struct nr_sched *s, struct nr_plugin
                                .outputs = info->outputs,
                                .n_inputs = info->n_inputs,
                                .n_outputs = info->n_outputs,
+                               .ragged = s->cfg.ragged,
                                .max_rows = (uint32_t)s->cfg.signature->max_batch_size,
                                .on_done = on_done,
                                .on_done_arg = p,

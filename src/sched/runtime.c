@@ -163,6 +163,11 @@ static struct nr_batch_rules rules_of(const struct nr_runtime *rt, const struct 
                                    .batching = c->batched && c->dynamic_batching,
                                    .auto_size = !rt->says_batching,
                                    .delay_ns = (int64_t)c->max_queue_delay_ns};
+    for (uint32_t i = 0; i < c->sig.n_inputs; i++) {
+        if (c->sig.inputs[i].ragged) {
+            rules.ragged = c->sig.inputs;
+        }
+    }
     for (uint32_t i = 0; i < c->n_preferred && rules.n_preferred < NR_BATCH_MAX_PREFERRED; i++) {
         rules.preferred[rules.n_preferred++] = c->preferred[i];
     }
@@ -202,6 +207,7 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
                                .signature = &c->sig,
                                .input_map = c->input_map,
                                .output_map = c->output_map,
+                               .ragged = c->ragged,
                                .rules = rules_of(rt, c),
                                .placement = host->placement,
                                .limits = host->limits,

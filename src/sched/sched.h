@@ -36,6 +36,7 @@ struct nr_sched_cfg {
                                                          an idle instance of the above */
     const struct nr_signature *signature;             /* borrowed */
     const uint32_t *input_map, *output_map; /* signature index → plug-in index; borrowed */
+    const struct nr_batch_ragged *ragged;   /* of the batches; borrowed, NULL none */
     struct nr_batch_rules rules;
     struct nr_placement_cfg placement;
     struct nr_sched_limits limits;
@@ -43,7 +44,7 @@ struct nr_sched_cfg {
     unsigned n_levels;                   /* 0: one, without rules of its own */
     unsigned default_level;              /* from 0 */
     bool preserve_ordering; /* answers in the order of requests; rules.in_order, not inline */
-    bool decoupled; /* a request may get several responses */
+    bool decoupled;         /* a request may get several responses */
 };
 
 nr_nodiscard nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret,

@@ -119,9 +119,6 @@ static void test_rules(void **state)
         {"platform: 'ensemble'", "ensembles are not served by this version", NARU_UNSUPPORTED},
         {"ensemble_scheduling { }", "ensembles are not served", NARU_UNSUPPORTED},
         {"sequence_batching { }", "sequence_batching is not served", NARU_UNSUPPORTED},
-        {"input { name: 'x' data_type: TYPE_FP32 dims: 1 allow_ragged_batch: true }",
-         "input \"x\": allow_ragged_batch", NARU_UNSUPPORTED},
-        {"batch_input { }", "batch_input and batch_output", NARU_UNSUPPORTED},
         {"model_repository_agents { agents { name: 'decrypt' } }", "agent \"decrypt\"",
          NARU_UNSUPPORTED},
         {"instance_group { count: -1 }", "count must be 1 or more, found -1", NARU_INVALID},
@@ -534,6 +531,9 @@ static void test_mismatches(void **state)
          "default_priority_level: 1 priority_queue_policy { key: 1 value { timeout_action: DELAY } "
          "} }",
          "preserve_ordering excludes timeout_action DELAY"},
+        {"max_batch_size: 2 batch_input { }", "batch_input needs a target_name"},
+        {"max_batch_size: 2 batch_output { target_name: 'y' source_input: ['x', 'x'] }",
+         "exactly one source_input, found 1 and 2"},
         {"max_batch_size: 2 dynamic_batching { preserve_ordering: true } model_transaction_policy "
          "{ "
          "decoupled: true }",
