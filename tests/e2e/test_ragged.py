@@ -151,11 +151,11 @@ batch_output [ { target_name: "OUT" source_input: "IN" } ]
     made = 'batch_input [ { target_name: "%s" data_type: TYPE_FP32 source_input: "IN" } ]'
     models.identity(folder, "made", dims=("n",), config=config + made % "IN")
     models.identity(folder, "unknown", dims=("n",), config=config + made % "N")
-    s = module_server("--no-keep-gallery", models=[folder])
-    index = {m["name"]: m for m in ask(s.http, "POST", "/v2/repository/index").json()}
     models.save(h.make_graph([h.make_node("Identity", ["IN"], ["OUT"])], "two", [
         h.make_tensor_value_info(n, T.FLOAT, [n]) for n in ("IN", "N")], [h.make_tensor_value_info("OUT", T.FLOAT, ["IN"])]),
         folder, "twice", config=config + (made % "N").replace('"N"', '["N", "N"]'))
+    s = module_server("--no-keep-gallery", models=[folder])
+    index = {m["name"]: m for m in ask(s.http, "POST", "/v2/repository/index").json()}
     own = {"twice": "made twice", "batched": "must have the shape [-1]", "made": "listed as an input, too",
            "unknown": 'the model has no input "N"'}
     for name, said in {**{k: said for k, (_, said) in cases.items()}, **own}.items():
