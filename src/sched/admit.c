@@ -6,8 +6,8 @@
  * take no longer than the ones seen: a burst to an idle model must not be refused because batches
  * of one were all it had formed so far, and if it is slower, the first takes tell. Each run without
  * a queue draws the pace towards that, so one learned beside a busy neighbour is soon forgotten.
- * While nothing is taken for longer than the pace foretold, the time that has passed counts instead:
- * a model that hangs fills its queue no further.
+ * A batch that takes longer than the pace foretold adds what it is overdue to everybody's wait: a
+ * stall passes, a model that hangs fills its queue no further.
  */
 #include "sched/admit.h"
 
@@ -66,29 +66,35 @@ void nr_admit_ran(struct nr_admit *a, int64_t rows, int64_t run_ns)
     }
 }
 
-static int64_t pace(const struct nr_admit *a, int64_t now_ns)
+static int64_t pace(const struct nr_admit *a)
 {
-    int64_t pace_ns = a->pace_ns;
-    if (pace_ns == 0 && a->row_ns > 0) {
-        pace_ns = best_pace(a);
+    return a->pace_ns == 0 && a->row_ns > 0 ? best_pace(a) : a->pace_ns;
+}
+
+/* By how much the next take is overdue; it will be for as long again, for all that is known. */
+static int64_t overdue(const struct nr_admit *a, int64_t now_ns)
+{
+    int64_t usual_ns = 0;
+    if (a->took_ns == 0 ||
+        __builtin_mul_overflow(pace(a), a->took_rows * (int64_t)a->n_places, &usual_ns)) {
+        return 0;
     }
-    if (a->took_ns != 0) {
-        int64_t since_ns = (now_ns - a->took_ns) / (int64_t)a->n_places / a->took_rows;
-        pace_ns = NR_MAX(pace_ns, since_ns);
-    }
-    return pace_ns;
+    return NR_MAX(now_ns - a->took_ns - usual_ns, 0);
 }
 
 int64_t nr_admit_wait(const struct nr_admit *a, int64_t rows, int64_t now_ns)
 {
     int64_t wait_ns;
-    return __builtin_mul_overflow(pace(a, now_ns), rows, &wait_ns) ? INT64_MAX : wait_ns;
+    return __builtin_mul_overflow(pace(a), rows, &wait_ns) ||
+                   __builtin_add_overflow(wait_ns, overdue(a, now_ns), &wait_ns)
+               ? INT64_MAX
+               : wait_ns;
 }
 
 int64_t nr_admit_rows(const struct nr_admit *a, int64_t max_wait_ns, int64_t now_ns)
 {
-    int64_t pace_ns = pace(a, now_ns);
-    return pace_ns > 0 ? max_wait_ns / pace_ns : INT64_MAX;
+    int64_t pace_ns = pace(a);
+    return pace_ns > 0 ? NR_MAX(max_wait_ns - overdue(a, now_ns), 0) / pace_ns : INT64_MAX;
 }
 
 /* May r join q, or could it if `without` (may be NULL) had left? */
