@@ -31,7 +31,7 @@ elseif(NOT CMAKE_BUILD_TYPE STREQUAL "Debug")
 endif()
 
 set(warnings -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith
-  -Wwrite-strings -Wvla -Wformat=2 -Wundef -Wimplicit-fallthrough -Wold-style-definition
+  -Wwrite-strings -Wconversion -Wvla -Wformat=2 -Wundef -Wimplicit-fallthrough -Wold-style-definition
   -fno-common)
 if(CMAKE_C_COMPILER_ID STREQUAL "GNU")
   list(APPEND warnings -Walloca -Wduplicated-cond -Wlogical-op -Wbidi-chars=any)

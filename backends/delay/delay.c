@@ -13,20 +13,14 @@
  */
 #include <errno.h>
 #include <stdatomic.h>
-#include <stdlib.h>
 #include <time.h>
 
 #include "../identity/echo.h"
 
 #define MAX_US INT64_C(3600000000)
 
-struct naru_backend_lib {
-    const naru_host *host;
-};
-
 struct naru_backend_model {
-    struct naru_backend_lib *lib;
-    struct echo_io io;
+    struct echo_model echo;
     int64_t delay_us[2], spin_us[2]; /* before and after the change */
     int64_t after_requests;
     int per_row;
@@ -34,28 +28,8 @@ struct naru_backend_model {
 };
 
 struct naru_backend_instance {
-    struct naru_backend_model *model;
+    struct echo_instance echo;
 };
-
-static naru_status lib_open(const naru_host *host, const naru_option *options, uint32_t n_options,
-                            naru_backend_lib **ret, naru_text *err)
-{
-    (void)options;
-    (void)n_options;
-    (void)err;
-    naru_backend_lib *lib = calloc(1, sizeof *lib);
-    if (!lib) {
-        return NARU_NOMEM;
-    }
-    lib->host = host;
-    *ret = lib;
-    return NARU_OK;
-}
-
-static void lib_close(naru_backend_lib *lib)
-{
-    free(lib);
-}
 
 static naru_status read_options(naru_backend_model *m, const naru_model_args *args, naru_text *err)
 {
@@ -89,58 +63,21 @@ static naru_status read_options(naru_backend_model *m, const naru_model_args *ar
 static naru_status model_open(naru_backend_lib *lib, const naru_model_args *args,
                               naru_backend_model **ret, naru_text *err)
 {
-    naru_backend_model *m = calloc(1, sizeof *m);
-    if (!m) {
-        return NARU_NOMEM;
-    }
-    m->lib = lib;
-    naru_status st = read_options(m, args, err);
-    if (st == NARU_OK) {
-        st = echo_io_init(&m->io, args, err);
-    }
+    naru_backend_model *m;
+    naru_status st = echo_model_new(lib, "delay", args, sizeof *m, &m, err);
     if (st != NARU_OK) {
-        free(m);
+        return st;
+    }
+    st = read_options(m, args, err);
+    if (st != NARU_OK) {
+        echo_model_close(m);
         return st;
     }
     if (m->delay_us[0] > 0 || m->delay_us[1] > 0) {
-        m->io.info.flags &= ~(uint32_t)NARU_MODEL_STATIC_GRAPH;
+        m->echo.io.info.flags &= ~(uint32_t)NARU_MODEL_STATIC_GRAPH;
     }
     *ret = m;
     return NARU_OK;
-}
-
-static void model_close(naru_backend_model *model)
-{
-    if (model) {
-        echo_io_done(&model->io);
-        free(model);
-    }
-}
-
-static const naru_model_info *model_info(naru_backend_model *model)
-{
-    return &model->io.info;
-}
-
-static naru_status instance_open(naru_backend_model *model, uint32_t index, int32_t device,
-                                 naru_backend_instance **ret, naru_text *err)
-{
-    (void)index;
-    if (device >= 0) {
-        return naru_fail(err, NARU_UNSUPPORTED, "delay runs on the CPU; KIND_GPU was asked for");
-    }
-    naru_backend_instance *i = calloc(1, sizeof *i);
-    if (!i) {
-        return NARU_NOMEM;
-    }
-    i->model = model;
-    *ret = i;
-    return NARU_OK;
-}
-
-static void instance_close(naru_backend_instance *instance)
-{
-    free(instance);
 }
 
 static int64_t now_us(void)
@@ -150,22 +87,12 @@ static int64_t now_us(void)
     return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
 }
 
-static int all_cancelled(const naru_host *host, const naru_batch *batch)
-{
-    for (uint32_t i = 0; i < batch->n_requests; i++) {
-        if (!host->request_cancelled(batch, i)) {
-            return 0;
-        }
-    }
-    return 1;
-}
-
 /* Sleeps until `end`, looking for cancellation every millisecond. */
 static naru_status sleep_until(const naru_host *host, const naru_batch *batch, int64_t end,
                                naru_text *err)
 {
     for (int64_t left; (left = end - now_us()) > 0;) {
-        if (all_cancelled(host, batch)) {
+        if (naru_all_cancelled(host, batch)) {
             return naru_fail(err, NARU_CANCELLED, "cancelled while it slept");
         }
         int64_t nap = left < 1000 ? left : 1000;
@@ -178,7 +105,8 @@ static naru_status sleep_until(const naru_host *host, const naru_batch *batch, i
 
 static naru_status execute(naru_backend_instance *instance, naru_batch *batch, naru_text *err)
 {
-    naru_backend_model *m = instance->model;
+    naru_backend_model *m = instance->echo.model;
+    const naru_host *host = m->echo.lib->host;
     int64_t seen = atomic_fetch_add_explicit(&m->seen, batch->n_requests, memory_order_relaxed);
     int later = seen >= m->after_requests;
     int64_t delay = m->delay_us[later], spin = m->spin_us[later];
@@ -190,12 +118,12 @@ static naru_status execute(naru_backend_instance *instance, naru_batch *batch, n
             st = naru_option_i64(r->options, r->n_options, "spin_us", 0, MAX_US, &spin, err);
         }
         if (st != NARU_OK) {
-            m->lib->host->request_fail(batch, i, st, err->data);
+            host->request_fail(batch, i, st, err->data);
         }
     }
     int64_t times = m->per_row ? batch->rows : 1, begin = now_us();
     if (delay > 0) {
-        naru_status st = sleep_until(m->lib->host, batch, begin + delay * times, err);
+        naru_status st = sleep_until(host, batch, begin + delay * times, err);
         if (st != NARU_OK) {
             return st;
         }
@@ -203,7 +131,7 @@ static naru_status execute(naru_backend_instance *instance, naru_batch *batch, n
     }
     while (spin > 0 && now_us() - begin < spin * times) {
     }
-    return echo_copy(m->lib->host, &m->io, batch, err);
+    return echo_copy(&m->echo, batch, err);
 }
 
 static const naru_backend table = {
@@ -213,13 +141,13 @@ static const naru_backend table = {
     .name = "delay",
     .version = "1.0",
     .caps = NARU_CAP_SEGMENTS | NARU_CAP_INLINE | NARU_CAP_FORK_SAFE,
-    .lib_open = lib_open,
-    .lib_close = lib_close,
+    .lib_open = echo_lib_open,
+    .lib_close = echo_lib_close,
     .model_open = model_open,
-    .model_close = model_close,
-    .model_info = model_info,
-    .instance_open = instance_open,
-    .instance_close = instance_close,
+    .model_close = echo_model_close,
+    .model_info = echo_model_info,
+    .instance_open = echo_instance_open,
+    .instance_close = echo_instance_close,
     .execute = execute,
 };
 

@@ -59,20 +59,15 @@ static const char *const fault_names[] = {
 #undef FAULT_NAME
 };
 
-struct naru_backend_lib {
-    const naru_host *host;
-};
-
 struct naru_backend_model {
-    struct naru_backend_lib *lib;
-    struct echo_io io;
+    struct echo_model echo;
     enum fault fault;
     int64_t delay_us, every, bytes;
     _Atomic int64_t batches;
 };
 
 struct naru_backend_instance {
-    struct naru_backend_model *model;
+    struct echo_instance echo;
     pthread_mutex_t lock;
     pthread_cond_t wake;
     pthread_t thread;
@@ -82,26 +77,6 @@ struct naru_backend_instance {
         enum fault fault;
     } job;
 };
-
-static naru_status lib_open(const naru_host *host, const naru_option *options, uint32_t n_options,
-                            naru_backend_lib **ret, naru_text *err)
-{
-    (void)options;
-    (void)n_options;
-    (void)err;
-    naru_backend_lib *lib = calloc(1, sizeof *lib);
-    if (!lib) {
-        return NARU_NOMEM;
-    }
-    lib->host = host;
-    *ret = lib;
-    return NARU_OK;
-}
-
-static void lib_close(naru_backend_lib *lib)
-{
-    free(lib);
-}
 
 static naru_status fault_parse(const char *text, enum fault *ret, naru_text *err)
 {
@@ -115,14 +90,8 @@ static naru_status fault_parse(const char *text, enum fault *ret, naru_text *err
                      text);
 }
 
-static naru_status model_open(naru_backend_lib *lib, const naru_model_args *args,
-                              naru_backend_model **ret, naru_text *err)
+static naru_status read_options(naru_backend_model *m, const naru_model_args *args, naru_text *err)
 {
-    naru_backend_model *m = calloc(1, sizeof *m);
-    if (!m) {
-        return NARU_NOMEM;
-    }
-    m->lib = lib;
     m->delay_us = 1000;
     m->every = 1;
     m->bytes = INT64_C(64) << 20;
@@ -142,47 +111,40 @@ static naru_status model_open(naru_backend_lib *lib, const naru_model_args *args
     if (st == NARU_OK && m->fault == FAULT_OPEN) {
         st = naru_fail(err, NARU_INTERNAL, "fault: the model does not open, as its parameters ask");
     }
-    if (st == NARU_OK) {
-        st = echo_io_init(&m->io, args, err);
-    }
+    return st;
+}
+
+static naru_status model_open(naru_backend_lib *lib, const naru_model_args *args,
+                              naru_backend_model **ret, naru_text *err)
+{
+    naru_backend_model *m;
+    naru_status st = echo_model_new(lib, "fault", args, sizeof *m, &m, err);
     if (st != NARU_OK) {
-        free(m);
         return st;
     }
-    m->io.info.flags &= ~(uint32_t)NARU_MODEL_STATIC_GRAPH;
+    st = read_options(m, args, err);
+    if (st != NARU_OK) {
+        echo_model_close(m);
+        return st;
+    }
+    m->echo.io.info.flags &= ~(uint32_t)NARU_MODEL_STATIC_GRAPH;
     *ret = m;
     return NARU_OK;
-}
-
-static void model_close(naru_backend_model *model)
-{
-    if (model) {
-        echo_io_done(&model->io);
-        free(model);
-    }
-}
-
-static const naru_model_info *model_info(naru_backend_model *model)
-{
-    return &model->io.info;
 }
 
 static naru_status instance_open(naru_backend_model *model, uint32_t index, int32_t device,
                                  naru_backend_instance **ret, naru_text *err)
 {
     (void)index;
-    if (device >= 0) {
-        return naru_fail(err, NARU_UNSUPPORTED, "fault runs on the CPU; KIND_GPU was asked for");
-    }
     if (model->fault == FAULT_INSTANCE) {
         return naru_fail(err, NARU_INTERNAL,
                          "fault: the instance does not open, as the parameters ask");
     }
-    naru_backend_instance *i = calloc(1, sizeof *i);
-    if (!i) {
-        return NARU_NOMEM;
+    naru_backend_instance *i;
+    naru_status st = echo_instance_new(model, device, sizeof *i, &i, err);
+    if (st != NARU_OK) {
+        return st;
     }
-    i->model = model;
     pthread_mutex_init(&i->lock, NULL);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
@@ -207,20 +169,10 @@ static void instance_close(naru_backend_instance *instance)
     }
     pthread_cond_destroy(&instance->wake);
     pthread_mutex_destroy(&instance->lock);
-    free(instance);
+    echo_instance_close(instance);
 }
 
 /* ---- answers from the other thread ------------------------------------------------------------- */
-
-static int all_cancelled(const naru_host *host, const naru_batch *batch)
-{
-    for (uint32_t i = 0; i < batch->n_requests; i++) {
-        if (!host->request_cancelled(batch, i)) {
-            return 0;
-        }
-    }
-    return 1;
-}
 
 /* Waits up to `us` for a wake-up; under the lock. */
 static void wait_us(naru_backend_instance *i, int64_t us)
@@ -236,7 +188,8 @@ static void wait_us(naru_backend_instance *i, int64_t us)
 static void *worker(void *arg)
 {
     naru_backend_instance *i = arg;
-    const naru_host *host = i->model->lib->host;
+    const naru_backend_model *m = i->echo.model;
+    const naru_host *host = m->echo.lib->host;
     pthread_mutex_lock(&i->lock);
     while (!i->stop) {
         naru_batch *batch = i->job.batch;
@@ -244,7 +197,7 @@ static void *worker(void *arg)
             pthread_cond_wait(&i->wake, &i->lock);
             continue;
         }
-        if (i->job.fault == FAULT_NEVER && !all_cancelled(host, batch)) {
+        if (i->job.fault == FAULT_NEVER && !naru_all_cancelled(host, batch)) {
             wait_us(i, 1000); /* flags may be set without a call of cancel */
             continue;
         }
@@ -254,12 +207,12 @@ static void *worker(void *arg)
         if (fault == FAULT_NEVER) {
             host->batch_done(batch, NARU_CANCELLED, "cancelled, and never answered before");
         } else {
-            struct timespec t = {.tv_sec = (time_t)(i->model->delay_us / 1000000),
-                                 .tv_nsec = (long)(i->model->delay_us % 1000000) * 1000};
+            struct timespec t = {.tv_sec = (time_t)(m->delay_us / 1000000),
+                                 .tv_nsec = (long)(m->delay_us % 1000000) * 1000};
             nanosleep(&t, NULL);
             char buf[256] = "";
             naru_text text = {.struct_size = sizeof text, .capacity = sizeof buf, .data = buf};
-            naru_status st = echo_copy(host, &i->model->io, batch, &text);
+            naru_status st = echo_copy(&m->echo, batch, &text);
             host->batch_done(batch, st, buf);
             if (fault == FAULT_TWICE) {
                 host->batch_done(batch, NARU_INTERNAL, "answered twice");
@@ -345,8 +298,8 @@ static naru_status which(naru_backend_model *m, const naru_batch *batch, enum fa
 
 static naru_status execute(naru_backend_instance *instance, naru_batch *batch, naru_text *err)
 {
-    naru_backend_model *m = instance->model;
-    const naru_host *host = m->lib->host;
+    naru_backend_model *m = instance->echo.model;
+    const naru_host *host = m->echo.lib->host;
     enum fault fault;
     naru_status st = which(m, batch, &fault, err);
     if (st != NARU_OK) {
@@ -377,13 +330,13 @@ static naru_status execute(naru_backend_instance *instance, naru_batch *batch, n
     case FAULT_NEVER:
         return answer_later(instance, batch, fault);
     case FAULT_BOTH:
-        st = echo_copy(host, &m->io, batch, err);
+        st = echo_copy(&m->echo, batch, err);
         host->batch_done(batch, st, err->data);
         return st;
     default:
         break;
     }
-    return echo_copy(host, &m->io, batch, err);
+    return echo_copy(&m->echo, batch, err);
 }
 
 static const naru_backend table = {
@@ -393,11 +346,11 @@ static const naru_backend table = {
     .name = "fault",
     .version = "1.0",
     .caps = NARU_CAP_SEGMENTS | NARU_CAP_ASYNC | NARU_CAP_FORK_SAFE,
-    .lib_open = lib_open,
-    .lib_close = lib_close,
+    .lib_open = echo_lib_open,
+    .lib_close = echo_lib_close,
     .model_open = model_open,
-    .model_close = model_close,
-    .model_info = model_info,
+    .model_close = echo_model_close,
+    .model_info = echo_model_info,
     .instance_open = instance_open,
     .instance_close = instance_close,
     .execute = execute,

@@ -1,4 +1,5 @@
-/* Inputs repeated as outputs: the shared part of the plug-ins that exist for tests.
+/* Inputs repeated as outputs: the shared part of the plug-ins that exist for tests, slots included that
+ * are the same in all of them.
  *
  * Why so: names and shapes are copied at open, since arguments are borrowed for the call only. All
  * of them lie in one block whose size is computed first, so there is one thing to free.
@@ -157,7 +158,7 @@ static naru_status from_option(struct echo_io *io, const char *text, naru_text *
     return st;
 }
 
-naru_status echo_io_init(struct echo_io *io, const naru_model_args *args, naru_text *err)
+static naru_status io_init(struct echo_io *io, const naru_model_args *args, naru_text *err)
 {
     const char *text = naru_option_get(args->options, args->n_options, "io");
     if (text) {
@@ -182,22 +183,104 @@ naru_status echo_io_init(struct echo_io *io, const naru_model_args *args, naru_t
                 NARU_MODEL_STATIC_GRAPH | NARU_MODEL_SHARED_SESSION | NARU_MODEL_IO_UNKNOWN);
 }
 
-void echo_io_done(struct echo_io *io)
+/* ---- slots ------------------------------------------------------------------------------------- */
+
+naru_status echo_lib_open(const naru_host *host, const naru_option *options, uint32_t n_options,
+                          naru_backend_lib **ret, naru_text *err)
 {
-    free(io->memory);
-    io->memory = NULL;
+    (void)options;
+    (void)n_options;
+    (void)err;
+    naru_backend_lib *lib = calloc(1, sizeof *lib);
+    if (!lib) {
+        return NARU_NOMEM;
+    }
+    lib->host = host;
+    *ret = lib;
+    return NARU_OK;
 }
 
-naru_status echo_copy(const naru_host *host, const struct echo_io *io, naru_batch *batch,
-                      naru_text *err)
+void echo_lib_close(naru_backend_lib *lib)
 {
+    free(lib);
+}
+
+static struct echo_model *echo_of(naru_backend_model *model)
+{
+    return (struct echo_model *)(void *)model;
+}
+
+naru_status echo_model_new(naru_backend_lib *lib, const char *name, const naru_model_args *args,
+                           size_t bytes, naru_backend_model **ret, naru_text *err)
+{
+    struct echo_model *m = calloc(1, bytes);
+    if (!m) {
+        return NARU_NOMEM;
+    }
+    m->lib = lib;
+    m->name = name;
+    naru_status st = io_init(&m->io, args, err);
+    if (st != NARU_OK) {
+        free(m);
+        return st;
+    }
+    *ret = (naru_backend_model *)(void *)m;
+    return NARU_OK;
+}
+
+void echo_model_close(naru_backend_model *model)
+{
+    if (model) {
+        free(echo_of(model)->io.memory);
+        free(model);
+    }
+}
+
+const naru_model_info *echo_model_info(naru_backend_model *model)
+{
+    return &echo_of(model)->io.info;
+}
+
+naru_status echo_instance_new(naru_backend_model *model, int32_t device, size_t bytes,
+                              naru_backend_instance **ret, naru_text *err)
+{
+    if (device >= 0) {
+        return naru_fail(err, NARU_UNSUPPORTED, "%s runs on the CPU; KIND_GPU was asked for",
+                         echo_of(model)->name);
+    }
+    struct echo_instance *i = calloc(1, bytes);
+    if (!i) {
+        return NARU_NOMEM;
+    }
+    i->model = model;
+    *ret = (naru_backend_instance *)(void *)i;
+    return NARU_OK;
+}
+
+naru_status echo_instance_open(naru_backend_model *model, uint32_t index, int32_t device,
+                               naru_backend_instance **ret, naru_text *err)
+{
+    (void)index;
+    return echo_instance_new(model, device, sizeof(struct echo_instance), ret, err);
+}
+
+void echo_instance_close(naru_backend_instance *instance)
+{
+    free(instance);
+}
+
+/* ---- executing --------------------------------------------------------------------------------- */
+
+naru_status echo_copy(const struct echo_model *model, naru_batch *batch, naru_text *err)
+{
+    const naru_host *host = model->lib->host;
     for (uint32_t o = 0; o < batch->n_outputs; o++) {
         const naru_tensor *to = &batch->outputs[o];
         const naru_tensor *from = &batch->inputs[to->index];
         if (from->n_segments == 0) {
             return naru_fail(err, NARU_INVALID,
                              "output \"%s\" was asked for, but its input \"%s\" was left out",
-                             to->name, io->inputs[to->index].name);
+                             to->name, model->io.inputs[to->index].name);
         }
         if (to->n_segments == 0) {
             naru_status st = host->output_alloc(batch, o, from->dtype, from->rank, from->shape,

@@ -35,6 +35,77 @@
 
 static char version_text[64] = "1.0";
 
+/* One line, and not too long: words of the library end in newlines, and names that a model chooses can
+ * be of any length. In place. */
+static void tidy(char *text)
+{
+    static const char more[] = "…";
+    size_t n = 0;
+    for (const char *p = text; *p; p++) {
+        bool space = (unsigned char)*p <= ' ' || *p == 0x7f;
+        if (!space) {
+            text[n++] = *p;
+        } else if (n > 0 && text[n - 1] != ' ') {
+            text[n++] = ' ';
+        }
+    }
+    while (n > 0 && text[n - 1] == ' ') {
+        n--;
+    }
+    text[n] = 0;
+    if (n > ORT_MAX_TEXT) {
+        n = ORT_MAX_TEXT - sizeof more + 1;
+        while (n > 0 && ((unsigned char)text[n] & 0xc0) == 0x80) {
+            n--; /* not within a character */
+        }
+        memcpy(text + n, more, sizeof more);
+    }
+}
+
+/* The end of a C++ signature that begins at p ("void ns::C::f(int, g(x)) const "), p when there is
+ * none. */
+static const char *after_signature(const char *p)
+{
+    const char *open = strchr(p, '(');
+    const char *scope = strstr(p, "::");
+    int depth = 0;
+    if (!open || !scope || scope > open) {
+        return p;
+    }
+    for (const char *at = open; *at; at++) {
+        depth += (*at == '(') - (*at == ')');
+        if (depth == 0) {
+            at++;
+            at += strncmp(at, " const", 6) == 0 ? 6 : 0;
+            return at + (*at == ' ');
+        }
+    }
+    return p;
+}
+
+/* Takes "core/some/file.h:123 " and the signature behind it out of text: where in the library an error
+ * was found is nothing to a client. */
+static void cut_places(char *text)
+{
+    static const char *const endings[] = {".h:", ".cc:", ".cpp:", ".hpp:", ".cuh:", ".cu:"};
+    for (size_t i = 0; i < sizeof endings / sizeof endings[0]; i++) {
+        for (char *at = text; (at = strstr(at, endings[i])) != NULL;) {
+            char *end = at + strlen(endings[i]), *begin = at;
+            size_t digits = strspn(end, "0123456789");
+            while (begin > text && begin[-1] != ' ') {
+                begin--;
+            }
+            if (digits == 0 || end[digits] != ' ') {
+                at = end;
+                continue;
+            }
+            const char *rest = after_signature(end + digits + 1);
+            memmove(begin, rest, strlen(rest) + 1);
+            at = begin;
+        }
+    }
+}
+
 static void on_log(void *param, OrtLoggingLevel severity, const char *category, const char *logid,
                    const char *location, const char *message)
 {
@@ -43,7 +114,12 @@ static void on_log(void *param, OrtLoggingLevel severity, const char *category, 
     (void)location;
     const naru_host *host = param;
     /* Errors come back as statuses as well, and reach whom they concern; here they are detail. */
-    host->log(severity >= ORT_LOGGING_LEVEL_FATAL ? 3 : 0, message);
+    char *copy = strdup(message);
+    if (copy) {
+        tidy(copy);
+        host->log(severity >= ORT_LOGGING_LEVEL_FATAL ? 3 : 0, copy);
+        free(copy);
+    }
 }
 
 bool ort_has_provider(const struct naru_backend_lib *lib, const char *name)
@@ -95,6 +171,34 @@ static naru_status code_of(OrtErrorCode code, const char *text)
     }
 }
 
+/* What operators say when sizes do not go together. The library has no code for it: some of them say
+ * "invalid argument", most "runtime exception". */
+static bool is_about_shapes(const char *text)
+{
+    static const char *const parts[] = {"broadcast an axis",
+                                        "imension mismatch", /* with and without a capital */
+                                        "ismatched dimensions",
+                                        "ncompatible dimensions",
+                                        "dimensions must match",
+                                        "cannot be reshaped",
+                                        "A dimension cannot be less than -1",
+                                        "nvalid input shape",
+                                        "hape mismatch attempting to re-use buffer"};
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+        if (strstr(text, parts[i])) {
+            return true;
+        }
+    }
+    return false;
+}
+
+naru_status ort_run_status(const naru_backend_model *m, OrtStatus *st, naru_text *err)
+{
+    bool shapes = m->open_shapes && is_about_shapes(m->lib->api->GetErrorMessage(st));
+    naru_status code = ort_status(m->lib, st, NULL, 0, err);
+    return code == NARU_INTERNAL && shapes ? NARU_INVALID : code;
+}
+
 naru_status ort_status(const struct naru_backend_lib *lib, OrtStatus *st, const char *const *hide,
                        unsigned n_hide, naru_text *err)
 {
@@ -108,7 +212,10 @@ naru_status ort_status(const struct naru_backend_lib *lib, OrtStatus *st, const 
         cut_out(copy, hide[i]);
     }
     if (copy) {
-        cut_out(copy, "/onnxruntime_src/onnxruntime/"); /* of the machine that built the library */
+    }
+    if (copy) {
+        cut_places(copy);
+        tidy(copy);
     }
     (void)naru_fail(err, code, "onnxruntime: %s", copy ? copy : "out of memory");
     free(copy);

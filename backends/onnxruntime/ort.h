@@ -20,6 +20,7 @@
 #include "naru/helper.h"
 
 #define ORT_MAX_PATH 4096
+#define ORT_MAX_TEXT 400 /* of what the library says, in bytes */
 
 struct naru_backend_lib {
     const naru_host *host;
@@ -67,8 +68,10 @@ struct naru_backend_model {
     struct ort_value_io *ins, *outs;
     naru_io *ios;       /* inputs, then outputs */
     int64_t *dims;      /* of all shapes */
+    char **symbols;     /* names of the inputs' dimensions, as naru_model_info has them */
     char *shrink_arena; /* run option memory.enable_memory_arena_shrinkage, or NULL */
     struct ort_threads threads;
+    bool open_shapes; /* requests may bring shapes of their own */
     uint64_t memory_bytes;
     int32_t device;
 };
@@ -77,6 +80,10 @@ struct naru_backend_model {
  * server's paths are taken out (`hide`, may be NULL). */
 naru_status ort_status(const struct naru_backend_lib *lib, OrtStatus *st, const char *const *hide,
                        unsigned n_hide, naru_text *err);
+
+/* The same for the status of a run, not NULL. Shapes that operators refuse are the client's mistake
+ * (NARU_INVALID) where the model leaves any open. */
+naru_status ort_run_status(const naru_backend_model *m, OrtStatus *st, naru_text *err);
 
 bool ort_has_provider(const struct naru_backend_lib *lib, const char *name);
 
@@ -87,6 +94,9 @@ void ort_graph_read(int dir_fd, const char *path, struct ort_graph *ret);
 naru_status ort_options_make(struct naru_backend_lib *lib, const naru_model_args *args,
                              const struct ort_graph *graph, OrtSessionOptions **ret,
                              struct ort_threads *threads, naru_text *err);
+
+/* Which of naru.opt.* it reads: naru_model_info::used_options. */
+const char *const *ort_options_used(const naru_model_args *args);
 
 /* GPUs seen through the driver; 0 where there is none. */
 uint32_t ort_gpu_count(void);

@@ -60,6 +60,33 @@ static int32_t dtype_of(ONNXTensorElementDataType type)
     }
 }
 
+/* Exporters write "?", "-1" or "None" where they have no name: nothing follows from two of those. */
+static bool is_symbol(const char *name)
+{
+    const char *p = name;
+    while (*p && *p != '_' && !(*p >= 'a' && *p <= 'z') && !(*p >= 'A' && *p <= 'Z')) {
+        p++;
+    }
+    return *p && strcmp(name, "None") != 0;
+}
+
+/* Names of the dimensions of an input that vary, into symbols[rank]. */
+static naru_status read_symbols(const struct naru_backend_lib *lib,
+                                const OrtTensorTypeAndShapeInfo *tensor, size_t rank,
+                                const int64_t *dims, char **symbols, naru_text *err)
+{
+    const char *names[NARU_MAX_RANK] = {0};
+    naru_status st =
+        ort_status(lib, lib->api->GetSymbolicDimensions(tensor, names, rank), NULL, 0, err);
+    for (size_t d = 0; d < rank && st == NARU_OK; d++) {
+        if (dims[d] < 0 && names[d] && is_symbol(names[d])) {
+            symbols[d] = strdup(names[d]);
+            st = symbols[d] ? NARU_OK : NARU_NOMEM;
+        }
+    }
+    return st;
+}
+
 /* Name, type and shape of one input or output. *skip is set for an output that is no tensor. */
 static naru_status read_io(naru_backend_model *m, bool input, size_t i, struct ort_value_io *io,
                            int64_t *dims, bool *skip, naru_text *err)
@@ -86,10 +113,13 @@ static naru_status read_io(naru_backend_model *m, bool input, size_t i, struct o
             s = a->GetDimensions(tensor, dims, rank);
         }
     }
+    naru_status st = ort_status(lib, s, NULL, 0, err);
+    if (st == NARU_OK && tensor && input && rank <= NARU_MAX_RANK) {
+        st = read_symbols(lib, tensor, rank, dims, m->symbols + i * NARU_MAX_RANK, err);
+    }
     if (info) {
         a->ReleaseTypeInfo(info);
     }
-    naru_status st = ort_status(lib, s, NULL, 0, err);
     io->dtype = tensor ? dtype_of(io->type) : NARU_DTYPE_NONE;
     io->rank = (uint32_t)rank;
     if (st != NARU_OK) {
@@ -174,14 +204,16 @@ static naru_status read_info(naru_backend_model *m, const struct ort_graph *grap
     m->outs = calloc(n_out + 1, sizeof *m->outs);
     m->ios = calloc(n_in + n_out + 1, sizeof *m->ios);
     m->dims = calloc((n_in + n_out + 1) * NARU_MAX_RANK, sizeof *m->dims);
-    if (!m->ins || !m->outs || !m->ios || !m->dims) {
+    m->symbols = calloc((n_in + 1) * NARU_MAX_RANK, sizeof *m->symbols);
+    if (!m->ins || !m->outs || !m->ios || !m->dims || !m->symbols) {
         return NARU_NOMEM;
     }
     m->info = (naru_model_info){.struct_size = sizeof m->info,
                                 .inputs = m->ios,
                                 .outputs = m->ios + n_in,
                                 .platform = "onnxruntime_onnx",
-                                .weight_bytes = graph->weight_bytes};
+                                .weight_bytes = graph->weight_bytes,
+                                .input_symbols = (const char *const *)m->symbols};
     st = read_list(m, true, n_in, m->ins, m->ios, m->dims, &m->info.n_inputs, err);
     if (st == NARU_OK) {
         st = read_list(m, false, n_out, m->outs, m->ios + n_in, m->dims + n_in * NARU_MAX_RANK,
@@ -193,6 +225,12 @@ static naru_status read_info(naru_backend_model *m, const struct ort_graph *grap
     return st;
 }
 
+/* Inputs, then outputs. */
+static const naru_io *io_at(const naru_backend_model *m, uint32_t i)
+{
+    return i < m->info.n_inputs ? &m->info.inputs[i] : &m->info.outputs[i - m->info.n_inputs];
+}
+
 /* No control flow, and nothing varies but the first dimension: then one row takes one time. */
 static bool is_static(const naru_backend_model *m, const struct ort_graph *graph)
 {
@@ -200,8 +238,7 @@ static bool is_static(const naru_backend_model *m, const struct ort_graph *graph
         return false;
     }
     for (uint32_t i = 0; i < m->info.n_inputs + m->info.n_outputs; i++) {
-        const naru_io *io =
-            i < m->info.n_inputs ? &m->info.inputs[i] : &m->info.outputs[i - m->info.n_inputs];
+        const naru_io *io = io_at(m, i);
         for (uint32_t d = 1; d < io->rank; d++) {
             if (io->shape[d] < 0) {
                 return false;
@@ -209,6 +246,25 @@ static bool is_static(const naru_backend_model *m, const struct ort_graph *graph
         }
     }
     return true;
+}
+
+/* Whether requests may bring shapes of their own: a dimension of an input varies that is not the
+ * batch's, which the server checks. Batching is taken for likely unless ruled out. */
+static bool has_open_shapes(const naru_backend_model *m, int32_t max_batch_size)
+{
+    bool batched = max_batch_size != 0;
+    for (uint32_t i = 0; i < m->info.n_inputs + m->info.n_outputs; i++) {
+        const naru_io *io = io_at(m, i);
+        batched = batched && io->rank > 0 && io->shape[0] < 0;
+    }
+    for (uint32_t i = 0; i < m->info.n_inputs; i++) {
+        for (uint32_t d = batched; d < m->ios[i].rank; d++) {
+            if (m->ios[i].shape[d] < 0) {
+                return true;
+            }
+        }
+    }
+    return false;
 }
 
 static size_t heap_bytes(void)
@@ -282,6 +338,8 @@ static naru_status open_file(naru_backend_model *m, const naru_model_args *args,
         st = read_info(m, &graph, err);
     }
     if (st == NARU_OK) {
+        m->open_shapes = has_open_shapes(m, args->max_batch_size);
+        m->info.used_options = ort_options_used(args);
         m->info.flags = NARU_MODEL_SHARED_SESSION |
                         (is_static(m, &graph) ? (uint32_t)NARU_MODEL_STATIC_GRAPH : 0u);
     }
@@ -321,6 +379,10 @@ void ort_model_close(naru_backend_model *model)
         lib->api->ReleaseSession(model->session);
     }
     atomic_fetch_sub_explicit(&lib->pool_threads, model->threads.charged, memory_order_relaxed);
+    for (size_t i = 0; model->symbols && i < (size_t)model->info.n_inputs * NARU_MAX_RANK; i++) {
+        free(model->symbols[i]);
+    }
+    free(model->symbols);
     free(model->ios);
     free(model->dims);
     free(model->shrink_arena);

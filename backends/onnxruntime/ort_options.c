@@ -245,6 +245,13 @@ static naru_status set_device(struct naru_backend_lib *lib, const naru_model_arg
     return ort_status(lib, s, NULL, 0, err);
 }
 
+const char *const *ort_options_used(const naru_model_args *args)
+{
+    static const char *const all[] = {"naru.opt.graph.level", ACCELERATOR, NULL};
+    static const char *const on_cpu[] = {"naru.opt.graph.level", NULL};
+    return args->device < 0 ? on_cpu : all;
+}
+
 naru_status ort_options_make(struct naru_backend_lib *lib, const naru_model_args *args,
                              const struct ort_graph *graph, OrtSessionOptions **ret,
                              struct ort_threads *threads, naru_text *err)

@@ -254,7 +254,7 @@ naru_status ort_execute(naru_backend_instance *instance, naru_batch *batch, naru
         a->Run(m->session, instance->run_options, instance->in_names, instance->in_values, n_in,
                instance->out_names, batch->n_outputs, instance->out_values);
     if (s) {
-        st = ort_status(m->lib, s, NULL, 0, err);
+        st = ort_run_status(m, s, err);
         if (atomic_load_explicit(&instance->terminated, memory_order_relaxed)) {
             st = naru_fail(err, NARU_CANCELLED, "cancelled while it ran");
         }
@@ -278,10 +278,8 @@ void ort_cancel(naru_backend_instance *instance, naru_batch *batch, uint32_t req
 {
     (void)request;
     const struct naru_backend_lib *lib = instance->model->lib;
-    for (uint32_t i = 0; i < batch->n_requests; i++) {
-        if (!lib->host->request_cancelled(batch, i)) {
-            return; /* somebody still waits for this run */
-        }
+    if (!naru_all_cancelled(lib->host, batch)) {
+        return; /* somebody still waits for this run */
     }
     atomic_store_explicit(&instance->terminated, 1, memory_order_relaxed);
     (void)ort_status(lib, lib->api->RunOptionsSetTerminate(instance->run_options), NULL, 0, NULL);

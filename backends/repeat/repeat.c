@@ -10,7 +10,6 @@
  * Threads: instances keep nothing.
  */
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -26,41 +25,16 @@ enum end {
     END_BATCH
 };
 
-struct naru_backend_lib {
-    const naru_host *host;
-};
-
 struct naru_backend_model {
-    struct naru_backend_lib *lib;
-    struct echo_io io;
+    struct echo_model echo;
     int64_t responses, delay_us;
     enum end end;
     int decoupled;
 };
 
 struct naru_backend_instance {
-    struct naru_backend_model *model;
+    struct echo_instance echo;
 };
-
-static naru_status lib_open(const naru_host *host, const naru_option *options, uint32_t n_options,
-                            naru_backend_lib **ret, naru_text *err)
-{
-    (void)options;
-    (void)n_options;
-    (void)err;
-    naru_backend_lib *lib = calloc(1, sizeof *lib);
-    if (!lib) {
-        return NARU_NOMEM;
-    }
-    lib->host = host;
-    *ret = lib;
-    return NARU_OK;
-}
-
-static void lib_close(naru_backend_lib *lib)
-{
-    free(lib);
-}
 
 static naru_status read_numbers(const naru_option *o, uint32_t n, int64_t *responses,
                                 int64_t *delay_us, naru_text *err)
@@ -93,56 +67,19 @@ static naru_status read_options(naru_backend_model *m, const naru_model_args *ar
 static naru_status model_open(naru_backend_lib *lib, const naru_model_args *args,
                               naru_backend_model **ret, naru_text *err)
 {
-    naru_backend_model *m = calloc(1, sizeof *m);
-    if (!m) {
-        return NARU_NOMEM;
-    }
-    m->lib = lib;
-    naru_status st = read_options(m, args, err);
-    if (st == NARU_OK) {
-        st = echo_io_init(&m->io, args, err);
-    }
+    naru_backend_model *m;
+    naru_status st = echo_model_new(lib, "repeat", args, sizeof *m, &m, err);
     if (st != NARU_OK) {
-        free(m);
         return st;
     }
-    m->io.info.flags &= ~(uint32_t)NARU_MODEL_STATIC_GRAPH; /* it may sleep */
+    st = read_options(m, args, err);
+    if (st != NARU_OK) {
+        echo_model_close(m);
+        return st;
+    }
+    m->echo.io.info.flags &= ~(uint32_t)NARU_MODEL_STATIC_GRAPH; /* it may sleep */
     *ret = m;
     return NARU_OK;
-}
-
-static void model_close(naru_backend_model *model)
-{
-    if (model) {
-        echo_io_done(&model->io);
-        free(model);
-    }
-}
-
-static const naru_model_info *model_info(naru_backend_model *model)
-{
-    return &model->io.info;
-}
-
-static naru_status instance_open(naru_backend_model *model, uint32_t index, int32_t device,
-                                 naru_backend_instance **ret, naru_text *err)
-{
-    (void)index;
-    if (device >= 0) {
-        return naru_fail(err, NARU_UNSUPPORTED, "repeat runs on the CPU; KIND_GPU was asked for");
-    }
-    naru_backend_instance *i = calloc(1, sizeof *i);
-    if (!i) {
-        return NARU_NOMEM;
-    }
-    i->model = model;
-    *ret = i;
-    return NARU_OK;
-}
-
-static void instance_close(naru_backend_instance *instance)
-{
-    free(instance);
 }
 
 /* The share of request i of an input: a segment of its own, as NARU_CAP_SEGMENTS promises. */
@@ -182,7 +119,7 @@ static naru_status send(const naru_host *host, naru_batch *batch, uint32_t i, in
 static naru_status repeat(const naru_backend_model *m, naru_batch *batch, uint32_t i,
                           naru_text *err)
 {
-    const naru_host *host = m->lib->host;
+    const naru_host *host = m->echo.lib->host;
     const naru_request *r = &batch->requests[i];
     int64_t n = m->responses, delay_us = m->delay_us;
     naru_status st = read_numbers(r->options, r->n_options, &n, &delay_us, err);
@@ -203,9 +140,9 @@ static naru_status repeat(const naru_backend_model *m, naru_batch *batch, uint32
 
 static naru_status execute(naru_backend_instance *instance, naru_batch *batch, naru_text *err)
 {
-    const naru_backend_model *m = instance->model;
+    const naru_backend_model *m = instance->echo.model;
     if (!m->decoupled) {
-        return echo_copy(m->lib->host, &m->io, batch, err);
+        return echo_copy(&m->echo, batch, err);
     }
     for (uint32_t i = 0; i < batch->n_requests; i++) {
         if (err->data && err->capacity > 0) {
@@ -213,7 +150,7 @@ static naru_status execute(naru_backend_instance *instance, naru_batch *batch, n
         }
         naru_status st = repeat(m, batch, i, err);
         if (st != NARU_OK) {
-            m->lib->host->request_fail(batch, i, st, err->data);
+            m->echo.lib->host->request_fail(batch, i, st, err->data);
         }
     }
     return NARU_OK;
@@ -226,13 +163,13 @@ static const naru_backend table = {
     .name = "repeat",
     .version = "1.0",
     .caps = NARU_CAP_SEGMENTS | NARU_CAP_DECOUPLED | NARU_CAP_FORK_SAFE,
-    .lib_open = lib_open,
-    .lib_close = lib_close,
+    .lib_open = echo_lib_open,
+    .lib_close = echo_lib_close,
     .model_open = model_open,
-    .model_close = model_close,
-    .model_info = model_info,
-    .instance_open = instance_open,
-    .instance_close = instance_close,
+    .model_close = echo_model_close,
+    .model_info = echo_model_info,
+    .instance_open = echo_instance_open,
+    .instance_close = echo_instance_close,
     .execute = execute,
 };
 

@@ -52,6 +52,15 @@ static void check_info(void)
     EXPECT(info->n_outputs > 0, "the model has no output");
     EXPECT(info->platform != NULL, "platform is NULL");
     EXPECT(o.plugin->api->model_info(o.model->handle) == info, "model_info gives another pointer");
+    for (uint32_t i = 0; i < info->n_inputs && NARU_HAS(info, naru_model_info, input_symbols);
+         i++) {
+        const char *const *symbols = &info->input_symbols[(size_t)i * NARU_MAX_RANK];
+        for (uint32_t d = 0; d < info->inputs[i].rank; d++) {
+            EXPECT(!symbols[d] || !symbols[d][0] || info->inputs[i].shape[d] == -1,
+                   "input_symbols: dimension %u of input %u is named \"%.64s\" but fixed", d, i,
+                   symbols[d]);
+        }
+    }
     close_all(&o);
 }
 

@@ -8,6 +8,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/mem.h"
 
@@ -210,10 +211,19 @@ static nr_status set_from_file(void *ctx, struct nr_str name, struct nr_str valu
                  : assign(v, (unsigned)i, value, OPTION_FILE, err);
 }
 
-static void environment_name(const char *name, char out[72])
+#define ENVIRONMENT "NARU_"
+#define ENVIRONMENT_MAX 72
+
+/* Variables with the prefix that are no options: docs/environment.md says what they are. */
+static const char *const not_options[] = {
+    "NARU_CONFIG",     "NARU_ONNXRUNTIME",  "NARU_BINARY",      "NARU_CHROMIUM",
+    "NARU_IMAGE_TOOL", "NARU_MALLOC_COUNT", "NARU_PERF_BUILDS",
+};
+
+static void environment_name(const char *name, char out[ENVIRONMENT_MAX])
 {
     size_t n = 0;
-    memcpy(out, "NARU_", 5);
+    memcpy(out, ENVIRONMENT, 5);
     for (n = 5; *name != '\0' && n < 70; name++) {
         out[n++] = *name == '-' ? '_' : (char)(*name >= 'a' && *name <= 'z' ? *name - 32 : *name);
     }
@@ -224,9 +234,13 @@ static nr_status read_environment(struct option_values *v, struct nr_err *err)
 {
     for (unsigned i = 0; i < v->table->n_defs; i++) {
         const struct option_def *d = &v->table->defs[i];
-        char name[72];
+        char name[ENVIRONMENT_MAX];
         environment_name(d->name, name);
         const char *value = getenv(name);
+        if (value == NULL && d->alias != NULL) {
+            environment_name(d->alias, name);
+            value = getenv(name);
+        }
         if (value == NULL) {
             continue;
         }
@@ -241,6 +255,55 @@ static nr_status read_environment(struct option_values *v, struct nr_err *err)
         } while (d->kind == OPTION_LIST && rest.ptr != NULL);
     }
     return NARU_OK;
+}
+
+/* Whether the variable is an option or has a meaning elsewhere; if not, the nearest option's. */
+static bool is_known(const struct option_table *table, struct nr_str given,
+                     char nearest[ENVIRONMENT_MAX])
+{
+    unsigned least = 4;
+    char name[ENVIRONMENT_MAX];
+    nearest[0] = '\0';
+    for (unsigned i = 0; i < NR_COUNT(not_options); i++) {
+        if (nr_str_is(given, not_options[i])) {
+            return true;
+        }
+    }
+    for (unsigned i = 0; i < 2 * table->n_defs; i++) {
+        const struct option_def *d = &table->defs[i / 2];
+        const char *option = i % 2 == 0 ? d->name : d->alias;
+        if (option == NULL) {
+            continue;
+        }
+        environment_name(option, name);
+        unsigned distance = nr_str_distance(given, nr_str_from(name));
+        if (distance == 0) {
+            return true;
+        }
+        if (distance < least) {
+            least = distance;
+            memcpy(nearest, name, sizeof(name));
+        }
+    }
+    return false;
+}
+
+/* A misspelt variable is told of, not refused: another program's may begin alike. */
+static void look_for_strangers(struct option_values *v)
+{
+    for (char **at = environ; *at != NULL; at++) {
+        char nearest[ENVIRONMENT_MAX];
+        struct nr_str value, name = nr_str_cut(nr_str_from(*at), '=', &value);
+        if (!nr_str_starts(name, NR_STR(ENVIRONMENT)) || is_known(v->table, name, nearest)) {
+            continue;
+        }
+        list_add(&v->strangers,
+                 own(v, nearest[0] != '\0'
+                            ? nr_format(NR_STR_FMT " is no option; did you mean %s?",
+                                        NR_STR_ARG(name), nearest)
+                            : nr_format(NR_STR_FMT " is no option; naru %s --help lists all",
+                                        NR_STR_ARG(name), v->table->command)));
+    }
 }
 
 static nr_status read_presets(struct option_values *v, struct nr_err *err)
@@ -351,6 +414,7 @@ nr_status option_parse(const struct option_table *table, void *target, int argc,
     if (st == NARU_OK) {
         st = read_environment(ret, err);
     }
+    look_for_strangers(ret);
     if (st == NARU_OK && ret->config_file == NULL && getenv("NARU_CONFIG") != NULL) {
         ret->config_file = getenv("NARU_CONFIG");
     }
@@ -392,6 +456,7 @@ void option_done(struct option_values *v)
     }
     nr_free(v->owned);
     nr_free(v->positional.items);
+    nr_free(v->strangers.items);
     nr_free(v->source);
     *v = (struct option_values){0};
 }

@@ -3,7 +3,8 @@
  *
  * A value comes from, strongest first: the command line, the environment (NARU_<NAME>), the file
  * named by --config (YAML, same names), the default. Names have dashes; the environment and Triton
- * users may write underscores. Booleans take no value, or =true/false; --no-NAME is false.
+ * users may write underscores. A variable NARU_* that is no option is told of (`strangers`), not refused: it may
+ * be another program's. Booleans take no value, or =true/false; --no-NAME is false.
  */
 #ifndef NARU_OPTION_H
 #define NARU_OPTION_H
@@ -66,6 +67,7 @@ struct option_values { /* result of parsing; strings live as long as it */
     void *target;          /* the command's struct */
     option_source *source; /* [n_defs] */
     struct option_list positional;
+    struct option_list strangers; /* texts about variables NARU_* that mean nothing, to be told */
     const char *config_file;
     char **owned;
     unsigned n_owned;

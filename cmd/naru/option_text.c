@@ -57,7 +57,9 @@ void option_help(const struct option_table *table, FILE *out)
         "  --print-config                  print the options in force and where each came from\n"
         "  --help, --version\n\n"
         "Every option can also be set as an environment variable: --http-port is NARU_HTTP_PORT.\n"
-        "The command line counts more than the environment, that more than the file.\n");
+        "The command line counts more than the environment, that more than the file. A variable "
+        "that\n"
+        "begins so and is no option is named in the log at the start.\n");
 }
 
 static void print_scalar(FILE *out, const char *text)
@@ -168,8 +170,11 @@ void option_man(const struct option_table *table, FILE *out)
         }
         fprintf(out, "\n");
     }
-    fprintf(out,
-            ".SH ENVIRONMENT\nEvery option as NARU_NAME, dashes as underscores, in capitals.\n");
+    fprintf(
+        out,
+        ".SH ENVIRONMENT\nEvery option as NARU_NAME, dashes as underscores, in capitals.\n"
+        ".SH EXIT STATUS\n0 done; 1 failed; 2 the command line or the file of \\-\\-config cannot "
+        "be read; 78 what they say is refused.\n");
 }
 
 static void complete_bash(const struct option_table *const *tables, unsigned n, FILE *out)

@@ -9,7 +9,6 @@
 #include <unistd.h>
 
 #include "api/call.h"
-#include "base/arena.h"
 #include "base/clock.h"
 #include "codec/image_plan.h"
 #include "codec/tensor.h"
@@ -17,10 +16,14 @@
 
 static void print_bytes(FILE *out, uint64_t bytes)
 {
-    if (bytes >= 1u << 20) {
+    if (bytes >= 1u << 30) {
+        fprintf(out, "%.1f GiB", (double)bytes / (1u << 30));
+    } else if (bytes >= 1u << 20) {
         fprintf(out, "%.1f MiB", (double)bytes / (1u << 20));
-    } else {
+    } else if (bytes >= 1u << 10) {
         fprintf(out, "%.1f KiB", (double)bytes / 1024);
+    } else {
+        fprintf(out, "%llu byte%s", (unsigned long long)bytes, bytes == 1 ? "" : "s");
     }
 }
 
@@ -91,18 +94,15 @@ static const struct nr_catalog_model *first_with_pictures(const struct nr_catalo
                                                           enum nr_image_output *ret_output)
 {
     const struct nr_catalog_model *found = NULL;
-    struct nr_arena arena;
-    nr_arena_init(&arena, 0);
     for (uint32_t i = 0; i < catalog->n_models && found == NULL; i++) {
         const struct nr_catalog_model *m = &catalog->models[i];
         const struct nr_image_plan *plan;
         struct nr_err err = {0};
-        if (m->best != NULL && nr_predict_plan(m->best, &arena, &plan, &err) == NARU_OK) {
+        if (m->best != NULL && nr_predict_plan(m->best, &plan, &err) == NARU_OK) {
             *ret_output = plan->output;
             found = m;
         }
     }
-    nr_arena_done(&arena);
     return found;
 }
 

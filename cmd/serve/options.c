@@ -84,7 +84,7 @@ static const struct option_def defs[] = {
      .preset = "8000",
      .arg = "N",
      .max = 65535,
-     .help = "0: a free port, printed at the start"},
+     .help = "0: a free port, printed at the start; the same number twice is one listener"},
     {.name = "grpc-port",
      .kind = OPTION_UINT,
      .offset = O(grpc_port),
@@ -549,9 +549,29 @@ const struct option_table serve_table = {
     .n_defs = NR_COUNT(defs),
 };
 
+/* What a listener is meant for, by bits: who reads the banner looks for these words. */
+enum {
+    FOR_HTTP = 1,
+    FOR_GRPC = 2,
+    FOR_METRICS = 4
+};
+static const char *const purposes[] = {[FOR_HTTP] = "http",
+                                       [FOR_GRPC] = "grpc",
+                                       [FOR_HTTP | FOR_GRPC] = "http, grpc",
+                                       [FOR_METRICS] = "metrics",
+                                       [FOR_HTTP | FOR_METRICS] = "http, metrics",
+                                       [FOR_GRPC | FOR_METRICS] = "grpc, metrics",
+                                       [FOR_HTTP | FOR_GRPC | FOR_METRICS] = "http, grpc, metrics"};
+
+struct listening { /* what was added so far, beside cfg->listen */
+    struct nr_sock_addr at[NR_NODE_MAX_LISTEN];
+    unsigned purpose[NR_NODE_MAX_LISTEN];
+};
+
+/* Every listener speaks every protocol, so one that was asked for twice is one listener. */
 static nr_status add_listen(const struct serve_options *o, struct nr_node_cfg *cfg,
-                            const char *address, unsigned port, const char *what,
-                            struct nr_err *err)
+                            struct listening *seen, const char *address, unsigned port,
+                            unsigned purpose, struct nr_err *err)
 {
     struct nr_sock_addr parsed;
     const char *at = address != NULL && address[0] != '\0' ? address : o->address;
@@ -566,8 +586,25 @@ static nr_status add_listen(const struct serve_options *o, struct nr_node_cfg *c
             "authentication: put a proxy in front, or give --i-accept-insecure",
             at);
     }
+    for (unsigned i = 0; i < cfg->n_listen; i++) {
+        nr_sock_common common = nr_sock_addr_compare(&seen->at[i], &parsed);
+        if (common == NR_SOCK_SAME) {
+            seen->purpose[i] |= purpose;
+            cfg->listen[i].what = purposes[seen->purpose[i]];
+            return NARU_OK;
+        }
+        if (common == NR_SOCK_OVERLAP) {
+            return nr_fail(err, NARU_INVALID,
+                           "port %u is wanted for %s on '%s' and for %s on '%s', and one of these "
+                           "addresses includes the other: give both the same address, or two ports",
+                           port, cfg->listen[i].what, cfg->listen[i].address, purposes[purpose],
+                           at);
+        }
+    }
+    seen->at[cfg->n_listen] = parsed;
+    seen->purpose[cfg->n_listen] = purpose;
     cfg->listen[cfg->n_listen++] =
-        (struct nr_node_listen){.address = at, .port = (uint16_t)port, .what = what};
+        (struct nr_node_listen){.address = at, .port = (uint16_t)port, .what = purposes[purpose]};
     return NARU_OK;
 }
 
@@ -577,17 +614,19 @@ static nr_status configure_listen(const struct serve_options *o, struct nr_node_
     const struct {
         bool on;
         const char *address;
-        unsigned port;
-        const char *what;
-    } ports[] = {{o->allow_http, o->http_address, o->http_port, "http"},
-                 {o->allow_grpc, o->grpc_address, o->grpc_port, "grpc"},
-                 {o->allow_metrics, o->metrics_address, o->metrics_port, "metrics"}};
+        unsigned port, purpose;
+    } ports[] = {{o->allow_http, o->http_address, o->http_port, FOR_HTTP},
+                 {o->allow_grpc, o->grpc_address, o->grpc_port, FOR_GRPC},
+                 {o->allow_metrics, o->metrics_address, o->metrics_port, FOR_METRICS}};
+    struct listening seen = {0};
     if (o->port > 0) {
-        return add_listen(o, cfg, o->http_address, o->port, "http, grpc, metrics", err);
+        return add_listen(o, cfg, &seen, o->http_address, o->port,
+                          FOR_HTTP | FOR_GRPC | FOR_METRICS, err);
     }
     for (unsigned i = 0; i < NR_COUNT(ports); i++) {
         if (ports[i].on) {
-            nr_status st = add_listen(o, cfg, ports[i].address, ports[i].port, ports[i].what, err);
+            nr_status st =
+                add_listen(o, cfg, &seen, ports[i].address, ports[i].port, ports[i].purpose, err);
             if (st != NARU_OK) {
                 return st;
             }

@@ -2,15 +2,21 @@
  *
  * Thin: options → node → banner → signals. SIGTERM and SIGINT drain and end with 0; a second one
  * ends at once; SIGHUP opens the log file again and rereads the log options of --config.
+ * Exit codes: 1 it could not start, 2 the command line or file cannot be read, 78 (EX_CONFIG) what
+ * they say is refused, so that a supervisor need not try again.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sysexits.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -52,20 +58,32 @@ static void on_stuck(int sig)
     _exit(1);
 }
 
+/* Without the limit on repeats: hundreds of models may load within a second, each line is another's. */
+static void log_each(nr_log_level level, const char *msg, const struct nr_kv *kvs)
+{
+    if (nr_log_on(level)) {
+        nr_log_write_each(level, "model", msg, kvs);
+    }
+}
+
 static void on_state(void *ctx, const struct nr_version *v, nr_version_state state,
                      const char *reason)
 {
     (void)ctx;
     bool ready = state == NR_VERSION_READY, unloaded = strcmp(reason, "unloaded") == 0;
     const char *what = ready ? "loaded" : unloaded ? "unloaded" : "not loaded";
-    nr_log(ready || unloaded ? NR_LOG_DEBUG : NR_LOG_ERROR, "model", what,
-           NR_KV_TEXT("model", v->name),
-           NR_KV_INT("version", v->number), /* -1: the model as a whole */
-           NR_KV_DBL("ms", (double)v->load_ns / 1e6), NR_KV_TEXT("reason", reason));
+    log_each(ready || unloaded ? NR_LOG_DEBUG : NR_LOG_ERROR, what,
+             (struct nr_kv[]){NR_KV_TEXT("model", v->name),
+                              NR_KV_INT("version", v->number), /* -1: the model as a whole */
+                              NR_KV_DBL("ms", (double)v->load_ns / 1e6),
+                              NR_KV_TEXT("reason", reason),
+                              {.kind = NR_KV_END}});
     if (ready && v->config->ignored[0] != '\0') {
-        nr_log(NR_LOG_WARN, "model", "fields of the configuration without effect",
-               NR_KV_TEXT("model", v->name), NR_KV_INT("version", v->number),
-               NR_KV_TEXT("ignored", v->config->ignored));
+        log_each(NR_LOG_WARN, "fields of the configuration without effect",
+                 (struct nr_kv[]){NR_KV_TEXT("model", v->name),
+                                  NR_KV_INT("version", v->number),
+                                  NR_KV_TEXT("ignored", v->config->ignored),
+                                  {.kind = NR_KV_END}});
     }
 }
 
@@ -82,7 +100,7 @@ static nr_status open_log(struct serve *s, struct nr_err *err)
     }
     int fd = -1;
     if (s->o.log_file != NULL && s->o.log_file[0] != '\0') {
-        fd = open(s->o.log_file, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640);
+        fd = open(s->o.log_file, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
         if (fd < 0) {
             return nr_fail(err, NARU_IO, "--log-file: cannot open %s: %s", s->o.log_file,
                            strerrordesc_np(errno));
@@ -175,12 +193,34 @@ static void raise_descriptor_limit(void)
     }
 }
 
+/* Once the ports are bound nothing needs root any more; before the first thread, since capabilities
+ * are each thread's own. capset(2), prctl(2). */
+static void give_up_privileges(void)
+{
+    struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct had[_LINUX_CAPABILITY_U32S_3] = {{0}};
+    const struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {{0}};
+    bool any = syscall(SYS_capget, &head, had) == 0 && (had[0].permitted | had[1].permitted) != 0;
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    for (unsigned long cap = 0; any && prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) == 0;) {
+        cap++;
+    }
+    if (!any) {
+        return;
+    }
+    if (syscall(SYS_capset, &head, none) != 0) {
+        nr_log(NR_LOG_WARN, "serve", "privileges could not be given up",
+               NR_KV_TEXT("reason", strerrordesc_np(errno)));
+        return;
+    }
+    nr_log(NR_LOG_INFO, "serve",
+           "privileges given up: files of other users must be readable without them");
+}
+
 static nr_status start(struct serve *s, struct nr_err *err)
 {
-    nr_status st = serve_configure(&s->o, &s->values.positional, s->plugins, &s->cfg, err);
-    if (st == NARU_OK) {
-        st = open_gallery(s, err);
-    }
+    nr_status st = open_gallery(s, err);
     if (st != NARU_OK) {
         return st;
     }
@@ -188,7 +228,11 @@ static nr_status start(struct serve *s, struct nr_err *err)
     s->cfg.on_state = on_state;
     s->cfg.on_state_ctx = s;
     st = nr_node_new(&s->cfg, &s->node, err);
-    return st == NARU_OK ? nr_node_start(s->node, err) : st;
+    if (st != NARU_OK) {
+        return st;
+    }
+    give_up_privileges();
+    return nr_node_start(s->node, err);
 }
 
 /* Blocked in every thread from here on; the main thread waits for them. */
@@ -233,12 +277,27 @@ static void drain(struct serve *s)
     alarm(STUCK_AFTER_S);
 }
 
+static int failed(const struct nr_err *err, int code)
+{
+    fprintf(stderr, "naru serve: %s\n", err->text);
+    return code;
+}
+
 static int serve(struct serve *s)
 {
     struct nr_err err = {0};
-    if (open_log(s, &err) != NARU_OK || start(s, &err) != NARU_OK) {
-        fprintf(stderr, "naru serve: %s\n", err.text);
-        return 1;
+    if (open_log(s, &err) != NARU_OK) {
+        return failed(&err, err.status == NARU_INVALID ? EX_CONFIG : EXIT_FAILURE);
+    }
+    for (unsigned i = 0; i < s->values.strangers.n; i++) {
+        nr_log(NR_LOG_WARN, "serve", "an environment variable has no effect",
+               NR_KV_TEXT("reason", s->values.strangers.items[i]));
+    }
+    if (serve_configure(&s->o, &s->values.positional, s->plugins, &s->cfg, &err) != NARU_OK) {
+        return failed(&err, EX_CONFIG);
+    }
+    if (start(s, &err) != NARU_OK) {
+        return failed(&err, EXIT_FAILURE);
     }
     nr_node_wait_ready(s->node, 0);
     struct nr_repository_counts n = nr_repository_count(nr_node_repository(s->node));

@@ -1,4 +1,4 @@
-/* The plug-in interface of naru, version 1.0.
+/* The plug-in interface of naru, version 1.1.
  *
  * A plug-in is a shared object that exports one symbol, naru_backend_entry. It includes nothing
  * but include/naru/. Four levels: backend (the library) → model (opened files) → instance (what
@@ -38,7 +38,7 @@ extern "C" {
 #endif
 
 #define NARU_ABI_MAJOR 1
-#define NARU_ABI_MINOR 0
+#define NARU_ABI_MINOR 1
 #define NARU_ENTRY_SYMBOL "naru_backend_entry"
 
 /* True when table `t` (struct type `type`) reaches as far as slot `slot` and the slot is set. */
@@ -84,6 +84,14 @@ typedef struct naru_model_info { /* what the files say; arrays live as long as t
     const naru_io *outputs;
     const char *platform;  /* Triton's name of the format, e.g. "onnxruntime_onnx" */
     uint64_t weight_bytes; /* estimate of what the opened model holds in memory */
+    /* 1.1: names of dimensions that vary, [n_inputs * NARU_MAX_RANK], that of dimension d of input i at
+     * i * NARU_MAX_RANK + d; NULL or "" where it has none. Within a request, dimensions of one name
+     * have one size: the server refuses the others. Optional: NULL when the files do not tell. */
+    const char *const *input_symbols;
+    /* 1.1: which of the options naru.opt.* have an effect on this model, ended by NULL; a text that
+     * ends in '.' stands for all that begin with it. The server tells the user that the others have
+     * none. NULL: none has. */
+    const char *const *used_options;
 } naru_model_info;
 
 enum naru_model_flag {

@@ -1,4 +1,5 @@
-/* Small helpers for plug-ins, header only: texts for people, options, numbers in options.
+/* Small helpers for plug-ins, header only: texts for people, options, numbers in options,
+ * cancelled batches.
  *
  * Nothing here is part of the ABI; a plug-in may do without.
  */
@@ -107,6 +108,18 @@ static inline naru_status naru_option_bool(const naru_option *options, uint32_t 
                          value);
     }
     return NARU_OK;
+}
+
+/* 1 when nobody waits for the batch any more: every request is cancelled. While execute runs. */
+static inline int naru_all_cancelled(const naru_host *host, const naru_batch *batch)
+{
+    uint32_t i;
+    for (i = 0; i < batch->n_requests; i++) {
+        if (!host->request_cancelled(batch, i)) {
+            return 0;
+        }
+    }
+    return 1;
 }
 
 #ifdef __cplusplus

@@ -304,6 +304,18 @@ static void on_head(void *ctx, struct nr_exchange *x)
         return;
     }
     set_body_limit(a, c);
+    if (c->route->kind == NR_ROUTE_GRPC_STREAM) {
+        x->many_messages = true;
+        c->begun = true;
+        c->route->handle(c);
+    }
+}
+
+static void on_message(void *ctx, struct nr_exchange *x)
+{
+    (void)ctx;
+    struct nr_call *c = x->app;
+    c->stream->message(c);
 }
 
 static void on_request(void *ctx, struct nr_exchange *x)
@@ -311,7 +323,11 @@ static void on_request(void *ctx, struct nr_exchange *x)
     (void)ctx;
     struct nr_call *c = x->app;
     c->begun = true;
-    c->route->handle(c);
+    if (c->stream != NULL) {
+        c->stream->last(c);
+    } else {
+        c->route->handle(c);
+    }
 }
 
 /* --- inference -------------------------------------------------------------------------------- */
@@ -328,21 +344,19 @@ nr_status nr_call_lookup(struct nr_call *c, struct nr_str model, struct nr_str v
     return st;
 }
 
-/* A decoupled model may answer with some of the outputs, in its own order: what was asked about each
- * follows them. */
-static void match_outputs(struct nr_call *c)
+const struct nr_infer_output *nr_call_match_outputs(const struct nr_infer_request *in,
+                                                    const struct nr_infer_tensor *outputs,
+                                                    unsigned n, struct nr_arena *a)
 {
-    const struct nr_request *r = &c->request;
-    struct nr_infer_output *how = nr_arena_zalloc(r->arena, (r->n_outputs + 1) * sizeof(*how));
-    for (unsigned i = 0; i < r->n_outputs; i++) {
-        for (unsigned k = 0; k < c->in.n_outputs; k++) {
-            if (c->in.outputs[k].index == r->outputs[i].index) {
-                how[i] = c->in.outputs[k];
+    struct nr_infer_output *how = nr_arena_zalloc(a, (n + 1) * sizeof(*how));
+    for (unsigned i = 0; i < n; i++) {
+        for (unsigned k = 0; k < in->n_outputs; k++) {
+            if (in->outputs[k].index == outputs[i].index) {
+                how[i] = in->outputs[k];
             }
         }
     }
-    c->in.outputs = how;
-    c->in.n_outputs = r->n_outputs;
+    return how;
 }
 
 static void on_complete(struct nr_request *r)
@@ -351,26 +365,30 @@ static void on_complete(struct nr_request *r)
     c->completed = true;
     c->outputs = r->outputs;
     if (c->version->config->decoupled && r->status == NARU_OK) {
-        match_outputs(c);
+        c->in.outputs = (struct nr_infer_output *)(uintptr_t)nr_call_match_outputs(
+            &c->in, r->outputs, r->n_outputs, r->arena);
+        c->in.n_outputs = r->n_outputs;
     }
     if (c->cancelled && r->status == NARU_CANCELLED && c->cancel_status == NARU_DEADLINE) {
         r->status = NARU_DEADLINE; /* the plug-in stopped because we asked it to: say why */
         r->error = NR_STR("the request's time limit passed while it ran");
     }
+    if (r->status != NARU_OK) {
+        nr_call_fail(c, r->status, r->error, r->retry_after_s);
+        return;
+    }
     c->respond(c);
 }
 
-/* Parameters that the server does not interpret, as text for the plug-in. */
-static void plugin_options(struct nr_call *c)
+void nr_call_options(const struct nr_infer_request *in, struct nr_arena *a, struct nr_request *r)
 {
-    unsigned n = c->in.n_params;
+    unsigned n = in->n_params;
     if (n == 0) {
         return;
     }
-    struct nr_arena *a = &c->x->arena;
     naru_option *options = nr_arena_alloc(a, n * sizeof(*options));
     for (unsigned i = 0; i < n; i++) {
-        const struct nr_infer_param *p = &c->in.params[i];
+        const struct nr_infer_param *p = &in->params[i];
         struct nr_str text = p->kind == NR_PARAM_STRING ? nr_arena_str(a, p->s)
                              : p->kind == NR_PARAM_BOOL ? nr_str_from(p->b ? "true" : "false")
                              : p->kind == NR_PARAM_DOUBLE
@@ -379,8 +397,8 @@ static void plugin_options(struct nr_call *c)
                                                 (unsigned long long)p->i);
         options[i] = (naru_option){nr_arena_strz(a, p->name), text.ptr};
     }
-    c->request.options = options;
-    c->request.n_options = n;
+    r->options = options;
+    r->n_options = n;
 }
 
 void nr_call_submit(struct nr_call *c)
@@ -399,7 +417,7 @@ void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena)
     c->request.deadline_ns = x->deadline_ns;
     c->request.client = x->peer->client;
     c->request.on_complete = on_complete;
-    plugin_options(c);
+    nr_call_options(&c->in, &x->arena, &c->request);
     if (c->in.has_id) { /* the log needs it when the body is gone */
         c->in.id = nr_arena_str(&x->arena, c->in.id);
     }
@@ -448,7 +466,9 @@ static void on_cancel(void *ctx, struct nr_exchange *x, nr_cancel_reason why)
     nr_status st = why == NR_CANCEL_DEADLINE ? NARU_DEADLINE : NARU_CANCELLED;
     c->cancelled = true;
     c->cancel_status = st;
-    if (!c->begun) { /* the body never came: nobody else will answer */
+    if (c->stream != NULL) {
+        c->stream->cancel(c, st);
+    } else if (!c->begun) { /* the body never came: nobody else will answer */
         nr_call_fail(c, st, NR_STR("the request ended before its body was complete"), 0);
     } else if (c->submitted && !c->completed) {
         nr_request_cancel(&c->request, st, why != NR_CANCEL_HALF_CLOSE);
@@ -554,7 +574,8 @@ nr_status nr_api_new(const struct nr_api_cfg *cfg, struct nr_api **ret, struct n
                                   .on_head = on_head,
                                   .on_request = on_request,
                                   .on_cancel = on_cancel,
-                                  .on_done = on_done};
+                                  .on_done = on_done,
+                                  .on_message = on_message};
     nr_status st = nr_router_new(&a->router, err);
     if (st != NARU_OK) {
         nr_free(a);

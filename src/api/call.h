@@ -26,14 +26,27 @@ typedef enum nr_scope {
 
 struct nr_call;
 
+typedef enum nr_route_kind {
+    NR_ROUTE_HTTP,
+    NR_ROUTE_GRPC,       /* one message */
+    NR_ROUTE_GRPC_STREAM /* many: handle comes with the head, and sets c->stream */
+} nr_route_kind;
+
+/* A call of many messages. Loop. */
+struct nr_stream_ops {
+    void (*message)(struct nr_call *c); /* one is in c->x->body */
+    void (*last)(struct nr_call *c);    /* the client has sent its last */
+    void (*cancel)(struct nr_call *c, nr_status why);
+};
+
 struct nr_route {
     const char
         *pattern;     /* "/v2/models/{model}/versions/{version}/infer"; gRPC: "/pkg.Svc/Method" */
     unsigned methods; /* 1u << NR_GET | … */
     nr_scope scope;
-    bool grpc;
+    nr_route_kind kind;
     bool wants_model;                  /* {model} is looked up for the body limit */
-    void (*handle)(struct nr_call *c); /* body complete; loop */
+    void (*handle)(struct nr_call *c); /* body complete, but for streams; loop */
     const char *action;                /* for logs: "infer" */
 };
 
@@ -55,20 +68,29 @@ struct nr_call {
     /* offloaded work */
     struct nr_job job;
     struct nr_msg msg;
-    void (*work)(struct nr_call *c);    /* pool thread */
-    void (*after)(struct nr_call *c);   /* loop thread, when work is done */
-    void *data;                         /* the adapter's */
+    void (*work)(struct nr_call *c);  /* pool thread */
+    void (*after)(struct nr_call *c); /* loop thread, when work is done */
+    void *data;                       /* the adapter's */
+    const struct nr_stream_ops *stream;
     struct nr_infer_tensor *outputs;    /* what is encoded: the request's, or classified ones */
-    void (*respond)(struct nr_call *c); /* loop: the request is complete (c->request.status) */
+    void (*respond)(struct nr_call *c); /* loop: the request has succeeded; failures are answered */
 };
 
 /* Pins the current catalog and finds the version; errors as nr_catalog_lookup. Loop. */
 nr_nodiscard nr_status nr_call_lookup(struct nr_call *c, struct nr_str model, struct nr_str version,
                                       struct nr_err *err);
-/* Submits c->in to the version's scheduler; c->respond follows, maybe before this returns. Loop. */
+/* Submits c->in to the version's scheduler; c->respond follows, or the answer why it failed, maybe before
+ * this returns. Loop. */
 void nr_call_submit(struct nr_call *c);
 /* The same with another arena for the results (several requests of one call, one after another). */
 void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena);
+/* Parameters that the server does not interpret, as text for the plug-in, into r. Arena: a. */
+void nr_call_options(const struct nr_infer_request *in, struct nr_arena *a, struct nr_request *r);
+/* A decoupled model may answer with some of the outputs, in its own order: what was asked about each
+ * of them, in that order. Arena: a. */
+const struct nr_infer_output *nr_call_match_outputs(const struct nr_infer_request *in,
+                                                    const struct nr_infer_tensor *outputs,
+                                                    unsigned n, struct nr_arena *a);
 /* Runs work on the pool, then after on the loop. Refuses with 503 when the pool is full. Loop. */
 void nr_call_offload(struct nr_call *c, void (*work)(struct nr_call *),
                      void (*after)(struct nr_call *));
@@ -91,18 +113,16 @@ bool nr_api_ready(struct nr_api *a, const struct nr_catalog *catalog);
 /* --- adapters' route tables, joined by route.c; each ends with pattern NULL --- */
 extern const struct nr_route nr_routes_v2_http[];
 extern const struct nr_route nr_routes_v2_grpc[];
+extern const struct nr_route nr_routes_v2_stream[];
 extern const struct nr_route nr_routes_predict[];
 extern const struct nr_route nr_routes_metrics[];
 extern const struct nr_route nr_routes_page[];
 extern const struct nr_route nr_routes_gallery[];
 
-/* predict.c: what a ready version does with pictures; made on first use and kept in
- * nr_runtime.extra, so *ret lives as long as the version. a is scratch. NARU_PRECONDITION: the
- * model takes no pictures; NARU_INVALID: its naru.* parameters are wrong. Any thread. */
-struct nr_image_plan;
-nr_nodiscard nr_status nr_predict_plan(const struct nr_version *v, struct nr_arena *a,
-                                       const struct nr_image_plan **ret, struct nr_err *err);
-void nr_predict_plan_free(void *plan); /* what is kept there */
+/* predict.c: what a ready version does with pictures; the version's. NARU_PRECONDITION: the model takes
+ * none, and why. Any thread. */
+nr_nodiscard nr_status nr_predict_plan(const struct nr_version *v, const struct nr_image_plan **ret,
+                                       struct nr_err *err);
 
 /* --- route.c --- */
 struct nr_router;

@@ -190,12 +190,13 @@ static void handle_remove(struct nr_call *c)
 }
 
 const struct nr_route nr_routes_gallery[] = {
-    {"/naru/gallery", 1u << NR_GET, NR_SCOPE_PAGE, false, false, handle_list, "gallery_list"},
-    {"/naru/gallery/{id}/input", 1u << NR_GET, NR_SCOPE_PAGE, false, false, handle_input,
+    {"/naru/gallery", 1u << NR_GET, NR_SCOPE_PAGE, NR_ROUTE_HTTP, false, handle_list,
+     "gallery_list"},
+    {"/naru/gallery/{id}/input", 1u << NR_GET, NR_SCOPE_PAGE, NR_ROUTE_HTTP, false, handle_input,
      "gallery_input"},
-    {"/naru/gallery/{id}/output", 1u << NR_GET, NR_SCOPE_PAGE, false, false, handle_output,
+    {"/naru/gallery/{id}/output", 1u << NR_GET, NR_SCOPE_PAGE, NR_ROUTE_HTTP, false, handle_output,
      "gallery_output"},
-    {"/naru/gallery/{id}", 1u << NR_DELETE, NR_SCOPE_PAGE, false, false, handle_remove,
+    {"/naru/gallery/{id}", 1u << NR_DELETE, NR_SCOPE_PAGE, NR_ROUTE_HTTP, false, handle_remove,
      "gallery_remove"},
     {0},
 };

@@ -368,6 +368,6 @@ static void handle_metrics(struct nr_call *c)
 }
 
 const struct nr_route nr_routes_metrics[] = {
-    {"/metrics", 1u << NR_GET, NR_SCOPE_METRICS, false, false, handle_metrics, "metrics"},
+    {"/metrics", 1u << NR_GET, NR_SCOPE_METRICS, NR_ROUTE_HTTP, false, handle_metrics, "metrics"},
     {0},
 };

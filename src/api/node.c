@@ -1,7 +1,8 @@
 /* Putting a serving process together and taking it apart in the right order.
  *
- * ORDER. Up: loops → executors, pool → repository (scan) → edge → listeners → loop threads →
- * accepting, loading. Down: drain → abort connections → loops end (so no request is submitted) →
+ * ORDER. Up: loops → pool → repository (scan) → edge → listeners → executors, loop threads →
+ * accepting, loading. No thread runs before nr_node_start: whoever calls may give up privileges in
+ * between, and every thread is without them. Down: drain → abort connections → loops end (so no request is submitted) →
  * repository unloads (schedulers free) → executors, pool → the rest. Nothing is freed while a
  * thread that could touch it lives.
  */
@@ -159,16 +160,13 @@ static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
     n->pool = nr_pool_new("naru-pool", pool_threads, n->cfg.pool_queue);
     atomic_store_explicit(&unmap_pool, n->pool, memory_order_release);
     nr_buf_set_unmap(unmap_on_pool);
-    n->runtime =
-        (struct nr_runtime_host){.plugins = n->cfg.plugins,
-                                 .exec = nr_exec_new(n->cfg.exec_threads, n->cfg.max_exec_threads),
-                                 .loops = n->loops,
-                                 .n_loops = n->n_loops,
-                                 .limits = n->cfg.queue,
-                                 .placement = n->cfg.placement,
-                                 .max_instances = n->cfg.max_instances,
-                                 .cache = make_cache(n->cfg.cache_bytes, budget),
-                                 .extra_free = nr_predict_plan_free};
+    n->runtime = (struct nr_runtime_host){.plugins = n->cfg.plugins,
+                                          .loops = n->loops,
+                                          .n_loops = n->n_loops,
+                                          .limits = n->cfg.queue,
+                                          .placement = n->cfg.placement,
+                                          .max_instances = n->cfg.max_instances,
+                                          .cache = make_cache(n->cfg.cache_bytes, budget)};
     struct nr_repository_cfg rc = n->cfg.repository;
     rc.ops = nr_runtime_ops;
     rc.ops_ctx = &n->runtime;
@@ -240,6 +238,7 @@ static void *loop_main(void *arg)
 
 nr_status nr_node_start(struct nr_node *n, struct nr_err *err)
 {
+    n->runtime.exec = nr_exec_new(n->cfg.exec_threads, n->cfg.max_exec_threads);
     nr_repository_load_all(n->repository);
     for (; n->n_threads < n->n_loops; n->n_threads++) {
         if (pthread_create(&n->threads[n->n_threads], NULL, loop_main, n->loops[n->n_threads]) !=

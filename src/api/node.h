@@ -47,8 +47,8 @@ struct nr_node_cfg {
 void nr_node_cfg_default(struct nr_node_cfg *cfg);
 
 struct nr_node;
-/* Opens the repository (bad paths fail here), makes threads' objects, binds all listeners. Borrowed
- * parts of cfg must outlive the node. */
+/* Opens the repository (bad paths fail here), makes threads' objects but no threads, binds all
+ * listeners. Borrowed parts of cfg must outlive the node. */
 nr_nodiscard nr_status nr_node_new(const struct nr_node_cfg *cfg, struct nr_node **ret,
                                    struct nr_err *err);
 /* Starts threads, accepting and loading. */

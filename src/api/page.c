@@ -104,11 +104,11 @@ static void handle_static(struct nr_call *c)
 
 /* --- models ----------------------------------------------------------------------------------- */
 
-static void write_picture(struct nr_call *c, struct nr_text *t, const struct nr_version *v)
+static void write_picture(struct nr_text *t, const struct nr_version *v)
 {
     const struct nr_image_plan *plan;
     struct nr_err err = {0};
-    if (nr_predict_plan(v, &c->x->arena, &plan, &err) != NARU_OK) {
+    if (nr_predict_plan(v, &plan, &err) != NARU_OK) {
         nr_text_str(t, ",\"takes_picture\":false,\"why\":");
         nr_text_json(t, nr_str_from(err.text));
         return;
@@ -132,7 +132,7 @@ static void write_model(struct nr_call *c, struct nr_text *t, const struct nr_ve
     nr_text_str(t, "{\"name\":");
     nr_text_json(t, nr_str_from(v->name));
     nr_text_fmt(t, ",\"version\":\"%lld\",\"ready\":true", (long long)v->number);
-    write_picture(c, t, v);
+    write_picture(t, v);
     nr_text_fmt(t, ",\"backend\":");
     nr_text_json(t, nr_str_from(v->config->backend));
     nr_text_fmt(t,
@@ -177,8 +177,8 @@ static void handle_models(struct nr_call *c)
 #define GET (1u << NR_GET)
 
 const struct nr_route nr_routes_page[] = {
-    {"/", GET, NR_SCOPE_PAGE, false, false, handle_index, "page"},
-    {"/static/{file}", GET, NR_SCOPE_PAGE, false, false, handle_static, "page"},
-    {"/naru/models", GET, NR_SCOPE_METADATA, false, false, handle_models, "page_models"},
+    {"/", GET, NR_SCOPE_PAGE, NR_ROUTE_HTTP, false, handle_index, "page"},
+    {"/static/{file}", GET, NR_SCOPE_PAGE, NR_ROUTE_HTTP, false, handle_static, "page"},
+    {"/naru/models", GET, NR_SCOPE_METADATA, NR_ROUTE_HTTP, false, handle_models, "page_models"},
     {0},
 };

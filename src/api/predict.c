@@ -79,66 +79,13 @@ static void predict_done(void *arg)
 
 /* --- the plan --------------------------------------------------------------------------------- */
 
-void nr_predict_plan_free(void *plan)
+nr_status nr_predict_plan(const struct nr_version *v, const struct nr_image_plan **ret,
+                          struct nr_err *err)
 {
-    nr_image_plan_free(plan);
-}
-
-static void describe_io(struct nr_arena *a, const struct nr_io_spec *specs, unsigned n,
-                        const struct nr_image_io **ret)
-{
-    struct nr_image_io *io = nr_arena_zalloc(a, (n + 1) * sizeof(*io));
-    for (unsigned i = 0; i < n; i++) {
-        unsigned skip = specs[i].batched;
-        io[i] = (struct nr_image_io){.name = specs[i].name,
-                                     .dtype = specs[i].dtype,
-                                     .rank = specs[i].rank - skip,
-                                     .dims = specs[i].shape + skip};
+    if (v->picture == NULL) {
+        return nr_fail(err, NARU_PRECONDITION, "%s", v->no_picture);
     }
-    *ret = io;
-}
-
-static nr_status make_plan(const struct nr_version *v, struct nr_arena *a,
-                           struct nr_image_plan **ret, struct nr_err *err)
-{
-    const struct nr_model_config *config = v->config;
-    const struct nr_signature *sig = nr_runtime_of(v)->signature;
-    struct nr_image_signature is = {
-        .n_inputs = sig->n_inputs, .n_outputs = sig->n_outputs, .batches = sig->max_batch_size > 0};
-    describe_io(a, sig->inputs, sig->n_inputs, &is.inputs);
-    describe_io(a, sig->outputs, sig->n_outputs, &is.outputs);
-    for (unsigned i = 0; i < sig->n_outputs; i++) {
-        is.has_labels = is.has_labels || v->labels[i].n_items > 0;
-    }
-    struct nr_image_param *params = nr_arena_zalloc(a, (config->n_options + 1) * sizeof(*params));
-    size_t n = 0;
-    for (uint32_t i = 0; i < config->n_options; i++) {
-        struct nr_str key = nr_str_from(config->options[i].key);
-        if (!nr_str_starts(key, NR_STR("naru.opt."))) {
-            params[n++] = (struct nr_image_param){key, nr_str_from(config->options[i].value)};
-        }
-    }
-    return nr_image_plan_parse(params, n, &is, ret, err);
-}
-
-nr_status nr_predict_plan(const struct nr_version *v, struct nr_arena *a,
-                          const struct nr_image_plan **ret, struct nr_err *err)
-{
-    struct nr_runtime *rt = nr_runtime_of(v);
-    void *known = atomic_load_explicit(&rt->extra, memory_order_acquire);
-    if (known == NULL) {
-        struct nr_image_plan *made;
-        nr_status st = make_plan(v, a, &made, err);
-        if (st != NARU_OK) {
-            return st;
-        }
-        if (atomic_compare_exchange_strong(&rt->extra, &known, made)) {
-            known = made;
-        } else {
-            nr_image_plan_free(made); /* another loop was first */
-        }
-    }
-    *ret = known;
+    *ret = v->picture;
     return NARU_OK;
 }
 
@@ -607,10 +554,6 @@ static void advanced(struct nr_call *c)
 static void respond_step(struct nr_call *c)
 {
     struct predict *p = c->data;
-    if (c->request.status != NARU_OK) {
-        nr_call_fail(c, c->request.status, c->request.error, c->request.retry_after_s);
-        return;
-    }
     if (c->request.n_outputs == 0) { /* only a decoupled model can do that */
         nr_call_fail(c, NARU_INTERNAL, NR_STR("the model gave no answer to this picture"), 0);
         return;
@@ -640,7 +583,7 @@ static void handle_predict(struct nr_call *c)
     }
     nr_status st = nr_call_lookup(c, c->model_name, c->version_text, &err);
     if (st == NARU_OK) {
-        st = nr_predict_plan(c->version, &c->x->arena, &p->plan, &err);
+        st = nr_predict_plan(c->version, &p->plan, &err);
     }
     if (st == NARU_OK) {
         const struct nr_signature *sig = c->runtime->signature;
@@ -662,8 +605,9 @@ static void handle_predict(struct nr_call *c)
 #define SEND ((1u << NR_POST) | (1u << NR_PUT))
 
 const struct nr_route nr_routes_predict[] = {
-    {"/v2/models/{model}/predict", SEND, NR_SCOPE_INFER, false, false, handle_predict, "predict"},
-    {"/v2/models/{model}/versions/{version}/predict", SEND, NR_SCOPE_INFER, false, false,
+    {"/v2/models/{model}/predict", SEND, NR_SCOPE_INFER, NR_ROUTE_HTTP, false, handle_predict,
+     "predict"},
+    {"/v2/models/{model}/versions/{version}/predict", SEND, NR_SCOPE_INFER, NR_ROUTE_HTTP, false,
      handle_predict, "predict"},
     {0},
 };

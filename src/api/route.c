@@ -19,16 +19,17 @@ struct nr_router {
     unsigned n;
 };
 
-static const struct nr_route *const tables[] = {nr_routes_v2_http, nr_routes_v2_grpc,
-                                                nr_routes_predict, nr_routes_metrics,
-                                                nr_routes_page,    nr_routes_gallery};
+static const struct nr_route *const tables[] = {
+    nr_routes_v2_http, nr_routes_v2_grpc, nr_routes_v2_stream, nr_routes_predict,
+    nr_routes_metrics, nr_routes_page,    nr_routes_gallery};
 
 nr_status nr_router_new(struct nr_router **ret, struct nr_err *err)
 {
     unsigned n = 0;
     for (unsigned t = 0; t < NR_COUNT(tables); t++) {
         for (const struct nr_route *r = tables[t]; r->pattern != NULL; r++) {
-            if (r->scope == NR_SCOPE_NONE || r->handle == NULL || (r->methods == 0 && !r->grpc)) {
+            if (r->scope == NR_SCOPE_NONE || r->handle == NULL ||
+                (r->methods == 0 && r->kind == NR_ROUTE_HTTP)) {
                 return nr_fail(err, NARU_INTERNAL, "route %s has no scope, handler or method",
                                r->pattern);
             }
@@ -143,7 +144,7 @@ nr_status nr_router_match(const struct nr_router *router, struct nr_call *c)
     bool grpc = c->x->protocol == NR_GRPC;
     for (unsigned i = 0; i < router->n; i++) {
         const struct nr_route *r = router->routes[i];
-        if (r->grpc != grpc || !match_pattern(r, c)) {
+        if ((r->kind != NR_ROUTE_HTTP) != grpc || !match_pattern(r, c)) {
             continue;
         }
         /* gRPC is always POST; HEAD is GET without the body. */

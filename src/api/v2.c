@@ -178,32 +178,81 @@ nr_status nr_v2_index_body(struct nr_str body, bool *ret_ready_only, struct nr_e
     return st;
 }
 
-nr_status nr_v2_classify(struct nr_call *c, struct nr_err *err)
+/* Outputs asked for as classification are replaced (a copy, in the arena). */
+static nr_status classify(const struct nr_v2_result *w, const struct nr_infer_tensor **ret,
+                          struct nr_err *err)
 {
     bool any = false;
-    for (unsigned i = 0; i < c->in.n_outputs; i++) {
-        any = any || c->in.outputs[i].classification > 0;
+    *ret = w->outputs;
+    for (unsigned i = 0; i < w->n_outputs; i++) {
+        any = any || w->how[i].classification > 0;
     }
     if (!any) {
         return NARU_OK;
     }
-    struct nr_arena *a = &c->x->arena;
-    struct nr_infer_tensor *outputs = nr_arena_alloc(a, c->in.n_outputs * sizeof(*outputs));
-    memcpy(outputs, c->outputs, c->in.n_outputs * sizeof(*outputs));
-    for (unsigned i = 0; i < c->in.n_outputs; i++) {
-        uint32_t best = c->in.outputs[i].classification, index = c->in.outputs[i].index;
+    struct nr_infer_tensor *outputs = nr_arena_alloc(w->arena, w->n_outputs * sizeof(*outputs));
+    memcpy(outputs, w->outputs, w->n_outputs * sizeof(*outputs));
+    for (unsigned i = 0; i < w->n_outputs; i++) {
+        uint32_t best = w->how[i].classification, index = w->how[i].index;
         if (best == 0) {
             continue;
         }
-        const struct nr_labels *labels = &c->version->labels[index];
-        bool batched = c->runtime->signature->outputs[index].batched;
-        nr_status st = nr_infer_classify(&c->outputs[i], batched, best, labels->items,
-                                         labels->n_items, a, &outputs[i], err);
+        const struct nr_labels *labels = &w->version->labels[index];
+        bool batched = w->version->config->sig.outputs[index].batched;
+        nr_status st = nr_infer_classify(&w->outputs[i], batched, best, labels->items,
+                                         labels->n_items, w->arena, &outputs[i], err);
         if (st != NARU_OK) {
             return st;
         }
         outputs[i].index = index;
     }
-    c->outputs = outputs;
+    *ret = outputs;
     return NARU_OK;
+}
+
+nr_status nr_v2_response_of(const struct nr_v2_result *w, struct nr_infer_response *ret,
+                            struct nr_err *err)
+{
+    const struct nr_infer_tensor *outputs;
+    nr_status st = classify(w, &outputs, err);
+    *ret = (struct nr_infer_response){.model_name = nr_str_from(w->version->name),
+                                      .model_version = nr_v2_version_text(w->version, w->arena),
+                                      .id = w->in->id,
+                                      .has_id = w->in->has_id,
+                                      .outputs = outputs,
+                                      .how = w->how,
+                                      .n_outputs = w->n_outputs};
+    return st;
+}
+
+nr_status nr_v2_response(struct nr_call *c, struct nr_infer_response *ret, struct nr_err *err)
+{
+    const struct nr_v2_result w = {.version = c->version,
+                                   .in = &c->in,
+                                   .how = c->in.outputs,
+                                   .outputs = c->outputs,
+                                   .n_outputs = c->in.n_outputs,
+                                   .arena = &c->x->arena};
+    return nr_v2_response_of(&w, ret, err);
+}
+
+static void submit_decoded(struct nr_call *c)
+{
+    if (c->err.status != NARU_OK) {
+        nr_call_fail_err(c, &c->err);
+        return;
+    }
+    nr_call_submit(c);
+}
+
+void nr_v2_infer(struct nr_call *c, bool long_work, void (*decode)(struct nr_call *),
+                 void (*respond)(struct nr_call *))
+{
+    c->respond = respond;
+    if (long_work) {
+        nr_call_offload(c, decode, submit_decoded);
+        return;
+    }
+    decode(c);
+    submit_decoded(c);
 }

@@ -20,8 +20,25 @@ void nr_v2_index_views(struct nr_call *c, bool ready_only, const struct nr_index
 /* {"ready": bool}, or nothing. */
 nr_nodiscard nr_status nr_v2_index_body(struct nr_str body, bool *ret_ready_only,
                                         struct nr_err *err);
-/* Replaces outputs asked for as classification in c->outputs (a copy, in the arena). */
-nr_nodiscard nr_status nr_v2_classify(struct nr_call *c, struct nr_err *err);
+/* One result of an inference, and where to put what its answer needs. */
+struct nr_v2_result {
+    const struct nr_version *version;
+    const struct nr_infer_request *in;
+    const struct nr_infer_output *how; /* [n_outputs] */
+    const struct nr_infer_tensor *outputs;
+    unsigned n_outputs;
+    struct nr_arena *arena;
+};
+nr_nodiscard nr_status nr_v2_response_of(const struct nr_v2_result *w,
+                                         struct nr_infer_response *ret, struct nr_err *err);
+/* What both encoders are given: names, id and outputs of c, classified where that was asked for (which
+ * may fail: *err). Arena. */
+nr_nodiscard nr_status nr_v2_response(struct nr_call *c, struct nr_infer_response *ret,
+                                      struct nr_err *err);
+/* An inference from its body on: decode (its status in c->err) here, or on the pool when it is long
+ * work; then submitted, and c->respond set to respond; or the answer what is wrong. Loop. */
+void nr_v2_infer(struct nr_call *c, bool long_work, void (*decode)(struct nr_call *),
+                 void (*respond)(struct nr_call *));
 struct nr_str nr_v2_version_text(const struct nr_version *v, struct nr_arena *a);
 
 #endif

@@ -185,22 +185,11 @@ static void handle_index(struct nr_call *c)
 
 static void respond_infer(struct nr_call *c)
 {
-    struct nr_arena *a = &c->x->arena;
-    if (c->request.status != NARU_OK) {
-        nr_call_fail(c, c->request.status, c->request.error, c->request.retry_after_s);
-        return;
-    }
+    struct nr_infer_response resp;
     struct nr_infer_pb_body body;
-    nr_status st = nr_v2_classify(c, &c->err);
-    struct nr_infer_response resp = {.model_name = nr_str_from(c->version->name),
-                                     .model_version = nr_v2_version_text(c->version, a),
-                                     .id = c->in.id,
-                                     .has_id = c->in.has_id,
-                                     .outputs = c->outputs,
-                                     .how = c->in.outputs,
-                                     .n_outputs = c->in.n_outputs};
+    nr_status st = nr_v2_response(c, &resp, &c->err);
     if (st == NARU_OK) {
-        st = nr_infer_pb_encode(c->runtime->signature, &resp, a, &body, &c->err);
+        st = nr_infer_pb_encode(c->runtime->signature, &resp, &c->x->arena, &body, &c->err);
     }
     if (st != NARU_OK) {
         c->err.status = st;
@@ -216,16 +205,6 @@ static void decode(struct nr_call *c)
     struct nr_exchange *x = c->x;
     c->err.status =
         nr_infer_pb_decode(c->runtime->signature, x->body, x->body_buf, &x->arena, &c->in, &c->err);
-}
-
-static void submit_decoded(struct nr_call *c)
-{
-    if (c->err.status != NARU_OK) {
-        nr_call_fail_err(c, &c->err);
-        return;
-    }
-    c->respond = respond_infer;
-    nr_call_submit(c);
 }
 
 /* Messages with tensors as typed contents are work to decode; raw ones are views, however large. */
@@ -249,25 +228,25 @@ static void handle_infer(struct nr_call *c)
         nr_call_fail_err(c, &err);
         return;
     }
-    if (is_long_work(c)) {
-        nr_call_offload(c, decode, submit_decoded);
-        return;
-    }
-    decode(c);
-    submit_decoded(c);
+    nr_v2_infer(c, is_long_work(c), decode, respond_infer);
 }
 
 const struct nr_route nr_routes_v2_grpc[] = {
-    {SERVICE "ModelInfer", 0, NR_SCOPE_INFER, true, false, handle_infer, "infer"},
-    {SERVICE "ServerLive", 0, NR_SCOPE_HEALTH, true, false, handle_live, "live"},
-    {SERVICE "ServerReady", 0, NR_SCOPE_HEALTH, true, false, handle_ready, "ready"},
-    {SERVICE "ModelReady", 0, NR_SCOPE_HEALTH, true, false, handle_model_ready, "model_ready"},
-    {SERVICE "ServerMetadata", 0, NR_SCOPE_METADATA, true, false, handle_server, "server_metadata"},
-    {SERVICE "ModelMetadata", 0, NR_SCOPE_METADATA, true, false, handle_model, "model_metadata"},
-    {SERVICE "ModelConfig", 0, NR_SCOPE_METADATA, true, false, handle_config, "model_config"},
-    {SERVICE "ModelStatistics", 0, NR_SCOPE_METADATA, true, false, handle_stats, "stats"},
-    {SERVICE "RepositoryIndex", 0, NR_SCOPE_METADATA, true, false, handle_index,
+    {SERVICE "ModelInfer", 0, NR_SCOPE_INFER, NR_ROUTE_GRPC, false, handle_infer, "infer"},
+    {SERVICE "ServerLive", 0, NR_SCOPE_HEALTH, NR_ROUTE_GRPC, false, handle_live, "live"},
+    {SERVICE "ServerReady", 0, NR_SCOPE_HEALTH, NR_ROUTE_GRPC, false, handle_ready, "ready"},
+    {SERVICE "ModelReady", 0, NR_SCOPE_HEALTH, NR_ROUTE_GRPC, false, handle_model_ready,
+     "model_ready"},
+    {SERVICE "ServerMetadata", 0, NR_SCOPE_METADATA, NR_ROUTE_GRPC, false, handle_server,
+     "server_metadata"},
+    {SERVICE "ModelMetadata", 0, NR_SCOPE_METADATA, NR_ROUTE_GRPC, false, handle_model,
+     "model_metadata"},
+    {SERVICE "ModelConfig", 0, NR_SCOPE_METADATA, NR_ROUTE_GRPC, false, handle_config,
+     "model_config"},
+    {SERVICE "ModelStatistics", 0, NR_SCOPE_METADATA, NR_ROUTE_GRPC, false, handle_stats, "stats"},
+    {SERVICE "RepositoryIndex", 0, NR_SCOPE_METADATA, NR_ROUTE_GRPC, false, handle_index,
      "repository_index"},
-    {"/grpc.health.v1.Health/Check", 0, NR_SCOPE_HEALTH, true, false, handle_health, "health"},
+    {"/grpc.health.v1.Health/Check", 0, NR_SCOPE_HEALTH, NR_ROUTE_GRPC, false, handle_health,
+     "health"},
     {0},
 };

@@ -176,18 +176,11 @@ static void respond_encoded(struct nr_call *c)
 static void encode(struct nr_call *c)
 {
     struct encoded *e = c->data;
-    struct nr_arena *a = &c->x->arena;
-    const struct nr_signature *sig = c->runtime->signature;
-    e->status = nr_v2_classify(c, &c->err);
-    struct nr_infer_response resp = {.model_name = nr_str_from(c->version->name),
-                                     .model_version = nr_v2_version_text(c->version, a),
-                                     .id = c->in.id,
-                                     .has_id = c->in.has_id,
-                                     .outputs = c->outputs,
-                                     .how = c->in.outputs,
-                                     .n_outputs = c->in.n_outputs};
+    struct nr_infer_response resp;
+    e->status = nr_v2_response(c, &resp, &c->err);
     if (e->status == NARU_OK) {
-        e->status = nr_infer_json_encode(sig, &resp, a, &e->body, &c->err);
+        e->status =
+            nr_infer_json_encode(c->runtime->signature, &resp, &c->x->arena, &e->body, &c->err);
     }
     c->err.status = e->status;
 }
@@ -206,10 +199,6 @@ static size_t json_output_bytes(const struct nr_call *c)
 
 static void respond_infer(struct nr_call *c)
 {
-    if (c->request.status != NARU_OK) {
-        nr_call_fail(c, c->request.status, c->request.error, c->request.retry_after_s);
-        return;
-    }
     c->data = nr_arena_new(&c->x->arena, struct encoded);
     if (json_output_bytes(c) > c->api->cfg.inline_json_bytes) {
         nr_call_offload(c, encode, respond_encoded);
@@ -217,16 +206,6 @@ static void respond_infer(struct nr_call *c)
     }
     encode(c);
     respond_encoded(c);
-}
-
-static void submit_decoded(struct nr_call *c)
-{
-    if (c->err.status != NARU_OK) {
-        nr_call_fail_err(c, &c->err);
-        return;
-    }
-    c->respond = respond_infer;
-    nr_call_submit(c);
 }
 
 static void handle_infer(struct nr_call *c)
@@ -239,12 +218,7 @@ static void handle_infer(struct nr_call *c)
     if (length.ptr != NULL && !nr_str_to_u64(length, &json_bytes)) {
         json_bytes = 0; /* decode says what is wrong */
     }
-    if (json_bytes > c->api->cfg.inline_json_bytes) {
-        nr_call_offload(c, decode, submit_decoded);
-        return;
-    }
-    decode(c);
-    submit_decoded(c);
+    nr_v2_infer(c, json_bytes > c->api->cfg.inline_json_bytes, decode, respond_infer);
 }
 
 #define GET (1u << NR_GET)
@@ -252,28 +226,30 @@ static void handle_infer(struct nr_call *c)
 
 const struct nr_route nr_routes_v2_http[] = {
     /* the common ones first: the table is walked in order */
-    {"/v2/models/{model}/infer", POST, NR_SCOPE_INFER, false, true, handle_infer, "infer"},
-    {"/v2/models/{model}/versions/{version}/infer", POST, NR_SCOPE_INFER, false, true, handle_infer,
-     "infer"},
-    {"/v2/health/live", GET, NR_SCOPE_HEALTH, false, false, handle_live, "live"},
-    {"/v2/health/ready", GET, NR_SCOPE_HEALTH, false, false, handle_ready, "ready"},
-    {"/v2", GET, NR_SCOPE_METADATA, false, false, handle_server, "server_metadata"},
-    {"/v2/models/stats", GET, NR_SCOPE_METADATA, false, false, handle_stats, "stats"},
-    {"/v2/models/{model}", GET, NR_SCOPE_METADATA, false, false, handle_model, "model_metadata"},
-    {"/v2/models/{model}/versions/{version}", GET, NR_SCOPE_METADATA, false, false, handle_model,
+    {"/v2/models/{model}/infer", POST, NR_SCOPE_INFER, NR_ROUTE_HTTP, true, handle_infer, "infer"},
+    {"/v2/models/{model}/versions/{version}/infer", POST, NR_SCOPE_INFER, NR_ROUTE_HTTP, true,
+     handle_infer, "infer"},
+    {"/v2/health/live", GET, NR_SCOPE_HEALTH, NR_ROUTE_HTTP, false, handle_live, "live"},
+    {"/v2/health/ready", GET, NR_SCOPE_HEALTH, NR_ROUTE_HTTP, false, handle_ready, "ready"},
+    {"/v2", GET, NR_SCOPE_METADATA, NR_ROUTE_HTTP, false, handle_server, "server_metadata"},
+    {"/v2/models/stats", GET, NR_SCOPE_METADATA, NR_ROUTE_HTTP, false, handle_stats, "stats"},
+    {"/v2/models/{model}", GET, NR_SCOPE_METADATA, NR_ROUTE_HTTP, false, handle_model,
      "model_metadata"},
-    {"/v2/models/{model}/ready", GET, NR_SCOPE_HEALTH, false, false, handle_model_ready,
+    {"/v2/models/{model}/versions/{version}", GET, NR_SCOPE_METADATA, NR_ROUTE_HTTP, false,
+     handle_model, "model_metadata"},
+    {"/v2/models/{model}/ready", GET, NR_SCOPE_HEALTH, NR_ROUTE_HTTP, false, handle_model_ready,
      "model_ready"},
-    {"/v2/models/{model}/versions/{version}/ready", GET, NR_SCOPE_HEALTH, false, false,
+    {"/v2/models/{model}/versions/{version}/ready", GET, NR_SCOPE_HEALTH, NR_ROUTE_HTTP, false,
      handle_model_ready, "model_ready"},
-    {"/v2/models/{model}/config", GET, NR_SCOPE_METADATA, false, false, handle_config,
+    {"/v2/models/{model}/config", GET, NR_SCOPE_METADATA, NR_ROUTE_HTTP, false, handle_config,
      "model_config"},
-    {"/v2/models/{model}/versions/{version}/config", GET, NR_SCOPE_METADATA, false, false,
+    {"/v2/models/{model}/versions/{version}/config", GET, NR_SCOPE_METADATA, NR_ROUTE_HTTP, false,
      handle_config, "model_config"},
-    {"/v2/models/{model}/stats", GET, NR_SCOPE_METADATA, false, false, handle_stats, "stats"},
-    {"/v2/models/{model}/versions/{version}/stats", GET, NR_SCOPE_METADATA, false, false,
+    {"/v2/models/{model}/stats", GET, NR_SCOPE_METADATA, NR_ROUTE_HTTP, false, handle_stats,
+     "stats"},
+    {"/v2/models/{model}/versions/{version}/stats", GET, NR_SCOPE_METADATA, NR_ROUTE_HTTP, false,
      handle_stats, "stats"},
-    {"/v2/repository/index", POST, NR_SCOPE_METADATA, false, false, handle_index,
+    {"/v2/repository/index", POST, NR_SCOPE_METADATA, NR_ROUTE_HTTP, false, handle_index,
      "repository_index"},
     {0},
 };

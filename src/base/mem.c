@@ -181,5 +181,5 @@ void nr_mem_at_thread_end(void (*fn)(void))
             return;
         }
     }
-    NR_ASSERT(!"NR_MEM_THREAD_HOOKS is large enough");
+    NR_ASSERT(false && "NR_MEM_THREAD_HOOKS is large enough");
 }

@@ -162,7 +162,7 @@ static uint64_t work_estimate(const struct nr_image_info *info)
             info->progressive ? (uint64_t)info->components * (info->bit_depth > 8 ? 2 : 1) : 0;
         break;
     default:
-        per_pixel += 4 + (info->has_alpha ? 4 : 0);
+        per_pixel += info->has_alpha ? 8U : 4U;
         break;
     }
     return pixels * per_pixel + 1024 * 1024;

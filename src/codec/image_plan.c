@@ -270,20 +270,27 @@ static const struct {
 };
 _Static_assert(NR_COUNT(keys) <= 64, "draft.seen has a bit per key");
 
-static nr_status unknown_key(struct nr_str key, struct nr_err *err)
+struct nr_str nr_image_plan_nearest(struct nr_str key, unsigned *ret_distance)
 {
     size_t best = 0;
-    unsigned best_distance = UINT32_MAX;
+    *ret_distance = UINT32_MAX;
     for (size_t i = 0; i < NR_COUNT(keys); i++) {
         unsigned distance = nr_str_distance(key, keys[i].key);
-        if (distance < best_distance) {
-            best_distance = distance;
+        if (distance < *ret_distance) {
+            *ret_distance = distance;
             best = i;
         }
     }
+    return keys[best].key;
+}
+
+static nr_status unknown_key(struct nr_str key, struct nr_err *err)
+{
+    unsigned distance;
+    struct nr_str best = nr_image_plan_nearest(key, &distance);
     return nr_fail(err, NARU_INVALID,
-                   "unknown parameter \"" NR_STR_FMT "\": did you mean \"" NR_STR_FMT "\"?",
-                   NR_STR_ARG(key), NR_STR_ARG(keys[best].key));
+                   "unknown parameter \"%.*s\": did you mean \"" NR_STR_FMT "\"?",
+                   (int)NR_MIN(key.len, 200), key.ptr, NR_STR_ARG(best));
 }
 
 static nr_status read_param(struct draft *d, const struct nr_image_param *p, struct nr_err *err)

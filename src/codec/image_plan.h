@@ -125,6 +125,10 @@ nr_nodiscard nr_status nr_image_plan_parse(const struct nr_image_param *params, 
                                            struct nr_image_plan **ret, struct nr_err *err);
 void nr_image_plan_free(struct nr_image_plan *plan); /* accepts NULL */
 
+/* The key of the table above that is most like `key`, and how far it is (nr_str_distance; 0: this is
+ * it), for who keeps naru.* keys of its own beside these. */
+struct nr_str nr_image_plan_nearest(struct nr_str key, unsigned *ret_distance);
+
 /* One line for people: "input x: NCHW FP32 3x224x224, RGB, bilinear crop, …; output y: labels". */
 void nr_image_plan_describe(const struct nr_image_plan *plan, struct nr_text *out);
 

@@ -34,12 +34,23 @@ struct nr_io_spec {
     int64_t backend_shape[NARU_MAX_RANK];
 };
 
+/* A dimension of an input that the model gives the same name as dimensions of other inputs, "N" in
+ * ONNX: all of them have one size within a request. */
+struct nr_shared_dim {
+    uint32_t input; /* in the signature */
+    uint32_t dim;
+    bool first; /* of its name; the others follow at once */
+    const char *symbol;
+};
+
 /* What a decoder needs of a model version. */
 struct nr_signature {
     const struct nr_io_spec *inputs;
     const struct nr_io_spec *outputs;
     unsigned n_inputs, n_outputs;
     int64_t max_batch_size; /* 0: no batch dimension */
+    const struct nr_shared_dim *shared;
+    unsigned n_shared; /* 0 for most models */
 };
 
 struct nr_infer_param {

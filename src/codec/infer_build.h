@@ -62,7 +62,7 @@ nr_nodiscard nr_status nr_infer_build_output(struct nr_infer_build *b, struct nr
 /* The value of `classification` into the choice. */
 nr_nodiscard nr_status nr_infer_build_classes(struct nr_infer_build *b, struct nr_output_choice *o,
                                               struct nr_str name, uint64_t n);
-/* Everything was read: required inputs, equal rows, outputs. binary: outputs that do not say
+/* Everything was read: required inputs, equal rows, shared dimensions, outputs. binary: outputs that do not say
  * otherwise are binary. */
 nr_nodiscard nr_status nr_infer_build_done(struct nr_infer_build *b, bool binary);
 

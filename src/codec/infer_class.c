@@ -163,7 +163,7 @@ nr_status nr_infer_classify(const struct nr_infer_tensor *scores, bool batched, 
     for (size_t i = 0; i < n_labels && i < (size_t)count; i++) {
         longest_label = NR_MAX(longest_label, labels[i].len);
     }
-    size_t widest = 4 + (dtype == NARU_FP64 ? VALUE_TEXT_MAX : 64) + 12 + longest_label;
+    size_t widest = 4 + (dtype == NARU_FP64 ? (size_t)VALUE_TEXT_MAX : 64) + 12 + longest_label;
     size_t elements = (size_t)rows * n; /* <= the elements of the scores */
     size_t bytes;
     struct nr_infer_tensor t = {.index = scores->index, .dtype = NARU_BYTES};

@@ -84,14 +84,12 @@ static nr_status read_param(struct nr_json *j, struct nr_infer_param *p)
 
 static nr_status read_request_params(struct decoder *d)
 {
-    nr_uninit struct nr_json_keys keys;
-    nr_json_keys_init(&keys);
-    bool more = false;
+    nr_uninit struct nr_json_members m;
     struct nr_infer_param p = {.name = {NULL, 0}};
-    nr_status st = nr_json_object(&d->j);
-    while (st == NARU_OK && (st = nr_json_member(&d->j, &more, &p.name)) == NARU_OK && more) {
-        st = nr_json_keys_add(&keys, &d->j, p.name);
-        st = st == NARU_OK ? read_param(&d->j, &p) : st;
+    nr_status st = nr_json_members_begin(&m, &d->j);
+    while (nr_json_members_next(&m, &d->j, &st)) {
+        p.name = m.key;
+        st = read_param(&d->j, &p);
         st = st == NARU_OK ? nr_infer_build_param(&d->b, &p) : st;
     }
     return st;
@@ -100,20 +98,13 @@ static nr_status read_request_params(struct decoder *d)
 /* Parameters of an input; those without a meaning are checked and ignored, as Triton does. */
 static nr_status read_input_params(struct decoder *d, struct input *in)
 {
-    nr_uninit struct nr_json_keys keys;
-    nr_json_keys_init(&keys);
-    struct nr_str key;
-    bool more = false;
-    nr_status st = nr_json_object(&d->j);
-    while (st == NARU_OK && (st = nr_json_member(&d->j, &more, &key)) == NARU_OK && more) {
-        st = nr_json_keys_add(&keys, &d->j, key);
-        if (st != NARU_OK) {
-            break;
-        }
-        if (nr_str_is(key, "binary_data_size")) {
+    nr_uninit struct nr_json_members m;
+    nr_status st = nr_json_members_begin(&m, &d->j);
+    while (nr_json_members_next(&m, &d->j, &st)) {
+        if (nr_str_is(m.key, "binary_data_size")) {
             in->has_binary = true;
             st = nr_json_u64(&d->j, &in->binary_bytes);
-        } else if (nr_str_starts(key, NR_STR("shared_memory_"))) {
+        } else if (nr_str_starts(m.key, NR_STR("shared_memory_"))) {
             st = nr_infer_no_shared_memory(&d->b, in->name);
         } else {
             st = nr_json_skip(&d->j, NULL);
@@ -217,27 +208,20 @@ static nr_status read_input(struct decoder *d)
     in.binary_bytes = 0;
     in.data = NULL;
     in.tensor = NULL;
-    nr_uninit struct nr_json_keys keys;
-    nr_json_keys_init(&keys);
-    struct nr_str key;
-    bool more = false;
-    nr_status st = nr_json_object(&d->j);
-    while (st == NARU_OK && (st = nr_json_member(&d->j, &more, &key)) == NARU_OK && more) {
-        st = nr_json_keys_add(&keys, &d->j, key);
-        if (st != NARU_OK) {
-            return st;
-        }
-        if (nr_str_is(key, "name")) {
+    nr_uninit struct nr_json_members m;
+    nr_status st = nr_json_members_begin(&m, &d->j);
+    while (nr_json_members_next(&m, &d->j, &st)) {
+        if (nr_str_is(m.key, "name")) {
             in.has_name = true;
             st = nr_json_string(&d->j, &in.name);
-        } else if (nr_str_is(key, "shape")) {
+        } else if (nr_str_is(m.key, "shape")) {
             st = read_shape(d, &in);
-        } else if (nr_str_is(key, "datatype")) {
+        } else if (nr_str_is(m.key, "datatype")) {
             in.has_datatype = true;
             st = nr_json_string(&d->j, &in.datatype);
-        } else if (nr_str_is(key, "data")) {
+        } else if (nr_str_is(m.key, "data")) {
             st = read_data(d, &in);
-        } else if (nr_str_is(key, "parameters")) {
+        } else if (nr_str_is(m.key, "parameters")) {
             st = read_input_params(d, &in);
         } else {
             st = nr_json_skip(&d->j, NULL);
@@ -249,25 +233,18 @@ static nr_status read_input(struct decoder *d)
 static nr_status read_output_params(struct decoder *d, struct nr_output_choice *o,
                                     struct nr_str name)
 {
-    nr_uninit struct nr_json_keys keys;
-    nr_json_keys_init(&keys);
-    struct nr_str key;
-    bool more = false;
-    nr_status st = nr_json_object(&d->j);
-    while (st == NARU_OK && (st = nr_json_member(&d->j, &more, &key)) == NARU_OK && more) {
-        st = nr_json_keys_add(&keys, &d->j, key);
-        if (st != NARU_OK) {
-            break;
-        }
-        if (nr_str_is(key, "binary_data")) {
+    nr_uninit struct nr_json_members m;
+    nr_status st = nr_json_members_begin(&m, &d->j);
+    while (nr_json_members_next(&m, &d->j, &st)) {
+        if (nr_str_is(m.key, "binary_data")) {
             bool yes = false;
             st = nr_json_bool(&d->j, &yes);
             o->binary = yes;
-        } else if (nr_str_is(key, "classification")) {
+        } else if (nr_str_is(m.key, "classification")) {
             uint64_t n = 0;
             st = nr_json_u64(&d->j, &n);
             st = st == NARU_OK ? nr_infer_build_classes(&d->b, o, name, n) : st;
-        } else if (nr_str_starts(key, NR_STR("shared_memory_"))) {
+        } else if (nr_str_starts(m.key, NR_STR("shared_memory_"))) {
             st = nr_infer_no_shared_memory(&d->b, name);
         } else {
             st = nr_json_skip(&d->j, NULL);
@@ -278,21 +255,14 @@ static nr_status read_output_params(struct decoder *d, struct nr_output_choice *
 
 static nr_status read_output(struct decoder *d)
 {
-    nr_uninit struct nr_json_keys keys;
-    nr_json_keys_init(&keys);
-    struct nr_str key;
+    nr_uninit struct nr_json_members m;
     struct nr_str name = {NULL, 0};
     struct nr_output_choice choice = {.binary = -1};
-    bool more = false;
-    nr_status st = nr_json_object(&d->j);
-    while (st == NARU_OK && (st = nr_json_member(&d->j, &more, &key)) == NARU_OK && more) {
-        st = nr_json_keys_add(&keys, &d->j, key);
-        if (st != NARU_OK) {
-            return st;
-        }
-        if (nr_str_is(key, "name")) {
+    nr_status st = nr_json_members_begin(&m, &d->j);
+    while (nr_json_members_next(&m, &d->j, &st)) {
+        if (nr_str_is(m.key, "name")) {
             st = nr_json_string(&d->j, &name);
-        } else if (nr_str_is(key, "parameters")) {
+        } else if (nr_str_is(m.key, "parameters")) {
             st = read_output_params(d, &choice, name);
         } else {
             st = nr_json_skip(&d->j, NULL);
@@ -323,26 +293,19 @@ static nr_status read_list(struct decoder *d, nr_status (*read)(struct decoder *
 static nr_status read_request(struct decoder *d)
 {
     struct nr_infer_request *req = d->b.req;
-    nr_uninit struct nr_json_keys keys;
-    nr_json_keys_init(&keys);
-    struct nr_str key;
+    nr_uninit struct nr_json_members m;
     bool has_inputs = false;
-    bool more = false;
-    nr_status st = nr_json_object(&d->j);
-    while (st == NARU_OK && (st = nr_json_member(&d->j, &more, &key)) == NARU_OK && more) {
-        st = nr_json_keys_add(&keys, &d->j, key);
-        if (st != NARU_OK) {
-            return st;
-        }
-        if (nr_str_is(key, "inputs")) {
+    nr_status st = nr_json_members_begin(&m, &d->j);
+    while (nr_json_members_next(&m, &d->j, &st)) {
+        if (nr_str_is(m.key, "inputs")) {
             has_inputs = true;
             st = read_list(d, read_input);
-        } else if (nr_str_is(key, "outputs")) {
+        } else if (nr_str_is(m.key, "outputs")) {
             st = read_list(d, read_output);
-        } else if (nr_str_is(key, "id")) {
+        } else if (nr_str_is(m.key, "id")) {
             req->has_id = true;
             st = nr_json_string(&d->j, &req->id);
-        } else if (nr_str_is(key, "parameters")) {
+        } else if (nr_str_is(m.key, "parameters")) {
             st = read_request_params(d);
         } else {
             st = nr_json_skip(&d->j, NULL);

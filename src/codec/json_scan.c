@@ -86,24 +86,34 @@ nr_status nr_json_array(struct nr_json *j)
     return NARU_OK;
 }
 
-nr_status nr_json_member(struct nr_json *j, bool *more, struct nr_str *key)
+/* Steps behind the ',' that parts items, or leaves the object or array at its end (*more false). c is
+ * the first character behind. */
+static inline nr_status next_item(struct nr_json *j, char end, const char *expected, bool *more,
+                                  char *c)
 {
-    char c = nr_json_peek(j);
-    if (c == '}') {
+    *c = nr_json_peek(j);
+    *more = *c != end;
+    if (!*more) {
         j->p++;
         j->depth--;
-        j->first = false;
-        *more = false;
-        return NARU_OK;
-    }
-    if (!j->first) {
-        if (c != ',') {
-            return nr_json_fail(j, "',' or '}'");
+    } else if (!j->first) {
+        if (*c != ',') {
+            return nr_json_fail(j, expected);
         }
         j->p++;
-        c = nr_json_peek(j);
+        *c = nr_json_peek(j);
     }
     j->first = false;
+    return NARU_OK;
+}
+
+nr_status nr_json_member(struct nr_json *j, bool *more, struct nr_str *key)
+{
+    char c;
+    nr_status st = next_item(j, '}', "',' or '}'", more, &c);
+    if (st != NARU_OK || !*more) {
+        return st;
+    }
     if (c != '"') {
         return nr_json_fail(j, "a key in quotes");
     }
@@ -113,7 +123,7 @@ nr_status nr_json_member(struct nr_json *j, bool *more, struct nr_str *key)
             "invalid JSON at byte %zu: more than %d keys in one object, which is the limit",
             (size_t)(j->p - j->start), NR_JSON_KEYS_MAX);
     }
-    nr_status st = nr_json_string(j, key);
+    st = nr_json_string(j, key);
     if (st != NARU_OK) {
         return st;
     }
@@ -121,32 +131,18 @@ nr_status nr_json_member(struct nr_json *j, bool *more, struct nr_str *key)
         return nr_json_fail(j, "':'");
     }
     j->p++;
-    *more = true;
     return NARU_OK;
 }
 
 nr_status nr_json_element(struct nr_json *j, bool *more)
 {
-    char c = nr_json_peek(j);
-    if (c == ']') {
-        j->p++;
-        j->depth--;
-        j->first = false;
-        *more = false;
-        return NARU_OK;
+    char c;
+    bool behind = !j->first;
+    nr_status st = next_item(j, ']', "',' or ']'", more, &c);
+    if (st == NARU_OK && *more && behind && c == ']') {
+        return nr_json_fail(j, "a value behind ','");
     }
-    if (!j->first) {
-        if (c != ',') {
-            return nr_json_fail(j, "',' or ']'");
-        }
-        j->p++;
-        if (nr_json_peek(j) == ']') {
-            return nr_json_fail(j, "a value behind ','");
-        }
-    }
-    j->first = false;
-    *more = true;
-    return NARU_OK;
+    return st;
 }
 
 /* ---------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@
  *     while (st == NARU_OK && (st = nr_json_member(j, &more, &key)) == NARU_OK && more) { value }
  *
  * Limits: depth NR_JSON_DEPTH_MAX; NR_JSON_KEYS_MAX members per object. Duplicate keys are refused
- * by callers that keep the keys (struct nr_json_keys). Strings must be valid UTF-8 and escapes
+ * by callers that keep the keys (struct nr_json_members). Strings must be valid UTF-8 and escapes
  * valid Unicode (no lone surrogates). One thread at a time.
  */
 #ifndef NR_CODEC_JSON_SCAN_H
@@ -99,5 +99,32 @@ static inline void nr_json_keys_init(struct nr_json_keys *k)
 /* NARU_INVALID when key was there already, NARU_NOMEM. At most NR_JSON_KEYS_MAX keys. */
 nr_nodiscard nr_status nr_json_keys_add(struct nr_json_keys *k, struct nr_json *j,
                                         struct nr_str key);
+
+/* A walk over the members of an object whose keys may not repeat:
+ *     nr_uninit struct nr_json_members m;
+ *     nr_status st = nr_json_members_begin(&m, j);
+ *     while (nr_json_members_next(&m, j, &st)) { read the value of m.key, its status into st }
+ * It ends behind the object, or with what went wrong in st. */
+struct nr_json_members {
+    struct nr_str key;
+    struct nr_json_keys keys;
+};
+nr_nodiscard static inline nr_status nr_json_members_begin(struct nr_json_members *m,
+                                                           struct nr_json *j)
+{
+    nr_json_keys_init(&m->keys);
+    return nr_json_object(j);
+}
+static inline bool nr_json_members_next(struct nr_json_members *m, struct nr_json *j, nr_status *st)
+{
+    bool more = false;
+    if (*st == NARU_OK) {
+        *st = nr_json_member(j, &more, &m->key);
+    }
+    if (*st == NARU_OK && more) {
+        *st = nr_json_keys_add(&m->keys, j, m->key);
+    }
+    return *st == NARU_OK && more;
+}
 
 #endif

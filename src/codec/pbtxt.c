@@ -555,7 +555,7 @@ static nr_status scalar_value(struct parser *p, const ProtobufCFieldDescriptor *
     case PROTOBUF_C_TYPE_MESSAGE:
         break;
     }
-    NR_ASSERT(!"messages are no scalars");
+    NR_ASSERT(false && "messages are no scalars");
     return NARU_INTERNAL;
 }
 

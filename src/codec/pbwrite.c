@@ -169,7 +169,7 @@ static void scalar(struct writer *w, const ProtobufCFieldDescriptor *f, const vo
         bytes(w, at);
         break;
     case PROTOBUF_C_TYPE_MESSAGE:
-        NR_ASSERT(!"messages are no scalars");
+        NR_ASSERT(false && "messages are no scalars");
     }
 }
 

@@ -1,4 +1,4 @@
-/* The layout of ABI 1.0, frozen: a plug-in built today must work with a server built later.
+/* The layout of ABI 1, frozen: a plug-in built today must work with a server built later.
  *
  * Why so: a changed offset is the one mistake of an interface of tables that no test of behaviour
  * notices, since server and plug-ins of one tree always agree. Numbers below are those of 64-bit
@@ -70,6 +70,8 @@ AT(naru_model_info, inputs, 16);
 AT(naru_model_info, outputs, 24);
 AT(naru_model_info, platform, 32);
 AT(naru_model_info, weight_bytes, 40);
+AT(naru_model_info, input_symbols, 48); /* 1.1 */
+AT(naru_model_info, used_options, 56);
 
 GROWS(naru_model_args, 88);
 AT(naru_model_args, struct_size, 0);

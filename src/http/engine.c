@@ -237,6 +237,7 @@ void nr_engine_init(struct nr_engine *e, struct nr_loop *loop, const struct nr_h
  * accepts that the process ends with what its connections hold. */
 void nr_engine_done(struct nr_engine *e)
 {
+    nr_loop_timer_cancel(e->loop, &e->wheel.timer); /* connections may be left */
     for (struct nr_list *n; (n = nr_list_pop(&e->free_conns)) != NULL;) {
         nr_free(nr_container_of(n, struct nr_conn, node));
     }

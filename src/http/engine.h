@@ -72,6 +72,8 @@ struct nr_session_ops {
     void (*on_body)(struct nr_conn *c, size_t len); /* so many arrived at body_dest */
     void (*on_eof)(struct nr_conn *c);
     void (*respond)(struct nr_xp *xp, const struct nr_response *r);
+    void (*begin)(struct nr_xp *xp, const struct nr_response *r); /* of a response in parts */
+    void (*pump)(struct nr_xp *xp);     /* xp->parts or xp->ended changed */
     void (*produce)(struct nr_conn *c); /* before output is sent; may be NULL */
     void (*on_sent)(struct nr_conn *c); /* c->out_sent advanced, or exchanges were dropped */
     bool (*wants_input)(const struct nr_conn *c);
@@ -177,6 +179,13 @@ struct nr_xp {
     bool dropped;    /* no response of the app will be sent */
     bool cancel_told;
     bool keep_alive, expect, no_body;
+    /* a response in parts */
+    bool streaming;   /* begun */
+    bool ended;       /* no more parts come */
+    bool open;        /* HTTP/1.1: the head is in the output queue */
+    bool pumping;     /* `done` of a part is being called: what it writes waits for its caller */
+    bool close_after; /* HTTP/1.1: the last response of the connection */
+    struct nr_list parts; /* that wait; node initialised with streaming */
     /* HTTP/2 */
     struct nr_h2_stream *stream;
 };
@@ -286,6 +295,8 @@ void nr_xp_request(struct nr_xp *xp); /* on_request */
 void nr_xp_drop(struct nr_xp *xp, nr_cancel_reason why);
 void nr_xp_cancel(struct nr_xp *xp,
                   nr_cancel_reason why); /* tells only; a response is still sent */
+void nr_xp_drop_parts(struct nr_xp *xp);
+void nr_xp_message(struct nr_xp *xp); /* on_message */
 /* Whether nothing is left to do: the app has answered and bytes up to out_end are gone. */
 bool nr_xp_over(const struct nr_xp *xp, uint64_t out_sent);
 void nr_xp_finish(struct nr_xp *xp); /* on_done, recycled */
@@ -297,6 +308,9 @@ static inline struct nr_xp *nr_xp_of(struct nr_exchange *x)
  * no memory. `final` is the stated size, 0 when unknown. */
 bool nr_xp_body_reserve(struct nr_xp *xp, uint64_t need, uint64_t final);
 bool nr_xp_body_add(struct nr_xp *xp, const void *data, size_t len);
+
+/* h2_send.c */
+void nr_h2_end(struct nr_xp *xp, int grpc_status, struct nr_str grpc_message);
 
 /* fields.c */
 enum nr_field {

@@ -47,6 +47,15 @@ struct nr_xp *nr_xp_new(struct nr_conn *c, const struct nr_session_ops *ops)
     return xp;
 }
 
+static void arm_deadline(struct nr_xp *xp)
+{
+    struct nr_engine *e = xp->x.conn->e;
+    if (xp->x.deadline_ns && !xp->x.responded) {
+        nr_list_append(&e->fresh_deadlines, &xp->deadline_node);
+        nr_engine_hook(e);
+    }
+}
+
 void nr_xp_expose(struct nr_xp *xp)
 {
     struct nr_engine *e = xp->x.conn->e;
@@ -54,6 +63,9 @@ void nr_xp_expose(struct nr_xp *xp)
     xp->x.head_ns = nr_loop_now(e->loop);
     nr_count(&e->counters.requests, 1);
     e->app->on_head(e->app->ctx, &xp->x);
+    if (xp->x.many_messages) { /* its time runs from the head: the request may never be complete */
+        arm_deadline(xp);
+    }
 }
 
 void nr_xp_request(struct nr_xp *xp)
@@ -61,9 +73,8 @@ void nr_xp_request(struct nr_xp *xp)
     struct nr_engine *e = xp->x.conn->e;
     xp->requested = true;
     xp->x.body_ns = nr_loop_now(e->loop);
-    if (xp->x.deadline_ns) {
-        nr_list_append(&e->fresh_deadlines, &xp->deadline_node);
-        nr_engine_hook(e);
+    if (!xp->x.many_messages) {
+        arm_deadline(xp);
     }
     e->app->on_request(e->app->ctx, &xp->x);
 }
@@ -79,21 +90,88 @@ void nr_xp_cancel(struct nr_xp *xp, nr_cancel_reason why)
     app->on_cancel(app->ctx, &xp->x, why);
 }
 
+void nr_xp_drop_parts(struct nr_xp *xp)
+{
+    struct nr_list *n;
+    while (xp->streaming && (n = nr_list_pop(&xp->parts)) != NULL) {
+        struct nr_part *p = nr_container_of(n, struct nr_part, node);
+        p->done(p);
+    }
+}
+
+void nr_xp_message(struct nr_xp *xp)
+{
+    const struct nr_http_app *app = xp->x.conn->e->app;
+    app->on_message(app->ctx, &xp->x);
+}
+
 void nr_xp_drop(struct nr_xp *xp, nr_cancel_reason why)
 {
     xp->dropped = true;
+    nr_xp_drop_parts(xp);
     nr_xp_cancel(xp, why);
 }
 
-void nr_exchange_respond(struct nr_exchange *x, const struct nr_response *r)
+/* The app has given its answer: it is not cancelled any more. */
+static void answered(struct nr_xp *xp)
 {
-    struct nr_xp *xp = nr_xp_of(x);
+    struct nr_exchange *x = &xp->x;
     NR_ASSERT(xp->exposed && !x->responded);
     x->responded = true;
     nr_list_remove(&xp->deadline_node);
     if (xp->deadline.heap_index) {
         nr_loop_timer_cancel(x->loop, &xp->deadline);
     }
+}
+
+void nr_exchange_begin(struct nr_exchange *x, const struct nr_response *r)
+{
+    struct nr_xp *xp = nr_xp_of(x);
+    NR_ASSERT(xp->exposed && !x->responded && !xp->streaming && r->n_body == 0);
+    NR_ASSERT(xp->requested || x->many_messages);
+    xp->streaming = true;
+    nr_list_init(&xp->parts);
+    if (!xp->dropped) {
+        x->ops->begin(xp, r);
+    }
+}
+
+void nr_exchange_write(struct nr_exchange *x, struct nr_part *p)
+{
+    struct nr_xp *xp = nr_xp_of(x);
+    NR_ASSERT(xp->streaming && !xp->ended);
+    if (xp->dropped) {
+        p->done(p);
+        return;
+    }
+    p->at = 0;
+    nr_list_init(&p->node);
+    nr_list_append(&xp->parts, &p->node);
+    x->response_bytes += p->len;
+    x->ops->pump(xp);
+}
+
+void nr_exchange_end(struct nr_exchange *x, int grpc_status, struct nr_str grpc_message)
+{
+    struct nr_xp *xp = nr_xp_of(x);
+    NR_ASSERT(xp->streaming && !xp->ended);
+    answered(xp);
+    xp->ended = true;
+    if (xp->dropped) {
+        nr_conn_wake(x->conn);
+        return;
+    }
+    if (x->protocol == NR_GRPC) {
+        nr_h2_end(xp, grpc_status, grpc_message);
+    }
+    x->ops->pump(xp);
+}
+
+void nr_exchange_respond(struct nr_exchange *x, const struct nr_response *r)
+{
+    struct nr_xp *xp = nr_xp_of(x);
+    NR_ASSERT(!xp->streaming);
+    answered(xp);
     if (xp->dropped) { /* finished at the end of the turn */
         nr_conn_wake(x->conn);
         return;

@@ -8,8 +8,14 @@
  *   peer gone, reset, deadline ──▶ app->on_cancel, once, only between on_head and respond
  *   response sent or dropped ──▶ app->on_done, always, exactly once; then the exchange is recycled
  *
+ * Instead of one response the app may begin a stream, write parts and end it; ending is the answer
+ * then, and on_cancel may come until it is given. A call whose x->many_messages the app set in on_head
+ * (gRPC, client or bidirectional streaming) gives its messages to on_message one by one, and
+ * on_request, without a body, says that the client has sent its last.
+ *
  * Invariants
- *  1. After on_head the app answers exactly once with nr_exchange_respond, cancelled or not. The
+ *  1. After on_head the app answers exactly once, with nr_exchange_respond or nr_exchange_end,
+ *     cancelled or not. The
  *     engine drops the response of a cancelled exchange; it never frees an unanswered exchange.
  *  2. Everything a response points to lives in x->arena or is tied to it (nr_arena_link): the
  *     engine clears the arena after the last byte was written or dropped.
@@ -115,6 +121,7 @@ struct nr_exchange {
     uint64_t body_limit;  /* bytes; preset to the server's default */
     size_t body_align_at; /* this offset of the body should be 64-byte aligned (binary tensors) */
     uint8_t forwarded;    /* the app's: unused by the engine */
+    bool many_messages;   /* gRPC: the client may send more than one; each goes to on_message */
 
     /* the body, complete at on_request */
     struct nr_str body;
@@ -145,6 +152,25 @@ struct nr_response {
 /* Answers. Loop thread. For gRPC with grpc_status != 0 the body is ignored (trailers only). */
 void nr_exchange_respond(struct nr_exchange *x, const struct nr_response *r);
 
+/* --- a response in parts (loop thread) ---
+ * HTTP/1.1 sends them as chunks, HTTP/1.0 as they are with the end of the connection behind them,
+ * HTTP/2 as DATA; for gRPC each part is one message. Parts are held until the peer has room for
+ * them: who writes waits for `done` before it writes much more. */
+struct nr_part {
+    const void *data;
+    size_t len;                      /* gRPC: at most UINT32_MAX */
+    void (*done)(struct nr_part *p); /* its bytes are copied or dropped: p is the writer's again */
+    struct nr_list node;             /* the engine's */
+    size_t at;
+    uint8_t prefix[5];
+};
+/* The head; r->body must be empty. Not before on_request, but for x->many_messages. */
+void nr_exchange_begin(struct nr_exchange *x, const struct nr_response *r);
+/* Takes p over until p->done, which may be called before this returns. */
+void nr_exchange_write(struct nr_exchange *x, struct nr_part *p);
+/* No more parts. The status is for gRPC; HTTP has said its own. */
+void nr_exchange_end(struct nr_exchange *x, int grpc_status, struct nr_str grpc_message);
+
 /* 100-continue is sent by the engine when the body is wanted. */
 
 struct nr_http_app {
@@ -156,6 +182,8 @@ struct nr_http_app {
     void (*on_cancel)(void *ctx, struct nr_exchange *x, nr_cancel_reason why);
     /* Response sent (or dropped): for the access log and the app's own clean-up. */
     void (*on_done)(void *ctx, struct nr_exchange *x);
+    /* x->many_messages: one message is in x->body; body_buf, if any, is kept by nr_buf_ref. */
+    void (*on_message)(void *ctx, struct nr_exchange *x);
 };
 
 #endif

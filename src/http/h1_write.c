@@ -54,6 +54,7 @@ static size_t head_bound(const struct nr_response *r)
 
 struct shape {
     uint64_t total; /* bytes of the body, whether sent or not */
+    bool chunked;   /* parts follow */
     bool has_body;  /* they follow */
     bool has_length;
     bool close;
@@ -91,6 +92,9 @@ static char *put_head(char *at, struct nr_xp *xp, const struct nr_response *r,
     if (r->content_type.len) {
         at = PUT(put_value(PUT(at, "content-type: "), r->content_type), "\r\n");
     }
+    if (s->chunked) {
+        at = PUT(at, "transfer-encoding: chunked\r\n");
+    }
     if (s->has_length) {
         at = PUT(put_number(PUT(at, "content-length: "), s->total), "\r\n");
     }
@@ -113,19 +117,28 @@ static void queued_whole(struct nr_conn *c, struct nr_xp *xp)
     c->h1.next_emit = xp->x.node.next;
 }
 
-static void write_now(struct nr_conn *c, struct nr_xp *xp, const struct nr_response *r,
-                      const struct shape *s)
+static bool write_head(struct nr_conn *c, struct nr_xp *xp, const struct nr_response *r,
+                       const struct shape *s)
 {
     size_t bound = head_bound(r);
     if (NR_LIKELY(bound <= NR_BLOCK_CAP)) {
         char *at = (char *)nr_conn_out_room(c, bound);
         if (!at) {
-            return; /* the connection is about to be killed, which drops the exchange */
+            return false; /* the connection is about to be killed, which drops the exchange */
         }
         nr_conn_out_commit(c, (size_t)(put_head(at, xp, r, s) - at));
     } else {
         char *at = nr_arena_alloc(&xp->x.arena, bound);
         nr_conn_out_ref(c, at, (size_t)(put_head(at, xp, r, s) - at));
+    }
+    return true;
+}
+
+static void write_now(struct nr_conn *c, struct nr_xp *xp, const struct nr_response *r,
+                      const struct shape *s)
+{
+    if (!write_head(c, xp, r, s)) {
+        return;
     }
     if (s->has_body) {
         nr_conn_out_iov(c, r->body, r->n_body, s->total);
@@ -166,6 +179,65 @@ static void end_after(struct nr_conn *c, struct nr_xp *xp)
     nr_conn_close_soon(c, unread);
 }
 
+/* --- parts ---------------------------------------------------------------------------------- */
+
+static void put_part(struct nr_conn *c, const struct nr_xp *xp, const struct nr_part *p)
+{
+    if (xp->x.protocol == NR_HTTP_1_0 || xp->no_body) {
+        nr_conn_out_copy(c, p->data, xp->no_body ? 0 : p->len);
+        return;
+    }
+    char head[20];
+    static const char hex[] = "0123456789abcdef";
+    size_t n = sizeof(head);
+    head[--n] = '\n';
+    head[--n] = '\r';
+    for (size_t left = p->len; left > 0; left >>= 4) {
+        head[--n] = hex[left & 15];
+    }
+    nr_conn_out_copy(c, head + n, sizeof(head) - n);
+    nr_conn_out_copy(c, p->data, p->len);
+    nr_conn_out_copy(c, "\r\n", 2);
+}
+
+/* Moves parts into the output queue while there is room. True: the response is whole. */
+static bool pump_parts(struct nr_conn *c, struct nr_xp *xp)
+{
+    while (nr_conn_pending(c) < NR_OUT_HIGH_BYTES && c->state != NR_CONN_DEAD && !xp->dropped) {
+        struct nr_list *n = nr_list_pop(&xp->parts);
+        if (n == NULL) {
+            break;
+        }
+        struct nr_part *p = nr_container_of(n, struct nr_part, node);
+        if (p->len > 0) { /* a chunk of no bytes would be the last one */
+            put_part(c, xp, p);
+        }
+        xp->pumping = true;
+        p->done(p);
+        xp->pumping = false;
+    }
+    if (!xp->ended || xp->dropped || !nr_list_empty(&xp->parts)) {
+        return false;
+    }
+    if (xp->x.protocol != NR_HTTP_1_0 && !xp->no_body) {
+        nr_conn_out_copy(c, "0\r\n\r\n", 5);
+    }
+    return true;
+}
+
+/* next_emit is xp, whose head is in the queue. */
+static bool stream_on(struct nr_conn *c, struct nr_xp *xp)
+{
+    if (!pump_parts(c, xp)) {
+        return false;
+    }
+    queued_whole(c, xp);
+    if (xp->close_after) {
+        end_after(c, xp);
+    }
+    return true;
+}
+
 static void write_held(struct nr_conn *c)
 {
     struct nr_h1 *h = &c->h1;
@@ -176,6 +248,13 @@ static void write_held(struct nr_conn *c)
         }
         nr_conn_out_iov(c, xp->held, xp->n_held, xp->x.response_bytes);
         xp->held = NULL;
+        if (xp->streaming) {
+            xp->open = true;
+            if (!stream_on(c, xp)) {
+                break;
+            }
+            continue;
+        }
         queued_whole(c, xp);
         if (xp->held_close) {
             end_after(c, xp);
@@ -192,13 +271,51 @@ static bool can_skip_body(const struct nr_h1 *h, const struct nr_xp *xp)
     return !(h->parser.flags & F_CHUNKED) && h->body_left <= NR_DRAIN_MAX_BYTES;
 }
 
+static bool closes_after(const struct nr_xp *xp, const struct nr_response *r)
+{
+    const struct nr_conn *c = xp->x.conn;
+    const struct nr_h1 *h = &c->h1;
+    bool last = xp->x.node.next == &h->pipeline; /* of the requests that were read */
+    return r->close || !xp->keep_alive || c->state != NR_CONN_OPEN ||
+           (last && (c->e->draining || c->eof)) || (h->cur == xp && !can_skip_body(h, xp));
+}
+
+void nr_h1_begin(struct nr_xp *xp, const struct nr_response *r)
+{
+    struct nr_conn *c = xp->x.conn;
+    struct nr_h1 *h = &c->h1;
+    bool old = xp->x.protocol == NR_HTTP_1_0;
+    xp->close_after = closes_after(xp, r) || old;
+    struct shape s = {.close = xp->close_after, .chunked = !old};
+    xp->no_body = xp->x.method == NR_HEAD;
+    xp->x.response_status = r->status;
+    if (h->next_emit != &xp->x.node) {
+        hold(xp, r, &s);
+        return;
+    }
+    write_head(c, xp, r, &s);
+    xp->open = true;
+    nr_conn_wake(c);
+}
+
+void nr_h1_pump(struct nr_xp *xp)
+{
+    struct nr_conn *c = xp->x.conn;
+    if (!xp->open || xp->pumping || c->h1.next_emit != &xp->x.node) {
+        return;
+    }
+    if (stream_on(c, xp) && !xp->close_after) {
+        write_held(c);
+        nr_h1_continue(c);
+    }
+    nr_conn_wake(c);
+}
+
 void nr_h1_emit(struct nr_xp *xp, const struct nr_response *r)
 {
     struct nr_conn *c = xp->x.conn;
     struct nr_h1 *h = &c->h1;
-    bool last = xp->x.node.next == &h->pipeline; /* of the requests that were read */
-    bool close = r->close || !xp->keep_alive || c->state != NR_CONN_OPEN ||
-                 (last && (c->e->draining || c->eof)) || (h->cur == xp && !can_skip_body(h, xp));
+    bool close = closes_after(xp, r);
     struct shape s = shape_of(xp, r, close);
     xp->x.response_status = r->status;
     xp->x.response_bytes = s.has_body ? s.total : 0;
@@ -246,6 +363,12 @@ void nr_h1_sent(struct nr_conn *c)
             nr_xp_finish(xp);
         } else if (!h->has_dropped) {
             break;
+        }
+    }
+    if (h->next_emit != &h->pipeline) { /* there is room for more of a response in parts */
+        struct nr_xp *xp = nr_container_of(h->next_emit, struct nr_xp, x.node);
+        if (xp->streaming && !nr_list_empty(&xp->parts)) {
+            nr_h1_pump(xp);
         }
     }
     if (c->eof && h->n_pipeline == 0) {

@@ -224,17 +224,21 @@ static void sweep(struct nr_h2 *h, int64_t now)
     NR_LIST_FOREACH_SAFE (n, tmp, &h->open) {
         struct nr_xp *xp = nr_container_of(n, struct nr_xp, x.node);
         struct nr_h2_stream *st = xp->stream;
-        if (!st->received &&
+        /* between two messages of a stream the client may take its time */
+        bool body_due = !st->received && !(xp->x.many_messages && st->frame.have == 0);
+        if (body_due &&
             (now - st->rx_ns > (int64_t)l->body_idle_ns ||
-             too_slow(now, st->rx_since_ns, st->rx_bytes, l->body_min_rate_bytes, 10 * NR_S_NS))) {
+             (!xp->x.many_messages && too_slow(now, st->rx_since_ns, st->rx_bytes,
+                                               l->body_min_rate_bytes, 10 * NR_S_NS)))) {
             nr_count(&h->c->e->counters.timeouts, 1);
             nr_h2_refuse(xp, 408, NR_GRPC_DEADLINE_EXCEEDED,
                          "the request body did not arrive in time");
         }
-        if (st->begun && !st->finished && l->write_stall_ns && nr_conn_pending(h->c) == 0 &&
+        bool sending = st->begun && !st->finished && !st->waits;
+        if (sending && l->write_stall_ns && nr_conn_pending(h->c) == 0 &&
             (now - st->tx_ns > (int64_t)l->write_stall_ns ||
-             too_slow(now, st->tx_since_ns, st->tx_bytes, l->body_min_rate_bytes,
-                      2 * (int64_t)l->write_stall_ns))) {
+             (!xp->streaming && too_slow(now, st->tx_since_ns, st->tx_bytes, l->body_min_rate_bytes,
+                                         2 * (int64_t)l->write_stall_ns)))) {
             nr_count(&h->c->e->counters.timeouts, 1);
             (void)nghttp2_submit_rst_stream(h->s, NGHTTP2_FLAG_NONE, st->id, NGHTTP2_CANCEL);
         }
@@ -348,6 +352,8 @@ const struct nr_session_ops nr_h2_ops = {
     .body_dest = no_body_dest,
     .on_eof = on_eof,
     .respond = nr_h2_respond,
+    .begin = nr_h2_begin,
+    .pump = nr_h2_pump,
     .produce = produce,
     .on_sent = on_sent,
     .wants_input = wants_input,

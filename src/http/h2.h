@@ -50,6 +50,7 @@ struct nr_h2_stream {
     bool small;    /* body is collected in the arena */
     bool trailers; /* gRPC: grpc-status goes into trailers */
     bool zombie;
+    bool waits; /* a response in parts: for the app's next one */
     unsigned cap_headers;
     uint32_t head_bytes, n_fields;
     int refuse_status; /* found while reading the head: the answer to give */
@@ -85,6 +86,8 @@ void nr_h2_recv_callbacks(nghttp2_session_callbacks *cb);
 /* h2_send.c */
 void nr_h2_send_callbacks(nghttp2_session_callbacks *cb);
 void nr_h2_respond(struct nr_xp *xp, const struct nr_response *r);
+void nr_h2_begin(struct nr_xp *xp, const struct nr_response *r);
+void nr_h2_pump(struct nr_xp *xp);
 /* An answer of the engine itself: JSON for HTTP, trailers for gRPC. Tells the app when it knows the
  * exchange. `text` needs no JSON escapes. */
 void nr_h2_refuse(struct nr_xp *xp, int http_status, int grpc_status, const char *text);

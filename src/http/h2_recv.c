@@ -326,7 +326,7 @@ static bool add_body(struct nr_h2 *h, struct nr_xp *xp, struct nr_str part, uint
 {
     struct nr_h2_stream *st = xp->stream;
     if (xp->body_len == 0 && part.len > 0) { /* the first bytes decide where the body goes */
-        st->small = expected > 0 && expected <= SMALL_BODY_BYTES;
+        st->small = expected > 0 && expected <= SMALL_BODY_BYTES && !xp->x.many_messages;
         if (st->small) {
             st->small_body = nr_arena_alloc(&xp->x.arena, (size_t)expected);
         }
@@ -345,32 +345,69 @@ static bool add_body(struct nr_h2 *h, struct nr_xp *xp, struct nr_str part, uint
     return true;
 }
 
-static void grpc_data(struct nr_h2 *h, struct nr_xp *xp, const uint8_t *data, size_t len)
+/* False: the call is refused. */
+static bool grpc_event(struct nr_h2 *h, struct nr_xp *xp, enum nr_grpc_event event)
 {
-    struct nr_h2_stream *st = xp->stream;
-    struct nr_str part;
-    switch (nr_grpc_read(&st->frame, data, len, xp->x.body_limit, &part)) {
+    (void)h;
+    switch (event) {
     case NR_GRPC_MORE:
-        break;
+        return true;
     case NR_GRPC_COMPRESSED:
         nr_h2_refuse(xp, 415, NR_GRPC_UNIMPLEMENTED,
                      "compressed messages are not supported: send identity encoding");
-        return;
+        return false;
     case NR_GRPC_TOO_LARGE:
         nr_h2_refuse(xp, 413, NR_GRPC_RESOURCE_EXHAUSTED,
                      nr_arena_fmt(&xp->x.arena, "message is larger than the limit of %llu bytes",
                                   (unsigned long long)xp->x.body_limit)
                          .ptr);
-        return;
+        return false;
     case NR_GRPC_SECOND:
+        if (xp->x.many_messages) {
+            return true;
+        }
         nr_h2_refuse(xp, 400, NR_GRPC_UNIMPLEMENTED, "a unary call takes exactly one message");
-        return;
+        return false;
     case NR_GRPC_BAD_FLAG:
         nr_h2_refuse(xp, 400, NR_GRPC_INTERNAL, "malformed gRPC message prefix");
-        return;
+        return false;
     }
-    if (part.len > 0) {
-        (void)add_body(h, xp, part, st->frame.len);
+    return false;
+}
+
+/* A message of a streaming call is whole. What is kept of it is the app's. */
+static void give_message(struct nr_xp *xp)
+{
+    struct nr_exchange *x = &xp->x;
+    x->body = (struct nr_str){NULL, 0};
+    if (x->body_buf) {
+        x->body =
+            (struct nr_str){(const char *)nr_buf_data(x->body_buf) + xp->body_off, xp->body_len};
+    }
+    xp->stream->frame = (struct nr_grpc_reader){.have = 0};
+    nr_xp_message(xp);
+    nr_buf_unref(NR_TAKE(x->body_buf));
+    x->body = (struct nr_str){NULL, 0};
+    xp->body_len = 0;
+}
+
+static void grpc_data(struct nr_h2 *h, struct nr_xp *xp, const uint8_t *data, size_t len)
+{
+    struct nr_h2_stream *st = xp->stream;
+    while (len > 0 && !st->received && !xp->dropped) {
+        struct nr_str part;
+        uint8_t had = st->frame.have;
+        enum nr_grpc_event event = nr_grpc_read(&st->frame, data, len, xp->x.body_limit, &part);
+        if (!grpc_event(h, xp, event) || (part.len > 0 && !add_body(h, xp, part, st->frame.len)) ||
+            !xp->x.many_messages) {
+            return;
+        }
+        size_t used = (size_t)(st->frame.have - had) + part.len;
+        data += used;
+        len -= used;
+        if (nr_grpc_complete(&st->frame)) {
+            give_message(xp);
+        }
     }
 }
 
@@ -409,6 +446,11 @@ static void request_complete(struct nr_h2 *h, struct nr_xp *xp)
     struct nr_exchange *x = &xp->x;
     struct nr_h2_stream *st = xp->stream;
     if (st->received) {
+        return;
+    }
+    if (xp->x.many_messages && st->frame.have == 0) {
+        nr_h2_received(h, xp);
+        nr_xp_request(xp);
         return;
     }
     if (st->grpc && !nr_grpc_complete(&st->frame)) {

@@ -59,6 +59,51 @@ static bool submit_trailers(nghttp2_session *s, struct nr_xp *xp)
     return nghttp2_submit_trailer(s, st->id, nv, n) == 0;
 }
 
+/* Bytes of parts, gRPC prefixes in front, copied into nghttp2's buffer. */
+static ssize_t read_parts(nghttp2_session *s, int32_t id, uint8_t *buf, size_t len, uint32_t *flags,
+                          nghttp2_data_source *source, void *user)
+{
+    (void)id;
+    struct nr_h2 *h = user;
+    struct nr_xp *xp = source->ptr;
+    struct nr_h2_stream *st = xp->stream;
+    size_t n = 0;
+    xp->pumping = true; /* parts that `done` writes are found by this loop */
+    while (n < len && !nr_list_empty(&xp->parts)) {
+        struct nr_part *p = nr_container_of(xp->parts.next, struct nr_part, node);
+        size_t head = st->grpc ? NR_GRPC_PREFIX_BYTES : 0, left = head + p->len - p->at;
+        size_t take = NR_MIN(len - n, left),
+               in_head = p->at < head ? NR_MIN(take, head - p->at) : 0;
+        memcpy(buf + n, p->prefix + p->at, in_head);
+        if (take > in_head) {
+            memcpy(buf + n + in_head, (const uint8_t *)p->data + (p->at + in_head - head),
+                   take - in_head);
+        }
+        n += take;
+        p->at += take;
+        if (take == left) {
+            nr_list_remove(&p->node);
+            p->done(p);
+        }
+    }
+    xp->pumping = false;
+    st->tx_bytes += n;
+    st->tx_ns = nr_h2_now(h);
+    if (xp->ended && nr_list_empty(&xp->parts)) {
+        *flags |= NGHTTP2_DATA_FLAG_EOF;
+        if (st->grpc) {
+            *flags |= NGHTTP2_DATA_FLAG_NO_END_STREAM;
+            if (!submit_trailers(s, xp)) {
+                return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
+            }
+        }
+    } else if (n == 0) {
+        st->waits = true; /* for the app; pump goes on */
+        return NGHTTP2_ERR_DEFERRED;
+    }
+    return (ssize_t)n;
+}
+
 static ssize_t read_data(nghttp2_session *s, int32_t id, uint8_t *buf, size_t len, uint32_t *flags,
                          nghttp2_data_source *source, void *user)
 {
@@ -181,15 +226,17 @@ void nr_h2_send_callbacks(nghttp2_session_callbacks *cb)
 
 /* --- responses ------------------------------------------------------------------------------ */
 
-static void submit(struct nr_xp *xp, const nghttp2_nv *nv, size_t n, bool with_body)
+/* read: where the body comes from, NULL none. */
+static void submit(struct nr_xp *xp, const nghttp2_nv *nv, size_t n,
+                   nghttp2_data_source_read_callback read)
 {
     struct nr_h2 *h = xp->x.conn->h2;
     struct nr_h2_stream *st = xp->stream;
-    nghttp2_data_provider provider = {.source.ptr = xp, .read_callback = read_data};
+    nghttp2_data_provider provider = {.source.ptr = xp, .read_callback = read};
     st->begun = true;
     st->tx_ns = st->tx_since_ns = nr_h2_now(h);
     h->n_sending++;
-    int rc = nghttp2_submit_response(h->s, st->id, nv, n, with_body ? &provider : NULL);
+    int rc = nghttp2_submit_response(h->s, st->id, nv, n, read ? &provider : NULL);
     if (rc != 0) { /* out of memory: the stream cannot be answered */
         (void)nghttp2_submit_rst_stream(h->s, NGHTTP2_FLAG_NONE, st->id, NGHTTP2_INTERNAL_ERROR);
     }
@@ -248,7 +295,7 @@ static void respond_http(struct nr_xp *xp, const struct nr_response *r)
         x->response_bytes = 0;
     }
     x->response_status = r->status;
-    submit(xp, nv, n, body);
+    submit(xp, nv, n, body ? read_data : NULL);
 }
 
 static struct nr_str grpc_message(struct nr_arena *a, struct nr_str s)
@@ -286,7 +333,7 @@ static void respond_grpc(struct nr_xp *xp, const struct nr_response *r)
             nr_grpc_prefix(st->prefix, (uint32_t)total);
             keep_body(xp, r, true);
             st->trailers = true;
-            submit(xp, nv, n, true);
+            submit(xp, nv, n, read_data);
             return;
         }
         st->grpc_status = NR_GRPC_RESOURCE_EXHAUSTED; /* no frame can carry it */
@@ -298,7 +345,7 @@ static void respond_grpc(struct nr_xp *xp, const struct nr_response *r)
     if (st->grpc_message.len) {
         nv[n++] = field(NR_STR("grpc-message"), st->grpc_message);
     }
-    submit(xp, nv, n, false);
+    submit(xp, nv, n, NULL);
 }
 
 void nr_h2_respond(struct nr_xp *xp, const struct nr_response *r)
@@ -312,11 +359,80 @@ void nr_h2_respond(struct nr_xp *xp, const struct nr_response *r)
     }
 }
 
+/* --- responses in parts --------------------------------------------------------------------- */
+
+void nr_h2_begin(struct nr_xp *xp, const struct nr_response *r)
+{
+    struct nr_exchange *x = &xp->x;
+    struct nr_arena *a = &x->arena;
+    struct nr_h2_stream *st = xp->stream;
+    nghttp2_nv *nv = nr_arena_alloc(a, (NV_MAX_FIXED + r->n_headers) * sizeof(*nv));
+    size_t n = 0;
+    struct nr_str type = st->grpc ? NR_STR("application/grpc") : clean(a, r->content_type);
+    nv[n++] = field(NR_STR(":status"),
+                    st->grpc || r->status == 200 ? NR_STR("200") : number(a, (uint64_t)r->status));
+    if (!st->grpc) {
+        uint32_t date_len;
+        const char *date = nr_engine_date(x->conn->e, &date_len);
+        nv[n++] = field(NR_STR("date"), nr_arena_str(a, (struct nr_str){date + 6, date_len - 8}));
+    }
+    if (type.len) {
+        nv[n++] = field(NR_STR("content-type"), type);
+    }
+    for (unsigned i = 0; i < r->n_headers; i++) {
+        nv[n++] = field(clean(a, r->headers[i].name), clean(a, r->headers[i].value));
+    }
+    if (!x->many_messages) {
+        nr_h2_received(x->conn->h2, xp);
+    }
+    x->response_status = st->grpc ? 1000 : r->status;
+    if (x->method == NR_HEAD) {
+        xp->no_body = true;
+        submit(xp, nv, n, NULL);
+    } else {
+        submit(xp, nv, n, read_parts);
+    }
+}
+
+void nr_h2_pump(struct nr_xp *xp)
+{
+    struct nr_h2_stream *st = xp->stream;
+    struct nr_h2 *h = xp->x.conn->h2;
+    if (st->grpc && !nr_list_empty(&xp->parts)) {
+        struct nr_part *p = nr_container_of(xp->parts.prev, struct nr_part, node);
+        nr_grpc_prefix(p->prefix, (uint32_t)p->len);
+    }
+    if (xp->no_body) {
+        nr_xp_drop_parts(xp);
+    }
+    if (st->waits && !xp->pumping) {
+        st->waits = false;
+        st->tx_ns = nr_h2_now(h); /* from now on it is the peer who keeps us waiting */
+        (void)nghttp2_session_resume_data(h->s, st->id);
+    }
+    nr_conn_wake(xp->x.conn);
+}
+
+void nr_h2_end(struct nr_xp *xp, int grpc_status, struct nr_str message)
+{
+    struct nr_h2_stream *st = xp->stream;
+    nr_h2_received(xp->x.conn->h2, xp);
+    st->grpc_status = grpc_status;
+    st->grpc_message = grpc_message(&xp->x.arena, message);
+    xp->x.response_status = 1000 + grpc_status;
+}
+
 void nr_h2_refuse(struct nr_xp *xp, int http_status, int grpc_status, const char *text)
 {
     static const struct nr_header identity = {NR_STR_INIT("grpc-accept-encoding"),
                                               NR_STR_INIT("identity")};
     struct nr_h2_stream *st = xp->stream;
+    if (st->begun && xp->streaming && !xp->ended) { /* too late to say why */
+        nr_xp_drop(xp, NR_CANCEL_REFUSED);
+        (void)nghttp2_submit_rst_stream(xp->x.conn->h2->s, NGHTTP2_FLAG_NONE, st->id,
+                                        NGHTTP2_INTERNAL_ERROR);
+        return;
+    }
     if (st->begun) {
         return; /* the app has answered already */
     }

@@ -336,6 +336,12 @@ void nr_server_free(struct nr_server *s)
     if (!s) {
         return;
     }
+    /* A loop may have stopped before it read what ends its part. */
+    for (unsigned i = 0; i < s->n_parts; i++) {
+        for (unsigned k = 0; k < s->n_listeners; k++) {
+            nr_acceptor_stop(&s->parts[i]->acceptors[k]);
+        }
+    }
     for (unsigned i = 0; i < s->n_listeners; i++) {
         (void)close(s->listeners[i].fd);
     }

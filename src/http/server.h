@@ -65,8 +65,8 @@ void nr_server_stats(const struct nr_server *s, struct nr_http_stats *ret);
 /* Cuts what is left (NR_CANCEL_SHUTDOWN). Posts to the loops; connections are gone when
  * nr_server_connections is 0. Any thread. */
 void nr_server_abort(struct nr_server *s);
-/* After the loops have ended. With connections left (no abort, or not waited for) their memory is
- * not given back, and the loops must be freed before the server. */
+/* After the loops have ended, before they are freed. With connections left (no abort, or not waited
+ * for) their memory is not given back. */
 void nr_server_free(struct nr_server *s);
 
 #endif

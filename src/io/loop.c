@@ -411,4 +411,5 @@ void nr_loop_run(struct nr_loop *l)
         turn(l, -1);
     }
     current_loop = NULL;
+    l->has_owner = false; /* who joins this thread may take apart what is left */
 }

@@ -56,7 +56,8 @@ nr_nodiscard nr_status nr_loop_new(unsigned index, struct nr_loop **ret, struct 
 /* Accepts NULL. The loop must have ended, no thread may still post. Watches, timers and messages
  * that are left are forgotten, not called: who needs them run ends its work before the loop. */
 void nr_loop_free(struct nr_loop *l);
-void nr_loop_run(struct nr_loop *l); /* on the owner thread, until nr_loop_stop */
+/* On the owner thread, until nr_loop_stop; afterwards the loop belongs to who joins that thread. */
+void nr_loop_run(struct nr_loop *l);
 /* One turn that waits at most wait_ns (0: not at all, < 0: without end); false after stop. */
 bool nr_loop_turn(struct nr_loop *l, int64_t wait_ns);
 /* Any thread. The turn under way is finished; then run returns, for good. */

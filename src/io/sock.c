@@ -145,6 +145,41 @@ bool nr_sock_loopback(const struct nr_sock_addr *a)
     }
 }
 
+/* The address as IPv6; false for other families. */
+static bool as_ipv6(const struct nr_sock_addr *a, struct in6_addr *ret)
+{
+    struct nr_sock_addr copy = *a;
+    *ret = (struct in6_addr){.s6_addr = {[10] = 0xff, [11] = 0xff}};
+    if (a->addr.ss_family == AF_INET) {
+        memcpy(&ret->s6_addr[12], &as_v4(&copy)->sin_addr, 4);
+    } else if (a->addr.ss_family == AF_INET6) {
+        *ret = as_v6(&copy)->sin6_addr;
+    }
+    return a->addr.ss_family == AF_INET || a->addr.ss_family == AF_INET6;
+}
+
+/* Whether a listener on `all` would take what is sent to `one`. */
+static bool includes(const struct in6_addr *all, const struct in6_addr *one)
+{
+    static const uint8_t zero[4];
+    return IN6_IS_ADDR_UNSPECIFIED(all) ||
+           (IN6_IS_ADDR_V4MAPPED(all) && memcmp(&all->s6_addr[12], zero, 4) == 0 &&
+            IN6_IS_ADDR_V4MAPPED(one));
+}
+
+nr_sock_common nr_sock_addr_compare(const struct nr_sock_addr *a, const struct nr_sock_addr *b)
+{
+    struct in6_addr x, y;
+    uint16_t port = nr_sock_addr_port(a);
+    if (!as_ipv6(a, &x) || !as_ipv6(b, &y) || port == 0 || port != nr_sock_addr_port(b)) {
+        return NR_SOCK_APART;
+    }
+    if (memcmp(&x, &y, sizeof(x)) == 0) {
+        return NR_SOCK_SAME;
+    }
+    return includes(&x, &y) || includes(&y, &x) ? NR_SOCK_OVERLAP : NR_SOCK_APART;
+}
+
 static bool set_flag(int fd, int level, int option, int value)
 {
     return setsockopt(fd, level, option, &value, sizeof(value)) == 0;

@@ -29,6 +29,15 @@ uint16_t nr_sock_addr_port(const struct nr_sock_addr *a); /* 0 for other familie
 /* True when the peer is on this machine: 127.0.0.0/8, ::1, those mapped, and Unix sockets. */
 bool nr_sock_loopback(const struct nr_sock_addr *a);
 
+/* How two addresses to listen on stand to each other: NR_SOCK_SAME is one listener, and of two that
+ * overlap ("*" and 127.0.0.1) the second cannot be bound. Port 0 is always a port of its own. */
+typedef enum nr_sock_common {
+    NR_SOCK_APART,
+    NR_SOCK_OVERLAP,
+    NR_SOCK_SAME
+} nr_sock_common;
+nr_sock_common nr_sock_addr_compare(const struct nr_sock_addr *a, const struct nr_sock_addr *b);
+
 struct nr_sock_listen {
     const char *host; /* as in nr_sock_addr_parse: loopback unless told otherwise */
     uint16_t port;    /* 0: a free one, see nr_sock_local */

@@ -37,6 +37,7 @@
 #define NR_CONFIG_MAX_BATCH 65536         /* largest max_batch_size taken */
 #define NR_CONFIG_MAX_LEVELS 256          /* priority_levels of a queue */
 #define NR_CONFIG_MAX_INSTANCES 1024      /* over all groups of a model */
+#define NR_CONFIG_MAX_PREFERRED 16        /* preferred batch sizes, smallest first, that count */
 #define NR_CONFIG_DEFAULT_BATCH 64        /* no configuration, batchable model */
 #define NR_CONFIG_DEFAULT_BATCH_TRITON 4  /* a configuration that leaves it open */
 /* Inputs and outputs of one batch of the default size take at most this; else it is halved. */
@@ -81,7 +82,7 @@ struct nr_model_config {
     int32_t max_batch_size; /* 0: the model does not batch */
     bool batched;           /* max_batch_size > 0: shapes begin with the batch dimension */
     const char *ignored; /* "model_warmup, rate_limiter": fields that change speed or order only and
-                               have no effect in this version; "" none */
+                               have no effect, in this version or on this device; "" none */
     struct nr_signature sig;        /* inputs and outputs as clients see them */
     const char *const *label_files; /* [sig.n_outputs]; "" none */
     /* plug-in order (that of naru_model_info, or the configuration's where the model knows none):

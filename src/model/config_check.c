@@ -4,7 +4,7 @@
  * (nr_config_check); what depends on the completed configuration comes after
  * (nr_config_check_final). Features that would change results if they were passed over are refused
  * as unsupported; those that only change speed or order are accepted, have no effect, and are listed
- * (nr_config_list_ignored) so that whoever reads the banner or the log knows.
+ * (config_ignored.c).
  *
  * Threads: pure functions of the configuration.
  */
@@ -230,6 +230,19 @@ static nr_status check_groups(const Inference__ModelConfig *pb, struct nr_err *e
     return NARU_OK;
 }
 
+static nr_status check_parameters(const Inference__ModelConfig *pb, struct nr_err *err)
+{
+    for (size_t i = 0; i < pb->n_parameters; i++) {
+        if (nr_str_starts(nr_str_from(pb->parameters[i]->key), NR_STR(NR_CONFIG_OPT_PREFIX))) {
+            return nr_fail(err, NARU_INVALID,
+                           "parameter \"%.200s\": names that begin with \"" NR_CONFIG_OPT_PREFIX
+                           "\" are reserved; say it by optimization { … }",
+                           pb->parameters[i]->key);
+        }
+    }
+    return NARU_OK;
+}
+
 static nr_status check_versions(const Inference__ModelVersionPolicy *policy, struct nr_err *err)
 {
     if (!policy) {
@@ -276,6 +289,9 @@ nr_status nr_config_check(const struct nr_model_config *c, struct nr_err *err)
     }
     if (st == NARU_OK) {
         st = check_groups(pb, err);
+    }
+    if (st == NARU_OK) {
+        st = check_parameters(pb, err);
     }
     return st == NARU_OK ? check_versions(pb->version_policy, err) : st;
 }
@@ -407,46 +423,6 @@ static nr_status check_warmup(const struct nr_model_config *c, const Inference__
         }
     }
     return NARU_OK;
-}
-
-/* --- without effect --------------------------------------------------------------------------- */
-
-static void list_group(const Inference__ModelInstanceGroup *g, bool seen[3])
-{
-    seen[0] = seen[0] || g->rate_limiter;
-    seen[1] = seen[1] || g->n_secondary_devices > 0;
-    seen[2] = seen[2] || g->host_policy[0] != '\0';
-}
-
-nr_status nr_config_list_ignored(struct nr_model_config *c, struct nr_err *err)
-{
-    const Inference__ModelConfig *pb = c->pb;
-    bool group[3] = {false};
-    for (size_t i = 0; i < pb->n_instance_group; i++) {
-        list_group(pb->instance_group[i], group);
-    }
-    const struct {
-        bool there;
-        const char *name;
-    } all[] = {
-        {pb->n_model_warmup > 0, "model_warmup"},
-        {pb->optimization && pb->optimization->eager_batching, "eager_batching"},
-        {group[0], "rate_limiter"},
-        {group[1], "secondary_devices"},
-        {group[2], "host_policy"},
-        {pb->n_metric_tags > 0, "metric_tags"},
-        {pb->model_metrics, "model_metrics"},
-    };
-    struct nr_text t;
-    char storage[256];
-    nr_text_init_at(&t, storage, sizeof(storage));
-    for (size_t i = 0; i < NR_COUNT(all); i++) {
-        if (all[i].there) {
-            nr_text_fmt(&t, "%s%s", t.len > 0 ? ", " : "", all[i].name);
-        }
-    }
-    c->ignored = nr_config_copy(c, t.len > 0 ? storage : "");
-    return c->ignored ? NARU_OK : nr_config_nomem(err);
 }
 
 nr_status nr_config_check_final(const struct nr_model_config *c, struct nr_err *err)

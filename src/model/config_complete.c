@@ -480,7 +480,7 @@ static nr_status derive_batching(struct nr_model_config *c, struct nr_err *err)
         qsort(sizes, d->n_preferred_batch_size, sizeof *sizes, by_size);
     }
     c->preferred = sizes;
-    c->n_preferred = (uint32_t)d->n_preferred_batch_size;
+    c->n_preferred = (uint32_t)NR_MIN(d->n_preferred_batch_size, (size_t)NR_CONFIG_MAX_PREFERRED);
     return NARU_OK;
 }
 
@@ -592,11 +592,14 @@ nr_status nr_config_complete(struct nr_model_config *c, const naru_model_info *i
                              const struct nr_config_opts *opts, struct nr_err *err)
 {
     Inference__ModelConfig *pb = c->pb;
-    nr_status st = NARU_OK;
+    nr_status st = nr_config_list_ignored(c, info, err);
     if (info && (info->flags & NARU_MODEL_IO_UNKNOWN) != 0) {
         info = NULL;
     }
     bool open = pb->n_input == 0 || pb->n_output == 0;
+    if (st != NARU_OK) {
+        return st;
+    }
     if (open && info && opts->auto_complete) {
         st = auto_complete(c, info, opts, err);
     } else if (open &&
@@ -622,7 +625,10 @@ nr_status nr_config_complete(struct nr_model_config *c, const naru_model_info *i
         st = nr_config_ragged(c, info, err);
     }
     if (st == NARU_OK) {
+        st = nr_config_derive_shared(c, info, err);
+    }
+    if (st == NARU_OK) {
         st = nr_config_check_final(c, err);
     }
-    return st == NARU_OK ? nr_config_list_ignored(c, err) : st;
+    return st;
 }

@@ -5,14 +5,26 @@
 #include "codec/tensor.h"
 #include "model/config.h"
 
+/* Options for the plug-in that come from `optimization`; no parameter may look like one. */
+#define NR_CONFIG_OPT_PREFIX "naru.opt."
+/* Parameter "true" (default) or "false": whether dimensions of one name must be equal. */
+#define NR_CONFIG_CHECK_SYMBOLS "naru.check_symbols"
+
 /* Rules that the text alone can break: names, types, dims, reshapes, schedulers, instances.
  * NARU_INVALID, or NARU_UNSUPPORTED for features that this version does not serve. */
 nr_nodiscard nr_status nr_config_check(const struct nr_model_config *c, struct nr_err *err);
 /* Rules that need the final max_batch_size, inputs and outputs: batch sizes, priorities, warm-up. */
 nr_nodiscard nr_status nr_config_check_final(const struct nr_model_config *c, struct nr_err *err);
 
-/* Fills c->ignored. NARU_NOMEM. */
-nr_nodiscard nr_status nr_config_list_ignored(struct nr_model_config *c, struct nr_err *err);
+/* Fills c->sig.shared from the names of the model's dimensions (info may be NULL). After the
+ * signature and input_map. NARU_INVALID when configured sizes disagree; NARU_NOMEM. */
+nr_nodiscard nr_status nr_config_derive_shared(struct nr_model_config *c,
+                                               const naru_model_info *info, struct nr_err *err);
+
+/* Fills c->ignored, before anything is completed: what the file says counts. info: whose options have
+ * an effect; may be NULL. NARU_NOMEM. */
+nr_nodiscard nr_status nr_config_list_ignored(struct nr_model_config *c,
+                                              const naru_model_info *info, struct nr_err *err);
 
 /* Backend of a platform name, NULL for names that are none. */
 const char *nr_config_platform_backend(const char *platform);

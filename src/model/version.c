@@ -12,6 +12,7 @@
 
 #include "base/mem.h"
 #include "io/file.h"
+#include "model/config_priv.h"
 #include "model/repository_priv.h"
 
 #define LABELS_MAX_BYTES (64u << 20)
@@ -46,6 +47,84 @@ static nr_status load_labels(struct nr_version *v, uint32_t output, struct nr_er
     return NARU_OK;
 }
 
+/* --- pictures --------------------------------------------------------------------------------- */
+
+static struct nr_image_io *describe_io(const struct nr_io_spec *specs, unsigned n)
+{
+    struct nr_image_io *io = nr_try_alloc(NR_MAX(n, 1u) * sizeof *io);
+    for (unsigned i = 0; i < n && io; i++) {
+        unsigned skip = specs[i].batched;
+        io[i] = (struct nr_image_io){.name = specs[i].name,
+                                     .dtype = specs[i].dtype,
+                                     .rank = specs[i].rank - skip,
+                                     .dims = specs[i].shape + skip};
+    }
+    return io;
+}
+
+/* The parameters naru.*, but for those of other parts: a misspelt one of those is refused here, all
+ * others by the plan. */
+static nr_status list_params(const struct nr_model_config *c, struct nr_image_param *params,
+                             size_t *ret_n, struct nr_err *err)
+{
+    const Inference__ModelConfig *pb = c->pb;
+    *ret_n = 0;
+    for (size_t i = 0; i < pb->n_parameters; i++) {
+        struct nr_str key = nr_str_from(pb->parameters[i]->key);
+        if (!nr_str_starts(key, NR_STR("naru.")) || nr_str_is(key, NR_CONFIG_CHECK_SYMBOLS)) {
+            continue;
+        }
+        unsigned theirs, mine = nr_str_distance(key, NR_STR(NR_CONFIG_CHECK_SYMBOLS));
+        (void)nr_image_plan_nearest(key, &theirs);
+        if (mine < theirs) {
+            return nr_fail(err, NARU_INVALID,
+                           "unknown parameter \"%.200s\": did you mean \"" NR_CONFIG_CHECK_SYMBOLS
+                           "\"?",
+                           key.ptr);
+        }
+        params[(*ret_n)++] =
+            (struct nr_image_param){key, nr_str_from(pb->parameters[i]->value->string_value)};
+    }
+    return NARU_OK;
+}
+
+/* What the model does with a picture. Parameters that say so must be right; a model without any need
+ * not take pictures at all. */
+static nr_status plan_picture(struct nr_version *v, struct nr_err *err)
+{
+    const struct nr_model_config *c = v->config;
+    nr_autofree struct nr_image_io *in = describe_io(c->sig.inputs, c->sig.n_inputs);
+    nr_autofree struct nr_image_io *out = describe_io(c->sig.outputs, c->sig.n_outputs);
+    nr_autofree struct nr_image_param *params =
+        nr_try_alloc(NR_MAX(c->pb->n_parameters, (size_t)1) * sizeof *params);
+    if (!in || !out || !params) {
+        return nr_config_nomem(err);
+    }
+    struct nr_image_signature sig = {.inputs = in,
+                                     .outputs = out,
+                                     .n_inputs = c->sig.n_inputs,
+                                     .n_outputs = c->sig.n_outputs,
+                                     .batches = c->batched};
+    for (unsigned i = 0; i < c->sig.n_outputs; i++) {
+        sig.has_labels = sig.has_labels || v->labels[i].n_items > 0;
+    }
+    size_t n = 0;
+    nr_status st = list_params(c, params, &n, err);
+    struct nr_err why = {0};
+    if (st != NARU_OK) {
+        return st;
+    }
+    st = nr_image_plan_parse(params, n, &sig, &v->picture, &why);
+    if (st != NARU_OK && n > 0) {
+        return nr_fail(err, NARU_INVALID, "%s", why.text);
+    }
+    if (st != NARU_OK) {
+        v->no_picture = nr_config_copy(v->config, why.text);
+        return v->no_picture ? NARU_OK : nr_config_nomem(err);
+    }
+    return NARU_OK;
+}
+
 nr_status nr_version_complete(struct nr_version *v, const naru_model_info *info, struct nr_err *err)
 {
     nr_status st = nr_config_complete(v->config, info, &v->repository->cfg.config, err);
@@ -59,7 +138,7 @@ nr_status nr_version_complete(struct nr_version *v, const naru_model_info *info,
     for (uint32_t i = 0; i < v->config->sig.n_outputs && st == NARU_OK; i++) {
         st = load_labels(v, i, err);
     }
-    return st;
+    return st == NARU_OK ? plan_picture(v, err) : st;
 }
 
 void nr_version_clear(struct nr_version *v)
@@ -69,6 +148,9 @@ void nr_version_clear(struct nr_version *v)
     }
     nr_free(v->labels);
     v->labels = NULL;
+    nr_image_plan_free(v->picture);
+    v->picture = NULL;
+    v->no_picture = NULL;
     nr_config_free(v->config);
     v->config = NULL;
     nr_close(v->dir_fd);

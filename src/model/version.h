@@ -24,6 +24,7 @@
 
 #include "base/status.h"
 #include "base/str.h"
+#include "codec/image_plan.h"
 #include "codec/labels.h"
 #include "model/config.h"
 
@@ -57,11 +58,13 @@ struct nr_version {
     const char *path;      /* of the version's directory, for people and for libraries */
     const char *bare_file; /* file given on the command line, else NULL */
     struct nr_model_config *config;
-    struct nr_labels *labels; /* [config->sig.n_outputs]; n_items 0: none */
-    void *runtime;            /* whoever supplied ops; set by open, cleared by close */
-    void *stats;              /* likewise */
-    uint64_t memory_bytes;    /* set by open, for banners and budgets; 0 unknown */
-    uint64_t load_ns;         /* how long the load took, from the job's start to READY */
+    struct nr_labels *labels;      /* [config->sig.n_outputs]; n_items 0: none */
+    struct nr_image_plan *picture; /* what is done with a picture; NULL: it takes none */
+    const char *no_picture;        /* and why not */
+    void *runtime;                 /* whoever supplied ops; set by open, cleared by close */
+    void *stats;                   /* likewise */
+    uint64_t memory_bytes;         /* set by open, for banners and budgets; 0 unknown */
+    uint64_t load_ns;              /* how long the load took, from the job's start to READY */
     struct nr_repository *repository;
     /* --- */
     _Atomic uint32_t refs;
@@ -69,7 +72,8 @@ struct nr_version {
     char *reason;      /* "" or why it is not ready; under the repository's lock */
 };
 
-/* Step 3 of the configuration plus the label files; for ops.open. info may be NULL. */
+/* Step 3 of the configuration, the label files, and what the parameters naru.* say; for ops.open.
+ * info may be NULL. */
 nr_nodiscard nr_status nr_version_complete(struct nr_version *v, const naru_model_info *info,
                                            struct nr_err *err);
 struct nr_version *nr_version_ref(struct nr_version *v); /* any thread; v must be held already */

@@ -71,7 +71,8 @@ static void *run_loop(void *loop)
 
 static int start(void **state)
 {
-    static const struct nr_http_app app = {NULL, on_head, on_request, on_cancel, on_done};
+    static const struct nr_http_app app = {
+        .on_head = on_head, .on_request = on_request, .on_cancel = on_cancel, .on_done = on_done};
     struct nr_http_limits limits;
     struct nr_err err = {0};
     (void)state;

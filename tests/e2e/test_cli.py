@@ -7,13 +7,15 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import urllib.error
 import urllib.request
 
 import pytest
 
-from conftest import NARU, wait_until
+from conftest import NARU, ROOT, wait_until
+from rawhttp import H2, SERVICE
 
 
 def run(*args, env=None, timeout=20):
@@ -142,20 +144,70 @@ def test_man_page_and_completions():
 
 def test_no_model_and_bad_paths(tmp_path):
     done = run("serve")
-    assert done.returncode == 1 and "give a model file" in done.stderr
+    assert done.returncode == 78 and "give a model file" in done.stderr
     done = run("serve", str(tmp_path / "missing"))
     assert done.returncode == 1 and "missing" in done.stderr
 
 
 def test_listening_beyond_this_machine_needs_consent(tmp_path):
     done = run("serve", str(tmp_path), "--address", "0.0.0.0")
-    assert done.returncode == 1 and "--i-accept-insecure" in done.stderr
+    assert done.returncode == 78 and "--i-accept-insecure" in done.stderr
 
 
 def test_port_in_use_is_said(server, tmp_path):
     one = server(models=[tmp_path])
     done = run("serve", str(tmp_path), "--port", str(one.http), "--no-keep-gallery")
     assert done.returncode == 1 and str(one.http) in done.stderr
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_misspelt_variables_are_named(server, tmp_path):
+    env = {"NARU_HTPP_PORT": "1", "NARU_ACCESS_LOGS": "1", "NARU_QQQQQQQQ": "1", "NARU_" + "X" * 3000: "1", "NARU_": "",
+           "NARU_MODEL_STORE": str(tmp_path), "NARU_ONNXRUNTIME": "", "NARU_BINARY": "x", "NARUX": "1",
+           "NARU_LOG_LEVEL": "warn"}
+    one = server(models=[], env=env)
+    said = [line for line in one.log().splitlines() if "an environment variable has no effect" in line]
+    assert all("level=warn" in line for line in said) and len(said) == 5
+    text = "\n".join(said)
+    assert "NARU_HTPP_PORT is no option; did you mean NARU_HTTP_PORT?" in text
+    assert "NARU_ACCESS_LOGS is no option; did you mean NARU_ACCESS_LOG?" in text
+    assert "NARU_QQQQQQQQ is no option; naru serve --help lists all" in text
+
+
+def test_the_page_of_variables_names_the_exceptions():
+    listed = re.search(r"not_options\[\] = \{(.*?)\};", (ROOT / "cmd/naru/option.c").read_text(), re.S).group(1)
+    page = (ROOT / "docs/environment.md").read_text().split("| --- | --- |")[1].split("Read besides")[0]
+    assert set(re.findall(r'"(NARU_\w+)"', listed)) == set(re.findall(r"`(NARU_\w+)`", page))
+
+
+@pytest.mark.parametrize("given, shared", [
+    (["--http-port", "P", "--grpc-port", "P", "--metrics-port", "0"], "http, grpc"),
+    (["--http-port", "P", "--grpc-port", "0", "--metrics-port", "P"], "http, metrics"),
+    (["--http-port", "0", "--grpc-port", "P", "--metrics-port", "P"], "grpc, metrics"),
+    (["--http-port", "P", "--grpc-port", "P", "--metrics-port", "P"], "http, grpc, metrics"),
+    (["--http-port", "P", "--grpc-port", "P", "--metrics-port", "0", "--grpc-address", "localhost"], "http, grpc")])
+def test_one_port_for_several_purposes_is_one_listener(server, tmp_path, given, shared):
+    port = free_port()
+    one = server(*(str(port) if g == "P" else g for g in given), ports=False, models=[tmp_path])
+    assert one.ports[shared] == port and sum(p == port for p in one.ports.values()) == 1
+    listening = one.banner[one.banner.index("listening (HTTP/1.1, HTTP/2 and gRPC on each)") + 1:]
+    assert f"  127.0.0.1:{port}  {shared}" in listening
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as r:
+        assert r.status == 200
+    with H2(port) as c:
+        assert c.reply(c.grpc(SERVICE + "ServerLive", b"")).grpc == 0
+
+
+def test_addresses_that_include_each_other(tmp_path):
+    done = run("serve", str(tmp_path), "--http-port", "9000", "--grpc-port", "9000", "--http-address", "0.0.0.0",
+               "--i-accept-insecure")
+    assert done.returncode != 0 and "another program" not in done.stderr
+    assert "port 9000 is wanted for http on '0.0.0.0' and for grpc on '127.0.0.1'" in done.stderr
 
 
 def test_exit_on_error(tmp_path):

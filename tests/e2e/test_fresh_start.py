@@ -1,12 +1,20 @@
 """What a server that was only given models exposes: loopback, private files, no secrets in sight (D1)."""
 
+import json
 import os
 import stat
 import struct
+import subprocess
 import time
 
-from plugin_models import model, repository
+import pytest
+
+from conftest import NARU
+from plugin_models import model, repository, slow
 from rawhttp import H1, ask
+
+
+GOOD = json.dumps({"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1], "data": [1]}]})
 
 
 def sockets(pid):
@@ -45,7 +53,7 @@ def test_files_are_private(server, tmp_path):
             "identity", [("INPUT0", "UINT8", [3, -1, -1])], naru__output="image", naru__output__scale=1))])
     finally:
         os.umask(before)
-    assert stat.S_IMODE(log.stat().st_mode) & 0o137 == 0
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
     gallery = s.folder / "gallery"
     assert stat.S_IMODE(gallery.stat().st_mode) == 0o700
     for root, folders, files in os.walk(gallery):
@@ -53,7 +61,34 @@ def test_files_are_private(server, tmp_path):
             assert stat.S_IMODE(os.stat(os.path.join(root, name)).st_mode) & 0o077 == 0, name
 
 
-def test_no_privileges_are_needed(server, tmp_path):
+def test_no_privileges_are_kept(server, tmp_path):
+    """Every thread, those of models and of the pool included, once the ports are bound."""
+    s = server(models=[repository(tmp_path / "repo", slow=slow(1000), pic=model(
+        "identity", [("INPUT0", "UINT8", [3, -1, -1])], naru__output="image", naru__output__scale=1))])
+    for path in ("slow/infer", "pic/predict"):
+        ask(s.http, "POST", f"/v2/models/{path}", GOOD)
+    threads = os.listdir(f"/proc/{s.pid}/task")
+    assert len(threads) >= 4
+    for thread in threads:
+        with open(f"/proc/{s.pid}/task/{thread}/status", encoding="ascii") as f:
+            said = dict(line.rstrip("\n").split(":\t", 1) for line in f if ":\t" in line)
+        assert {said[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}, said["Name"]
+        assert said["NoNewPrivs"] == "1", said["Name"]
+
+
+@pytest.mark.parametrize("options", [
+    ["--address", "0.0.0.0"], ["--address", "*"], ["--address", "::"], ["--http-address", "10.1.2.3"],
+    ["--grpc-address", "0.0.0.0"], ["--metrics-address", "192.168.0.1"], ["--port", "0", "--http-address", "::"],
+    ["--address", "not an address"], ["--backend-config", "nonsense"], ["--no-allow-http", "--no-allow-grpc",
+                                                                        "--no-allow-metrics"]])
+def test_what_is_refused_ends_with_78(tmp_path, options):
+    """D2: a supervisor sees that trying again is of no use; nothing was listened on."""
+    done = subprocess.run([NARU, "serve", tmp_path, *options], capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == os.EX_CONFIG == 78 and done.stdout == ""
+    assert done.stderr.startswith("naru serve: ") and done.stderr.count("\n") == 1
+
+
+def test_no_descriptor_leaks_and_idle_costs_nothing(server, tmp_path):
     """No descriptor leaks into what the server could start, and an idle server uses no processor time."""
     s = server(models=[repository(tmp_path / "repo", id=model("identity", [("INPUT0", "FP32", [1])]))])
     with H1(s.http) as c:

@@ -63,7 +63,6 @@ def mirrors(module_server, tmp_path_factory):
                    output__top_k="3")
     identity_model(r, "softmax", dims="1, 2, 2", image__layout="NCHW", image__color="GRAY", image__scale="1/64", output="labels", output__softmax="true")
     identity_model(r, "vector", dims="16")
-    identity_model(r, "wrong", image__seize="8x8")
     return module_server(models=[r])
 
 
@@ -337,7 +336,6 @@ def test_models_that_cannot(mirrors, examples):
     refused(mirrors, "/v2/models/picture/versions/9/predict", PHOTO, 404)
     refused(mirrors, "/v2/models/vector/predict", PHOTO, 400, "takes no pictures")
     refused(examples, "/v2/models/add_sub/predict", PHOTO, 400, "takes no pictures")
-    refused(mirrors, "/v2/models/wrong/predict", PHOTO, 400, "naru.image.seize", "naru.image.size")
     refused(mirrors, "/v2/models/picture/predict", None, 405, method="GET")
     refused(mirrors, "/v2/models/picture/predict", None, 405, method="DELETE")
 

@@ -32,7 +32,11 @@ static void signature(struct nr_io_spec *in, struct nr_io_spec *out, unsigned pi
         in[i].shape[1] = -1;
     }
     memcpy(out, in, 2 * sizeof(*in));
-    *sig = (struct nr_signature){in, out, 2, 2, batched ? 8 : 0};
+    *sig = (struct nr_signature){.inputs = in,
+                                 .outputs = out,
+                                 .n_inputs = 2,
+                                 .n_outputs = 2,
+                                 .max_batch_size = batched ? 8 : 0};
 }
 
 static char *join(const struct nr_infer_body *b)

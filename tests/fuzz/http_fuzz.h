@@ -186,7 +186,10 @@ static int fz_run(const uint8_t *data, size_t size)
         nr_clock_fake(true, 1000 * NR_S_NS);
         NR_ASSERT(nr_loop_new(0, &fz.loop, NULL) == NARU_OK);
         nr_http_limits_default(&fz.limits);
-        fz.app = (struct nr_http_app){NULL, fz_on_head, fz_on_request, fz_on_cancel, fz_on_done};
+        fz.app = (struct nr_http_app){.on_head = fz_on_head,
+                                      .on_request = fz_on_request,
+                                      .on_cancel = fz_on_cancel,
+                                      .on_done = fz_on_done};
         nr_engine_init(&fz.e, fz.loop, &fz.limits, &fz.app, 0);
     }
     const struct nr_peer peer = {.text = "fuzz"};

@@ -32,7 +32,10 @@ static struct nr_signature pb_signature(struct nr_io_spec io[NARU_DTYPE_END])
         io[i].rank = 2;
         io[i].shape[0] = io[i].shape[1] = -1;
     }
-    return (struct nr_signature){io, io, NARU_DTYPE_END - 1, NARU_DTYPE_END - 1, 0};
+    return (struct nr_signature){.inputs = io,
+                                 .outputs = io,
+                                 .n_inputs = NARU_DTYPE_END - 1,
+                                 .n_outputs = NARU_DTYPE_END - 1};
 }
 
 /* Value k of typed contents, as the tensor stores it. */

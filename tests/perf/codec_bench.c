@@ -141,7 +141,11 @@ static void init(struct job *j, const int64_t *shape, uint32_t rank, unsigned n_
         j->out[i] = j->in[i];
         j->out[i].name = i ? NR_STR("OUTPUT1") : NR_STR("OUTPUT0");
     }
-    j->sig = (struct nr_signature){j->in, j->out, n_inputs, n_inputs, 64};
+    j->sig = (struct nr_signature){.inputs = j->in,
+                                   .outputs = j->out,
+                                   .n_inputs = n_inputs,
+                                   .n_outputs = n_inputs,
+                                   .max_batch_size = 64};
     nr_arena_init(&j->arena, 0);
 }
 

@@ -106,7 +106,8 @@ int main(int argc, char **argv)
     struct nr_err err = {0};
     struct nr_http_limits limits;
     nr_http_limits_default(&limits);
-    struct nr_http_app app = {NULL, on_head, on_request, on_cancel, on_done};
+    struct nr_http_app app = {
+        .on_head = on_head, .on_request = on_request, .on_cancel = on_cancel, .on_done = on_done};
     struct nr_server *server;
     uint16_t got = 0;
     for (unsigned i = 0; i < n; i++) {

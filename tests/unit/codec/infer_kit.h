@@ -49,7 +49,11 @@ __attribute__((unused)) static void kit_init(struct kit *k, int32_t dtype, int64
     memset(k, 0, sizeof(*k));
     kit_spec(&k->in[0], "INPUT0", dtype, max_batch, shape);
     kit_spec(&k->out[0], "OUTPUT0", dtype, max_batch, shape);
-    k->sig = (struct nr_signature){k->in, k->out, 1, 1, max_batch};
+    k->sig = (struct nr_signature){.inputs = k->in,
+                                   .outputs = k->out,
+                                   .n_inputs = 1,
+                                   .n_outputs = 1,
+                                   .max_batch_size = max_batch};
     nr_arena_init(&k->arena, 0);
 }
 

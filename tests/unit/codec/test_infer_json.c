@@ -33,6 +33,68 @@ static void test_two_inputs(void **state)
     kit_done(&k);
 }
 
+/* Dimensions that the model gives one name, over inputs of which one may be left out. */
+static void test_shared_dimensions(void **state)
+{
+    (void)state;
+    static const struct nr_shared_dim shared[] = {{0, 0, true, "N"},
+                                                  {2, 1, false, "N"},
+                                                  {0, 1, true, "L"},
+                                                  {1, 0, false, "L"},
+                                                  {2, 0, false, "L"}};
+    static const struct {
+        const char *a, *b, *c, *says;
+    } cases[] = {
+        {"[2,3]", "[3]", "[3,2]", NULL},
+        {"[2,3]", NULL, "[3,2]", NULL},
+        {"[1,1]", "[1]", "[1,1]", NULL},
+        {"[2,3]", "[4]", "[3,2]",
+         "inputs 'A' and 'B' disagree: the model calls dimension 1 of the one and dimension 0 of "
+         "the other 'L', so they must be equal, but they are 3 and 4"},
+        {"[2,3]", "[1]", "[3,2]", "'L', so they must be equal, but they are 3 and 1"},
+        {"[2,3]", "[3]", "[4,2]", "inputs 'A' and 'C' disagree"},
+        {"[2,3]", NULL, "[3,1]", "dimension 0 of the one and dimension 1 of the other 'N'"},
+        {"[0,3]", NULL, "[3,1]", "but they are 0 and 1"},
+        {"[2,3]", NULL, NULL, "missing input 'C'"},
+    };
+    struct kit k;
+    kit_init(&k, NARU_INT8, 0, DIMS(-1, -1));
+    kit_spec(&k.in[0], "A", NARU_INT8, 0, DIMS(-1, -1));
+    kit_spec(&k.in[1], "B", NARU_INT8, 0, DIMS(-1));
+    kit_spec(&k.in[2], "C", NARU_INT8, 0, DIMS(-1, -1));
+    k.in[1].optional = true;
+    k.sig.n_inputs = 3;
+    k.sig.shared = shared;
+    k.sig.n_shared = NR_COUNT(shared);
+    for (size_t i = 0; i < NR_COUNT(cases); i++) {
+        const char *const shapes[] = {cases[i].a, cases[i].b, cases[i].c};
+        struct nr_text t;
+        nr_text_init(&t, 1024);
+        for (unsigned n = 0; n < 3; n++) {
+            if (shapes[n] == NULL) {
+                continue;
+            }
+            unsigned rows = (unsigned)(shapes[n][1] - '0');
+            unsigned columns = shapes[n][2] == ',' ? (unsigned)(shapes[n][3] - '0') : 1;
+            nr_text_fmt(&t, "%s{\"name\":\"%c\",\"datatype\":\"INT8\",\"shape\":%s,\"data\":[",
+                        t.len ? "," : "{\"inputs\":[", 'A' + (char)n, shapes[n]);
+            for (unsigned e = 0; e < rows * columns; e++) {
+                nr_text_str(&t, e ? ",1" : "1");
+            }
+            nr_text_str(&t, "]}");
+        }
+        nr_text_str(&t, "]}");
+        nr_status st = kit_json(&k, t.data, NULL, 0);
+        nr_text_done(&t);
+        if (cases[i].says == NULL) {
+            assert_int_equal(st, NARU_OK);
+        } else {
+            kit_refused(&k, st, cases[i].says);
+        }
+    }
+    kit_done(&k);
+}
+
 /* Keys in every order give the same request; so do escapes in keys. */
 static void test_key_order(void **state)
 {
@@ -947,6 +1009,7 @@ static void test_out_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_shared_dimensions),
         cmocka_unit_test(test_two_inputs),
         cmocka_unit_test(test_key_order),
         cmocka_unit_test(test_answer),

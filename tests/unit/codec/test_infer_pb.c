@@ -229,6 +229,46 @@ static void test_refused(void **state)
     kit_done(&k);
 }
 
+/* As in JSON: dimensions that the model gives one name have one size. */
+static void test_shared_dimensions(void **state)
+{
+    (void)state;
+    static const struct nr_shared_dim shared[] = {{0, 1, true, "L"}, {1, 1, false, "L"}};
+    static uint8_t zeros[64];
+    struct kit k;
+    kit_init(&k, NARU_UINT8, 8, DIMS(-1));
+    kit_spec(&k.in[0], "UINT8", NARU_UINT8, 8, DIMS(-1));
+    kit_spec(&k.in[1], "INT8", NARU_INT8, 8, DIMS(-1));
+    k.sig.n_inputs = 2;
+    k.sig.shared = shared;
+    k.sig.n_shared = 2;
+    for (int64_t columns = 3; columns <= 4; columns++) {
+        struct builder b;
+        size_t size;
+        memset(&b, 0, sizeof(b));
+        build(&b, 2, 4);
+        (void)add(&b, NARU_INT8);
+        (void)add(&b, NARU_UINT8);
+        int64_t own[2] = {2, columns};
+        b.inputs[1].shape = own;
+        b.raws[0] = (ProtobufCBinaryData){8, zeros};
+        b.raws[1] = (ProtobufCBinaryData){(size_t)(2 * columns), zeros};
+        b.m.n_raw_input_contents = 2;
+        uint8_t *bytes = pack(&b.m, &size);
+        struct nr_str message = {(const char *)bytes, size};
+        nr_status st = nr_infer_pb_decode(&k.sig, message, NULL, &k.arena, &k.req, &k.err);
+        if (columns == 4) {
+            assert_int_equal(st, NARU_OK);
+        } else {
+            kit_refused(&k, st, "inputs 'UINT8' and 'INT8' disagree");
+            kit_refused(&k, st, "'L', so they must be equal, but they are 3 and 4");
+        }
+        nr_arena_clear(&k.arena);
+        free(bytes);
+    }
+    kit_done(&k);
+}
+
 static void test_params(void **state)
 {
     (void)state;
@@ -443,7 +483,7 @@ int main(void)
         cmocka_unit_test(test_zero_copy),     cmocka_unit_test(test_refused),
         cmocka_unit_test(test_params),        cmocka_unit_test(test_hostile),
         cmocka_unit_test(test_mutations),     cmocka_unit_test(test_many_fields),
-        cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_out_of_memory), cmocka_unit_test(test_shared_dimensions),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -28,7 +28,7 @@ static void test_flat(void **state)
     for (int f = NR_RESIZE_NEAREST; f <= NR_RESIZE_LANCZOS; f++) {
         for (size_t i = 0; i < NR_COUNT(sizes) * NR_COUNT(sizes); i++) {
             struct nr_image img, out;
-            make(&img, 50, 31, 1 + 2 * (i % 2), 200);
+            make(&img, 50, 31, 1 + 2 * (uint32_t)(i % 2), 200);
             uint32_t w = sizes[i % NR_COUNT(sizes)], h = sizes[i / NR_COUNT(sizes)];
             assert_int_equal(nr_image_resize(&img, w, h, (enum nr_resize_filter)f, &out, NULL),
                              NARU_OK);

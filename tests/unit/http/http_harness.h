@@ -250,7 +250,11 @@ static inline struct fix *fix_new(void)
     nr_clock_fake(true, 1000 * NR_S_NS);
     assert_int_equal(nr_loop_new(0, &f->loop, NULL), NARU_OK);
     nr_http_limits_default(&f->limits);
-    f->app = (struct nr_http_app){f, fix_on_head, fix_on_request, fix_on_cancel, fix_on_done};
+    f->app = (struct nr_http_app){.ctx = f,
+                                  .on_head = fix_on_head,
+                                  .on_request = fix_on_request,
+                                  .on_cancel = fix_on_cancel,
+                                  .on_done = fix_on_done};
     nr_engine_init(&f->e, f->loop, &f->limits, &f->app, 0);
     f->hook.on_turn = fix_on_turn;
     f->reply = (struct nr_iov){"ok", 2};

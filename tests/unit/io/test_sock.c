@@ -234,12 +234,49 @@ static void test_out_of_descriptors(void **state)
     nr_sock_acceptor_done(&acceptor);
 }
 
+static void test_compare(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *a;
+        uint16_t a_port;
+        const char *b;
+        uint16_t b_port;
+        nr_sock_common want;
+    } cases[] = {
+        {"127.0.0.1", 80, "localhost", 80, NR_SOCK_SAME},
+        {"127.0.0.1", 80, "127.0.0.1", 81, NR_SOCK_APART},
+        {"127.0.0.1", 0, "127.0.0.1", 0, NR_SOCK_APART},
+        {"127.0.0.1", 80, "127.0.0.2", 80, NR_SOCK_APART},
+        {"127.0.0.1", 80, "::1", 80, NR_SOCK_APART},
+        {"127.0.0.1", 80, "::ffff:127.0.0.1", 80, NR_SOCK_SAME},
+        {"::1", 80, "[::1]", 80, NR_SOCK_SAME},
+        {"0.0.0.0", 80, "127.0.0.1", 80, NR_SOCK_OVERLAP},
+        {"0.0.0.0", 80, "::1", 80, NR_SOCK_APART},
+        {"0.0.0.0", 80, "0.0.0.0", 80, NR_SOCK_SAME},
+        {"::", 80, "127.0.0.1", 80, NR_SOCK_OVERLAP},
+        {"::", 80, "::1", 80, NR_SOCK_OVERLAP},
+        {"::", 80, "0.0.0.0", 80, NR_SOCK_OVERLAP},
+        {"*", 80, "10.0.0.1", 80, NR_SOCK_OVERLAP},
+        {"*", 80, "10.0.0.1", 81, NR_SOCK_APART},
+    };
+    for (size_t i = 0; i < NR_COUNT(cases); i++) {
+        struct nr_sock_addr a, b;
+        assert_int_equal(nr_sock_addr_parse(cases[i].a, cases[i].a_port, &a, NULL), NARU_OK);
+        assert_int_equal(nr_sock_addr_parse(cases[i].b, cases[i].b_port, &b, NULL), NARU_OK);
+        assert_int_equal(nr_sock_addr_compare(&a, &b), cases[i].want);
+        assert_int_equal(nr_sock_addr_compare(&b, &a), cases[i].want);
+    }
+    struct nr_sock_addr local = {.addr.ss_family = AF_UNIX};
+    assert_int_equal(nr_sock_addr_compare(&local, &local), NR_SOCK_APART);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_parse_and_format),   cmocka_unit_test(test_accept),
-        cmocka_unit_test(test_ipv6_and_both),      cmocka_unit_test(test_listen_errors),
-        cmocka_unit_test(test_out_of_descriptors),
+        cmocka_unit_test(test_compare),       cmocka_unit_test(test_parse_and_format),
+        cmocka_unit_test(test_accept),        cmocka_unit_test(test_ipv6_and_both),
+        cmocka_unit_test(test_listen_errors), cmocka_unit_test(test_out_of_descriptors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -73,7 +73,7 @@ static void test_counts_are_poisson(void **state)
         for (unsigned i = 0; i < WINDOWS; i++) {
             mean += counts[i];
         }
-        mean /= WINDOWS;
+        mean /= (double)WINDOWS;
         for (unsigned i = 0; i < WINDOWS; i++) {
             chi += (counts[i] - mean) * (counts[i] - mean) / mean;
         }
@@ -100,7 +100,7 @@ static void test_rate_is_kept(void **state)
             assert_true(at >= last);
             last = at;
         }
-        double rate = N / ((double)last / 1e9);
+        double rate = (double)N / ((double)last / 1e9);
         assert_true(fabs(rate / 25000 - 1) < 0.005);
     }
 }

@@ -376,6 +376,82 @@ static void test_complete_without_configuration(void **state)
     assert_string_equal(config->label_files[0], "");
 }
 
+/* Names of dimensions: what is left of them for request code. */
+static void test_shared_dimensions(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        const char *symbols[3][3];
+        const char *want; /* "name:input.dim,…" */
+        const char *error;
+    } cases[] = {
+        {"max_batch_size: 0",
+         {{"N", "L"}, {"N", "M"}, {"L", "M"}},
+         "L:0.1,L:2.0,M:1.1,M:2.1,N:0.0,N:1.0,",
+         NULL},
+        {NULL, {{"N", "L"}, {"N", "L"}, {"N", "K"}}, "L:0.1,L:1.1,", NULL}, /* N is the batch */
+        {NULL, {{"N", "a"}, {"N", "b"}, {"N", "c"}}, "", NULL},
+        {"max_batch_size: 0", {{NULL, ""}, {"", NULL}, {NULL, NULL}}, "", NULL},
+        {"max_batch_size: 0", {{"d", "d"}, {"e", "e"}, {"f", "d"}}, "d:0.0,d:2.1,", NULL},
+        {"max_batch_size: 0", {{"d", "d"}, {"e", "e"}, {"f", "f"}}, "", NULL}, /* one input alone */
+        {"input [ { name: 'a' data_type: TYPE_FP32 dims: [2, 3] }, "
+         "{ name: 'b' data_type: TYPE_FP32 dims: [-1, 3] }, "
+         "{ name: 'c' data_type: TYPE_FP32 dims: [-1, -1] } ] max_batch_size: 0 "
+         "output { name: 'y' data_type: TYPE_FP32 dims: [-1, -1] }",
+         {{"N", "L"}, {"N", "L"}, {"K", "P"}},
+         "N:0.0,N:1.0,",
+         NULL}, /* both L are 3 */
+        {"input [ { name: 'a' data_type: TYPE_FP32 dims: [2, 3] }, "
+         "{ name: 'b' data_type: TYPE_FP32 dims: [2, 4] }, "
+         "{ name: 'c' data_type: TYPE_FP32 dims: [-1, -1] } ] max_batch_size: 0 "
+         "output { name: 'y' data_type: TYPE_FP32 dims: [-1, -1] }",
+         {{"N", "L"}, {"N", "L"}, {"K", "P"}},
+         NULL,
+         "inputs \"a\" and \"b\" are configured as [2,3] and [2,4], but the model calls dimension "
+         "1 "
+         "of the one and dimension 1 of the other \"L\""},
+        {"input [ { name: 'c' data_type: TYPE_FP32 dims: [-1, -1] }, "
+         "{ name: 'b' data_type: TYPE_FP32 dims: [-1] reshape { shape: [-1, 1] } }, "
+         "{ name: 'a' data_type: TYPE_FP32 dims: [-1, -1] } ] max_batch_size: 0 "
+         "output { name: 'y' data_type: TYPE_FP32 dims: [-1, -1] }",
+         {{"N", "L"}, {"N", "L"}, {"N", "L"}},
+         "L:0.1,L:2.1,N:0.0,N:2.0,",
+         NULL},
+    };
+    for (size_t i = 0; i < NR_COUNT(cases); i++) {
+        struct model m = {.in = {IO("a", NARU_FP32, -1, -1), IO("b", NARU_FP32, -1, -1),
+                                 IO("c", NARU_FP32, -1, -1)},
+                          .out = {IO("y", NARU_FP32, -1, -1)}};
+        const char *symbols[3 * NARU_MAX_RANK] = {0};
+        for (size_t n = 0; n < 3; n++) {
+            memcpy(&symbols[n * NARU_MAX_RANK], cases[i].symbols[n], sizeof cases[i].symbols[n]);
+        }
+        const naru_model_info *info = model_of(&m, 3, 1);
+        m.info.input_symbols = symbols;
+        assert_int_equal(load(cases[i].text), NARU_OK);
+        nr_status st = nr_config_complete(config, info, &on, &err);
+        if (cases[i].error) {
+            assert_error(st, NARU_INVALID, cases[i].error);
+            continue;
+        }
+        assert_int_equal(st, NARU_OK);
+        char got[256] = "";
+        struct nr_text t;
+        nr_text_init_at(&t, got, sizeof got);
+        for (unsigned k = 0; k < config->sig.n_shared; k++) {
+            const struct nr_shared_dim *d = &config->sig.shared[k];
+            nr_text_fmt(&t, "%s:%u.%u,", d->symbol, d->input, d->dim);
+            assert_int_equal(d->first, k == 0 || strcmp(d->symbol, d[-1].symbol) != 0);
+        }
+        assert_string_equal(got, cases[i].want);
+        m.info.struct_size = offsetof(naru_model_info, input_symbols); /* a plug-in of 1.0 */
+        assert_int_equal(load(cases[i].text), NARU_OK);
+        assert_int_equal(nr_config_complete(config, info, &on, &err), NARU_OK);
+        assert_int_equal(config->sig.n_shared, 0);
+    }
+}
+
 static void test_default_batch_sizes(void **state)
 {
     (void)state;
@@ -650,7 +726,7 @@ static void test_groups_and_queue(void **state)
     assert_true(config->levels[0].delays);
     assert_int_equal(config->levels[0].max_queue_size, 9);
     assert_int_equal(config->levels[0].default_timeout_ns, 7000);
-    assert_string_equal(config->ignored, "");
+    assert_string_equal(config->ignored, "instance_group on more than one device");
     assert_true(config->response_cache);
 }
 
@@ -692,7 +768,6 @@ static void test_ignored(void **state)
         {"dynamic_batching { priority_levels: 2 default_priority_level: 1 }", ""},
         {"dynamic_batching { preserve_ordering: true }", ""},
         {"dynamic_batching { default_queue_policy { timeout_action: DELAY } }", ""},
-        {"optimization { eager_batching: true }", "eager_batching"},
         {"instance_group { rate_limiter { resources { name: 'r' count: 1 } } }", "rate_limiter"},
         {"instance_group { secondary_devices { kind: KIND_NVDLA device_id: 1 } }",
          "secondary_devices"},
@@ -700,15 +775,104 @@ static void test_ignored(void **state)
         {"metric_tags { key: 'a' value: 'b' }", "metric_tags"},
         {"model_metrics { }", "model_metrics"},
         {"response_cache { enable: true } instance_group { rate_limiter { } }", "rate_limiter"},
+        {"runtime: 'librt.so'", "runtime"},
+        {"cc_model_filenames { key: '8.6' value: 'a.onnx' }", "cc_model_filenames"},
+        {"model_operations { op_library_filename: 'ops.so' }", "model_operations"},
+        {"model_operations { }", ""},
+        {"dynamic_batching { default_priority_level: 3 }", "default_priority_level"},
+        {"dynamic_batching { priority_levels: 1 default_priority_level: 1 priority_queue_policy { "
+         "key: 1 "
+         "value { } } }",
+         ""},
+        {"dynamic_batching { preferred_batch_size: [1,2,1,2,1,2,1,2,1,2,1,2,1,2,1,2] }", ""},
+        {"dynamic_batching { preferred_batch_size: [1,2,1,2,1,2,1,2,1,2,1,2,1,2,1,2,2] }",
+         "preferred_batch_size above the 16 smallest"},
+        {"instance_group { profile: '1' }", "profile"},
+        {"instance_group { kind: KIND_GPU gpus: [0] } instance_group { gpus: 0 passive: true }",
+         ""},
+        {"instance_group { kind: KIND_GPU gpus: [0, 1] }",
+         "instance_group on more than one device"},
+        {"instance_group { kind: KIND_CPU } instance_group { kind: KIND_GPU }",
+         "instance_group on more than one device"},
+        {"instance_group { kind: KIND_CPU } instance_group { kind: KIND_GPU passive: true }", ""},
+        {"input { name: 'x' data_type: TYPE_FP32 dims: 16 format: FORMAT_NHWC is_shape_tensor: "
+         "true "
+         "is_non_linear_format_io: true }",
+         "is_shape_tensor, is_non_linear_format_io"},
+        {"output { name: 'y' data_type: TYPE_FP32 dims: 4 is_shape_tensor: true }",
+         "is_shape_tensor"},
+        {"optimization { }", ""},
+        {"optimization { graph { level: 1 } }", ""}, /* the model says that it reads this */
+        {"optimization { priority: PRIORITY_MAX }", "optimization.priority"},
+        {"optimization { priority: PRIORITY_DEFAULT cuda { graphs: false } eager_batching: false }",
+         ""},
+        {"optimization { cuda { graphs: true busy_wait_events: true output_copy_stream: true "
+         "graph_spec { } } }",
+         "optimization.cuda.graphs, optimization.cuda.busy_wait_events, "
+         "optimization.cuda.output_copy_stream, optimization.cuda.graph_spec"},
+        {"optimization { execution_accelerators { gpu_execution_accelerator [ { name: 'tensorrt' "
+         "parameters { key: 'p' value: 'FP16' } }, { name: 'cuda' } ] } }",
+         "optimization.execution_accelerators.gpu_execution_accelerator"},
+        {"optimization { execution_accelerators { cpu_execution_accelerator { name: 'openvino' } "
+         "gpu_execution_accelerator { name: 'cuda' } } }",
+         "optimization.execution_accelerators.gpu_execution_accelerator, "
+         "optimization.execution_accelerators.cpu_execution_accelerator"},
+        {"optimization { input_pinned_memory { enable: true } output_pinned_memory { } "
+         "gather_kernel_buffer_threshold: 1 eager_batching: true }",
+         "optimization.input_pinned_memory, optimization.output_pinned_memory, "
+         "optimization.gather_kernel_buffer_threshold, optimization.eager_batching"},
     };
+    static const char *const used[] = {"naru.opt.graph.level", NULL};
+    char path[64];
+    int fd = folder_with(NULL, path);
     for (size_t i = 0; i < NR_COUNT(cases); i++) {
         struct model m = batchable();
         char text[512];
-        (void)snprintf(text, sizeof(text), "max_batch_size: 2 %s", cases[i].text);
+        (void)snprintf(text, sizeof(text), "max_batch_size: 2 backend: 'identity' %s",
+                       cases[i].text);
         assert_int_equal(load(text), NARU_OK);
-        assert_int_equal(nr_config_complete(config, model_of(&m, 1, 1), &on, &err), NARU_OK);
+        assert_int_equal(nr_config_files(config, fd, NULL, &err), NARU_OK);
+        const naru_model_info *info = model_of(&m, 1, 1);
+        m.info.used_options = used;
+        assert_int_equal(nr_config_complete(config, info, &on, &err), NARU_OK);
         assert_string_equal(config->ignored, cases[i].ignored);
     }
+    folder_end(fd, path, NULL);
+}
+
+/* A plug-in decides which options of `optimization` have an effect; whole groups too. */
+static void test_used_options(void **state)
+{
+    (void)state;
+    static const char *const some[] = {
+        "naru.opt.cuda.graphs", "naru.opt.execution_accelerators.gpu_execution_accelerator.", NULL};
+    static const char *const none[] = {NULL};
+    static const struct {
+        const char *const *used;
+        const char *ignored;
+    } cases[] = {
+        {some, "optimization.graph.level"},
+        {none, "optimization.graph.level, optimization.cuda.graphs, "
+               "optimization.execution_accelerators.gpu_execution_accelerator"},
+        {NULL, "optimization.graph.level, optimization.cuda.graphs, "
+               "optimization.execution_accelerators.gpu_execution_accelerator"},
+    };
+    char path[64];
+    int fd = folder_with(NULL, path);
+    for (size_t i = 0; i < NR_COUNT(cases); i++) {
+        struct model m = batchable();
+        assert_int_equal(
+            load("backend: 'identity' optimization { graph { level: 1 } cuda { graphs: "
+                 "true } execution_accelerators { gpu_execution_accelerator { name: "
+                 "'cuda' parameters { key: 'x' value: '1' } } } }"),
+            NARU_OK);
+        assert_int_equal(nr_config_files(config, fd, NULL, &err), NARU_OK);
+        const naru_model_info *info = model_of(&m, 1, 1);
+        m.info.used_options = cases[i].used;
+        assert_int_equal(nr_config_complete(config, info, &on, &err), NARU_OK);
+        assert_string_equal(config->ignored, cases[i].ignored);
+    }
+    folder_end(fd, path, NULL);
 }
 
 /* What is reported is a configuration again, and completing that one changes nothing. */
@@ -774,6 +938,7 @@ int main(void)
         cmocka_unit_test_teardown(test_backend_in_name_and_bare_file, teardown),
         cmocka_unit_test_teardown(test_options_and_args, teardown),
         cmocka_unit_test_teardown(test_complete_without_configuration, teardown),
+        cmocka_unit_test_teardown(test_shared_dimensions, teardown),
         cmocka_unit_test_teardown(test_default_batch_sizes, teardown),
         cmocka_unit_test_teardown(test_default_batch_by_memory, teardown),
         cmocka_unit_test_teardown(test_not_batchable, teardown),
@@ -784,6 +949,7 @@ int main(void)
         cmocka_unit_test_teardown(test_groups_and_queue, teardown),
         cmocka_unit_test_teardown(test_levels, teardown),
         cmocka_unit_test_teardown(test_ignored, teardown),
+        cmocka_unit_test_teardown(test_used_options, teardown),
         cmocka_unit_test_teardown(test_printed_config_is_stable, teardown),
         cmocka_unit_test_teardown(test_no_memory, teardown),
         cmocka_unit_test_teardown(test_backend_of, teardown),
