@@ -754,16 +754,17 @@ static void test_hopeless_deadlines(void **state)
     assert_true(turn_until(&w, 1, 20 * NR_S_NS)); /* now it is known how long it takes */
     submit(&w, 1, 1, 0);
     until_running(&w, 1);
-    submit(&w, 2, 1, 0);
-    submit(&w, 3, 1, 0);
-    submit(&w, 4, 1, nr_clock_now() + 100 * NR_MS_NS);
-    assert_int_equal(w.all[4].completed, 1);
-    assert_int_equal(w.all[4].r.status, NARU_UNAVAILABLE);
-    assert_true(w.all[4].r.retry_after_s >= 1);
-    submit(&w, 5, 1, nr_clock_now() + 10 * NR_S_NS);
-    assert_true(turn_until(&w, 6, 20 * NR_S_NS));
-    expect_echo(&w.all[5]);
-    finish(&w, 6);
+    for (unsigned i = 2; i < 20; i++) { /* 900 ms of work: also where this thread is held up */
+        submit(&w, i, 1, 0);
+    }
+    submit(&w, 20, 1, nr_clock_now() + 100 * NR_MS_NS);
+    assert_int_equal(w.all[20].completed, 1);
+    assert_int_equal(w.all[20].r.status, NARU_UNAVAILABLE);
+    assert_true(w.all[20].r.retry_after_s >= 1);
+    submit(&w, 21, 1, nr_clock_now() + 60 * NR_S_NS);
+    assert_true(turn_until(&w, 22, 60 * NR_S_NS));
+    expect_echo(&w.all[21]);
+    finish(&w, 22);
 }
 
 /* --- several responses to one request --------------------------------------------------------- */
