@@ -744,14 +744,21 @@ static void test_hopeless_deadlines(void **state)
     (void)state;
     const naru_option options[] = {{"delay_us", "50000"}};
     struct world w;
+    struct nr_sched_limits l = usual();
+    l.max_wait_ns = 600 * NR_S_NS;
     world_init(&w, &(struct setup){.plugin = "delay",
                                    .options = options,
                                    .n_options = 1,
                                    .instances = 1,
                                    .max_rows = 1,
-                                   .limits = usual()});
+                                   .limits = l});
     submit(&w, 0, 1, 0);
-    assert_true(turn_until(&w, 1, 20 * NR_S_NS)); /* now it is known how long it takes */
+    assert_true(turn_until(&w, 1, 20 * NR_S_NS));
+    struct nr_sched_state s = {.running = 1};
+    while (s.running > 0) { /* now it is known how long it takes */
+        nr_sched_state_get(w.sched, &s);
+    }
+    assert_true(s.row_ns > 0);
     submit(&w, 1, 1, 0);
     until_running(&w, 1);
     for (unsigned i = 2; i < 20; i++) { /* 900 ms of work: also where this thread is held up */
