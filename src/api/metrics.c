@@ -205,6 +205,49 @@ static void write_sequences(struct nr_text *t, const struct row *rows, unsigned 
     }
 }
 
+/* Queues: who waits, what the limit of time is worth now, who was turned away and why. */
+static void write_queues(struct nr_text *t, const struct row *rows, unsigned n)
+{
+    head(t, "naru_queue_requests", "gauge", "Requests that wait, by level of priority");
+    for (unsigned i = 0; i < n; i++) {
+        for (unsigned k = 0; k < rows[i].state.n_levels; k++) {
+            nr_text_fmt(t, "naru_queue_requests{" NR_STR_FMT ",level=\"%u\"} %u\n",
+                        NR_STR_ARG(rows[i].labels), k + 1, rows[i].state.levels[k]);
+        }
+    }
+    head(t, "naru_queue_bytes", "gauge", "Bytes of inputs that wait");
+    for (unsigned i = 0; i < n; i++) {
+        nr_text_fmt(t, "naru_queue_bytes{" NR_STR_FMT "} %llu\n", NR_STR_ARG(rows[i].labels),
+                    (unsigned long long)rows[i].state.queued_bytes);
+    }
+    head(t, "naru_queue_rows", "gauge", "Rows that wait");
+    for (unsigned i = 0; i < n; i++) {
+        nr_text_fmt(t, "naru_queue_rows{" NR_STR_FMT "} %lld\n", NR_STR_ARG(rows[i].labels),
+                    (long long)rows[i].state.queued_rows);
+    }
+    head(t, "naru_queue_rows_limit", "gauge",
+         "Rows that may wait at the pace measured now (--queue-max-wait); +Inf before the first "
+         "execution");
+    for (unsigned i = 0; i < n; i++) {
+        int64_t limit = rows[i].state.row_limit;
+        nr_text_fmt(t, "naru_queue_rows_limit{" NR_STR_FMT "} ", NR_STR_ARG(rows[i].labels));
+        if (limit == INT64_MAX) {
+            nr_text_str(t, "+Inf\n");
+        } else {
+            nr_text_fmt(t, "%lld\n", (long long)limit);
+        }
+    }
+    head(t, "naru_queue_refused_total", "counter",
+         "Requests that left the queue, or never entered it, without having run");
+    for (unsigned i = 0; i < n; i++) {
+        for (unsigned k = NR_REFUSAL_NONE + 1; k < NR_REFUSAL_KINDS; k++) {
+            nr_text_fmt(t, "naru_queue_refused_total{" NR_STR_FMT ",why=\"%s\"} %llu\n",
+                        NR_STR_ARG(rows[i].labels), nr_refusal_text((nr_refusal)k),
+                        (unsigned long long)rows[i].state.refused[k]);
+        }
+    }
+}
+
 /* One histogram of each stage. Buckets without a new count are left out but for +Inf: cumulative
  * counts stay right, and a quiet model costs two lines. */
 static void write_stage(struct nr_text *t, const struct row *r, nr_stage stage)
@@ -352,6 +395,7 @@ static void handle_metrics(struct nr_call *c)
     write_failures(&t, rows, n);
     write_gauges(&t, rows, n);
     write_sequences(&t, rows, n);
+    write_queues(&t, rows, n);
     head(&t, "naru_stage_duration_seconds", "histogram", "Time of successful requests by stage");
     for (unsigned i = 0; i < n; i++) {
         for (unsigned s = 0; s < NR_STAGE_COUNT; s++) {

@@ -333,6 +333,7 @@ static void submit(struct item *it)
                                       .catalog = it->pin->catalog,
                                       .arrival_ns = nr_loop_now(x->loop),
                                       .deadline_ns = x->deadline_ns,
+                                      .client = x->peer->client,
                                       .on_complete = on_complete};
     for (unsigned i = 0; i < it->in.n_params; i++) {
         const struct nr_infer_param *p = &it->in.params[i];

@@ -151,7 +151,7 @@ static bool may_inline(const struct nr_runtime_host *host, const struct nr_runti
     if (!host->placement.allowed || (caps & NARU_CAP_INLINE) == 0 ||
         (caps & NARU_CAP_ONE_THREAD) != 0 || (caps & NARU_CAP_ASYNC) != 0 ||
         (rt->model->info->flags & NARU_MODEL_STATIC_GRAPH) == 0 || c->max_queue_delay_ns > 0 ||
-        c->decoupled || first_device(c) >= 0) {
+        c->preserve_ordering || c->decoupled || first_device(c) >= 0) {
         return false;
     }
     const struct nr_signature *sig = c->sequence != NULL ? &c->sequence->sig : &c->sig;
@@ -172,6 +172,12 @@ static struct nr_batch_rules rules_of(const struct nr_runtime *rt, const struct 
                                    .batching = c->batched && c->dynamic_batching,
                                    .auto_size = !rt->says_batching || c->latency_target_ns > 0,
                                    .delay_ns = (int64_t)c->max_queue_delay_ns};
+    const struct nr_signature *sig = c->sequence != NULL ? &c->sequence->sig : &c->sig;
+    for (uint32_t i = 0; i < sig->n_inputs; i++) {
+        if (sig->inputs[i].ragged) {
+            rules.ragged = sig->inputs;
+        }
+    }
     for (uint32_t i = 0; i < c->n_preferred && rules.n_preferred < NR_BATCH_MAX_PREFERRED; i++) {
         rules.preferred[rules.n_preferred++] = c->preferred[i];
     }
@@ -180,6 +186,21 @@ static struct nr_batch_rules rules_of(const struct nr_runtime *rt, const struct 
         rules.n_preferred = 0;
     }
     return rules;
+}
+
+/* Rules of the queue's levels; a maximum above the server's limit raises that one. */
+static void level_rules(const struct nr_model_config *c, struct nr_queue_rules *rules,
+                        struct nr_sched_limits *limits)
+{
+    for (uint32_t i = 0; i < c->n_levels; i++) {
+        const struct nr_queue_policy *p = &c->levels[i];
+        rules[i] = (struct nr_queue_rules){
+            .delays = p->delays,
+            .may_override = p->allow_override,
+            .max_requests = p->max_queue_size,
+            .timeout_ns = (int64_t)NR_MIN(p->default_timeout_ns, (uint64_t)INT64_MAX / 4)};
+        limits->max_queue_requests = NR_MAX(limits->max_queue_requests, p->max_queue_size);
+    }
 }
 
 static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtime *rt,
@@ -196,18 +217,19 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
                                .signature = &c->sig,
                                .input_map = c->input_map,
                                .output_map = c->output_map,
+                               .ragged = c->ragged,
                                .rules = rules_of(rt, c),
                                .placement = host->placement,
                                .limits = host->limits,
                                .latency_target_ns = c->latency_target_ns,
                                .decoupled = c->decoupled};
     cfg.placement.allowed = may_inline(host, rt, c);
-    if (c->queue.max_queue_size > 0) {
-        cfg.limits.max_queue_requests = c->queue.max_queue_size;
-    }
-    cfg.limits.default_timeout_ns =
-        (int64_t)NR_MIN(c->queue.default_timeout_ns, (uint64_t)INT64_MAX);
-    cfg.limits.allow_timeout_override = c->queue.allow_override;
+    struct nr_queue_rules levels[NR_CONFIG_MAX_LEVELS];
+    level_rules(c, levels, &cfg.limits);
+    cfg.levels = levels;
+    cfg.n_levels = c->n_levels;
+    cfg.default_level = c->default_level;
+    cfg.preserve_ordering = c->preserve_ordering;
     if (c->sequence == NULL) {
         return nr_sched_new(&cfg, &rt->sched, err);
     }
