@@ -425,6 +425,7 @@ void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena)
     c->request.arrival_ns = x->start_ns;
     c->request.deadline_ns = x->deadline_ns;
     c->request.catalog = c->pin->catalog;
+    c->request.client = x->peer->client;
     c->request.on_complete = on_complete;
     nr_call_options(&c->in, &x->arena, &c->request);
     if (c->in.has_id) { /* the log needs it when the body is gone */

@@ -28,6 +28,8 @@ struct row { /* one ready version */
     struct nr_str labels; /* model="…",version="…" */
     struct nr_counts counts;
     struct nr_sched_state state;
+    bool has_sequences;
+    struct nr_sequencer_state sequences;
 };
 
 /* Counters that are one number of struct nr_counts. */
@@ -155,6 +157,93 @@ static void write_gauges(struct nr_text *t, const struct row *rows, unsigned n)
             nr_text_fmt(t, "naru_batches_sealed_total{" NR_STR_FMT ",why=\"%s\"} %llu\n",
                         NR_STR_ARG(rows[i].labels), nr_seal_text((nr_seal)k),
                         (unsigned long long)rows[i].state.seals[k]);
+        }
+    }
+}
+
+/* Of models that serve sequences. */
+static void write_sequences(struct nr_text *t, const struct row *rows, unsigned n)
+{
+#define IN_STATE(field) \
+    offsetof(struct nr_sequencer_state, field), sizeof(((struct nr_sequencer_state *)0)->field)
+    static const struct {
+        const char *name, *type, *help;
+        size_t offset, bytes;
+    } all[] = {
+        {"naru_sequence_active", "gauge", "Sequences that have a slot", IN_STATE(active)},
+        {"naru_sequence_slots", "gauge", "Slots for sequences", IN_STATE(slots)},
+        {"naru_sequence_backlog", "gauge", "Sequences that wait for a slot", IN_STATE(backlog)},
+        {"naru_sequence_waiting_requests", "gauge",
+         "Requests that wait for an earlier one of their sequence, or for a slot",
+         IN_STATE(waiting)},
+        {"naru_sequence_started_total", "counter", "Requests that began a sequence",
+         IN_STATE(started)},
+        {"naru_sequence_ended_total", "counter", "Sequences ended by their last request",
+         IN_STATE(ended)},
+        {"naru_sequence_expired_total", "counter",
+         "Sequences that were idle for too long and lost their slot", IN_STATE(expired)},
+        {"naru_sequence_forwarded_total", "counter",
+         "Requests that another version passed on to this one, where their sequence lives",
+         IN_STATE(forwarded)},
+    };
+#undef IN_STATE
+    for (unsigned k = 0; k < NR_COUNT(all); k++) {
+        bool begun = false;
+        for (unsigned i = 0; i < n; i++) {
+            if (!rows[i].has_sequences) {
+                continue;
+            }
+            uint64_t value = 0; /* little-endian: the low bytes are in front */
+            memcpy(&value, (const char *)&rows[i].sequences + all[k].offset, all[k].bytes);
+            if (!begun) {
+                head(t, all[k].name, all[k].type, all[k].help);
+                begun = true;
+            }
+            nr_text_fmt(t, "%s{" NR_STR_FMT "} %llu\n", all[k].name, NR_STR_ARG(rows[i].labels),
+                        (unsigned long long)value);
+        }
+    }
+}
+
+/* Queues: who waits, what the limit of time is worth now, who was turned away and why. */
+static void write_queues(struct nr_text *t, const struct row *rows, unsigned n)
+{
+    head(t, "naru_queue_requests", "gauge", "Requests that wait, by level of priority");
+    for (unsigned i = 0; i < n; i++) {
+        for (unsigned k = 0; k < rows[i].state.n_levels; k++) {
+            nr_text_fmt(t, "naru_queue_requests{" NR_STR_FMT ",level=\"%u\"} %u\n",
+                        NR_STR_ARG(rows[i].labels), k + 1, rows[i].state.levels[k]);
+        }
+    }
+    head(t, "naru_queue_bytes", "gauge", "Bytes of inputs that wait");
+    for (unsigned i = 0; i < n; i++) {
+        nr_text_fmt(t, "naru_queue_bytes{" NR_STR_FMT "} %llu\n", NR_STR_ARG(rows[i].labels),
+                    (unsigned long long)rows[i].state.queued_bytes);
+    }
+    head(t, "naru_queue_rows", "gauge", "Rows that wait");
+    for (unsigned i = 0; i < n; i++) {
+        nr_text_fmt(t, "naru_queue_rows{" NR_STR_FMT "} %lld\n", NR_STR_ARG(rows[i].labels),
+                    (long long)rows[i].state.queued_rows);
+    }
+    head(t, "naru_queue_rows_limit", "gauge",
+         "Rows that may wait at the pace measured now (--queue-max-wait); +Inf before the first "
+         "execution");
+    for (unsigned i = 0; i < n; i++) {
+        int64_t limit = rows[i].state.row_limit;
+        nr_text_fmt(t, "naru_queue_rows_limit{" NR_STR_FMT "} ", NR_STR_ARG(rows[i].labels));
+        if (limit == INT64_MAX) {
+            nr_text_str(t, "+Inf\n");
+        } else {
+            nr_text_fmt(t, "%lld\n", (long long)limit);
+        }
+    }
+    head(t, "naru_queue_refused_total", "counter",
+         "Requests that left the queue, or never entered it, without having run");
+    for (unsigned i = 0; i < n; i++) {
+        for (unsigned k = NR_REFUSAL_NONE + 1; k < NR_REFUSAL_KINDS; k++) {
+            nr_text_fmt(t, "naru_queue_refused_total{" NR_STR_FMT ",why=\"%s\"} %llu\n",
+                        NR_STR_ARG(rows[i].labels), nr_refusal_text((nr_refusal)k),
+                        (unsigned long long)rows[i].state.refused[k]);
         }
     }
 }
@@ -341,6 +430,7 @@ static unsigned collect(struct nr_call *c, struct row **ret)
                 nr_arena_fmt(a, "model=\"%s\",version=\"%lld\"", v->name, (long long)v->number);
             nr_counters_read(nr_runtime_of(v)->counters, a, &rows[n].counts);
             nr_runtime_state_get(nr_runtime_of(v), &rows[n].state);
+            rows[n].has_sequences = nr_runtime_sequences_get(nr_runtime_of(v), &rows[n].sequences);
             n++;
         }
     }
@@ -357,6 +447,8 @@ static void handle_metrics(struct nr_call *c)
     write_counters(&t, rows, n);
     write_failures(&t, rows, n);
     write_gauges(&t, rows, n);
+    write_sequences(&t, rows, n);
+    write_queues(&t, rows, n);
     head(&t, "naru_stage_duration_seconds", "histogram", "Time of successful requests by stage");
     for (unsigned i = 0; i < n; i++) {
         for (unsigned s = 0; s < NR_STAGE_COUNT; s++) {

@@ -181,7 +181,8 @@ static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
                                           .placement = n->cfg.placement,
                                           .max_instances = n->cfg.max_instances,
                                           .warm_up = n->cfg.warm_up,
-                                          .cache = make_cache(n->cfg.cache_bytes, budget)};
+                                          .cache = make_cache(n->cfg.cache_bytes, budget),
+                                          .sequences = nr_sequence_book_new()};
     n->runtime.images.max_pixels = n->cfg.api.max_image_pixels;
     n->runtime.images.max_side = n->cfg.api.max_image_side;
     struct nr_repository_cfg rc = n->cfg.repository;
@@ -343,6 +344,7 @@ void nr_node_free(struct nr_node *n)
     struct nr_pool *mine = n->pool;
     atomic_compare_exchange_strong(&unmap_pool, &mine, NULL);
     nr_pool_free(n->pool);
+    nr_sequence_book_end(n->runtime.sequences);
     /* A load may still be under way, and what it publishes goes through the edge: let it end. Then
      * the readers' snapshots go first, or the repository would wait for them. */
     if (n->repository != NULL) {
@@ -352,6 +354,7 @@ void nr_node_free(struct nr_node *n)
     nr_repository_free(n->repository);
     nr_api_free(n->api);
     nr_cache_free(n->runtime.cache);
+    nr_sequence_book_free(n->runtime.sequences);
     nr_exec_free(n->runtime.exec);
     for (unsigned i = 0; i < n->n_loops; i++) {
         nr_loop_free(n->loops[i]);

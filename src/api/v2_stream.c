@@ -225,6 +225,7 @@ static void answer_outputs(struct item *it, const struct nr_infer_tensor *output
                            bool final, struct nr_answer *from, struct nr_arena *scratch)
 {
     const struct nr_v2_result w = {.version = it->version,
+                                   .ran_version = it->request.ran_version,
                                    .in = &it->in,
                                    .how = nr_call_match_outputs(&it->in, outputs, n, scratch),
                                    .outputs = outputs,
@@ -332,6 +333,7 @@ static void submit(struct item *it)
                                       .catalog = it->pin->catalog,
                                       .arrival_ns = nr_loop_now(x->loop),
                                       .deadline_ns = x->deadline_ns,
+                                      .client = x->peer->client,
                                       .on_complete = on_complete};
     for (unsigned i = 0; i < it->in.n_params; i++) {
         const struct nr_infer_param *p = &it->in.params[i];

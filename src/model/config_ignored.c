@@ -30,13 +30,20 @@ static void list(struct nr_text *t, const struct field *fields, size_t n)
     }
 }
 
+/* Models whose runs need more than a warm-up entry can say. */
+static bool is_fed_by_server(const Inference__ModelConfig *pb)
+{
+    return (pb->model_transaction_policy && pb->model_transaction_policy->decoupled) ||
+           pb->scheduling_choice_case ==
+               INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_SEQUENCE_BATCHING ||
+           pb->n_batch_input > 0;
+}
+
 static void list_model(const Inference__ModelConfig *pb, struct nr_text *t)
 {
     bool cache = pb->response_cache && pb->response_cache->enable;
     const struct field fields[] = {
-        {pb->n_model_warmup > 0 && pb->model_transaction_policy &&
-             pb->model_transaction_policy->decoupled,
-         "model_warmup"},
+        {pb->n_model_warmup > 0 && is_fed_by_server(pb), "model_warmup"},
         {pb->n_metric_tags > 0, "metric_tags"},
         {pb->model_metrics, "model_metrics"},
         {pb->runtime[0] != '\0', "runtime"},
@@ -49,21 +56,31 @@ static void list_model(const Inference__ModelConfig *pb, struct nr_text *t)
     list(t, fields, NR_COUNT(fields));
 }
 
+static void list_sequences(const Inference__ModelSequenceBatching *s, struct nr_text *t)
+{
+    bool oldest =
+        s->strategy_choice_case == INFERENCE__MODEL_SEQUENCE_BATCHING__STRATEGY_CHOICE_OLDEST;
+    const struct field fields[] = {
+        {oldest && s->oldest->preserve_ordering, "preserve_ordering"},
+        {oldest && s->oldest->n_preferred_batch_size > NR_CONFIG_MAX_PREFERRED,
+         "preferred_batch_size above the 16 smallest"},
+    };
+    list(t, fields, NR_COUNT(fields));
+}
+
 static void list_batching(const Inference__ModelConfig *pb, struct nr_text *t)
 {
+    if (pb->scheduling_choice_case ==
+        INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_SEQUENCE_BATCHING) {
+        list_sequences(pb->sequence_batching, t);
+    }
     if (pb->scheduling_choice_case != INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_DYNAMIC_BATCHING) {
         return;
     }
     const Inference__ModelDynamicBatching *d = pb->dynamic_batching;
-    const Inference__ModelQueuePolicy *q = d->default_queue_policy;
     _Static_assert(NR_CONFIG_MAX_PREFERRED == 16, "a text below says 16");
     const struct field fields[] = {
-        {d->priority_levels > 1, "priority_levels"},
         {d->priority_levels == 0 && d->default_priority_level > 0, "default_priority_level"},
-        {d->priority_levels <= 1 && d->n_priority_queue_policy > 0, "priority_queue_policy"},
-        {d->preserve_ordering, "preserve_ordering"},
-        {q && q->timeout_action == INFERENCE__MODEL_QUEUE_POLICY__TIMEOUT_ACTION__DELAY,
-         "timeout_action DELAY"},
         {d->n_preferred_batch_size > NR_CONFIG_MAX_PREFERRED,
          "preferred_batch_size above the 16 smallest"},
     };

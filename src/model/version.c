@@ -64,8 +64,12 @@ static struct nr_image_io *describe_io(const struct nr_io_spec *specs, unsigned 
 }
 
 /* Parameters of other parts, and a beginning that stands for many. */
-static const char *const own_keys[] = {NR_CONFIG_CHECK_SYMBOLS, "naru.pin", "naru.traffic",
-                                       "naru.shadow", "naru.label."};
+static const char *const own_keys[] = {NR_CONFIG_CHECK_SYMBOLS,
+                                       NR_CONFIG_LATENCY_TARGET,
+                                       "naru.pin",
+                                       "naru.traffic",
+                                       "naru.shadow",
+                                       "naru.label."};
 #define LABEL_PREFIX (own_keys[NR_COUNT(own_keys) - 1])
 
 static bool is_own(struct nr_str key)

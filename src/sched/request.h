@@ -64,6 +64,7 @@ struct nr_request {
     const struct nr_catalog *catalog;
     int64_t arrival_ns;  /* first byte seen; for statistics */
     int64_t deadline_ns; /* CLOCK_MONOTONIC, 0 none; a queued request is refused when it passes */
+    uint64_t client;     /* who asks: requests of one client share his part of a full queue */
     const naru_option *options; /* request parameters for the plug-in, as text; may be NULL */
     unsigned n_options;
     void (*on_complete)(struct nr_request *r); /* exactly once; may be before submit returns */
@@ -80,7 +81,8 @@ struct nr_request {
     struct nr_infer_tensor *outputs; /* in the order of in->outputs */
     unsigned n_outputs;
     bool ran_inline;
-    uint32_t batch_rows;                                               /* of the batch it ran in */
+    int64_t ran_version; /* of the model, where it is not the one submitted to; else 0 */
+    uint32_t batch_rows; /* of the batch it ran in */
     int64_t queued_ns, begin_ns, infer_begin_ns, infer_end_ns, end_ns; /* stage times, monotonic */
 
     /* Of a target that passes the request on and waits for its completion (it replaces on_complete,
@@ -93,6 +95,8 @@ struct nr_request {
     struct nr_sched *sched;
     _Atomic uint32_t state;
     _Atomic uint32_t cancelled; /* read by host->request_cancelled while running */
+    bool again;                 /* of NARU_OK: not answered, the model wants another execution */
+    uint32_t rounds;            /* executions before this one; 0 but with iterative sequences */
     struct nr_answer *only;     /* the first response, when on_answer is NULL */
     _Atomic uint32_t n_answers; /* given to the consumer and not ended */
     bool too_many;              /* more than one, when on_answer is NULL */
@@ -104,6 +108,15 @@ struct nr_request {
     struct nr_msg msg;
     struct nr_timer timer;
     size_t bytes; /* charged to the queue */
+    /* The queue's (queue.h). */
+    unsigned level, part, heap_at;
+    uint64_t tag;
+    int64_t expires_ns; /* the queue's time-out, 0 none */
+    int64_t leaves_ns;  /* last moment to begin and still meet deadline_ns, 0 none */
+    int64_t due_ns;
+    /* Answers in order of requests (order.h); under the scheduler's lock. */
+    struct nr_list order_node;
+    bool answered;
 };
 
 /* Loop thread. Takes over r until on_complete. */

@@ -22,7 +22,11 @@ static void runtime_free(struct nr_runtime *rt)
         return;
     }
     nr_cached_free(rt->cached);
-    nr_sched_free(rt->sched);
+    if (rt->sequencer != NULL) {
+        nr_sequencer_free(rt->sequencer); /* sched is one of its own */
+    } else {
+        nr_sched_free(rt->sched);
+    }
     nr_pipeline_free(rt->pipeline);
     void *extra = atomic_load(&rt->extra);
     if (extra != NULL && rt->extra_free != NULL) {
@@ -139,11 +143,15 @@ static bool may_inline(const struct nr_runtime_host *host, const struct nr_runti
     if (!host->placement.allowed || (caps & NARU_CAP_INLINE) == 0 ||
         (caps & NARU_CAP_ONE_THREAD) != 0 || (caps & NARU_CAP_ASYNC) != 0 ||
         (rt->model->info->flags & NARU_MODEL_STATIC_GRAPH) == 0 || c->max_queue_delay_ns > 0 ||
-        c->decoupled || first_device(c) >= 0) {
+        c->preserve_ordering || c->decoupled || first_device(c) >= 0) {
         return false;
     }
-    for (unsigned i = 0; i < c->sig.n_inputs; i++) {
-        if (c->sig.inputs[i].row_bytes < 0) {
+    const struct nr_signature *sig = c->sequence != NULL ? &c->sequence->sig : &c->sig;
+    if (c->sequence != NULL && (c->sequence->direct || c->sequence->delay_ns > 0)) {
+        return false;
+    }
+    for (unsigned i = 0; i < sig->n_inputs; i++) {
+        if (sig->inputs[i].row_bytes < 0) {
             return false; /* the time of a request would depend on its shape */
         }
     }
@@ -154,8 +162,14 @@ static struct nr_batch_rules rules_of(const struct nr_runtime *rt, const struct 
 {
     struct nr_batch_rules rules = {.max_rows = NR_MAX(c->max_batch_size, 1),
                                    .batching = c->batched && c->dynamic_batching,
-                                   .auto_size = !rt->says_batching,
+                                   .auto_size = !rt->says_batching || c->latency_target_ns > 0,
                                    .delay_ns = (int64_t)c->max_queue_delay_ns};
+    const struct nr_signature *sig = c->sequence != NULL ? &c->sequence->sig : &c->sig;
+    for (uint32_t i = 0; i < sig->n_inputs; i++) {
+        if (sig->inputs[i].ragged) {
+            rules.ragged = sig->inputs;
+        }
+    }
     for (uint32_t i = 0; i < c->n_preferred && rules.n_preferred < NR_BATCH_MAX_PREFERRED; i++) {
         rules.preferred[rules.n_preferred++] = c->preferred[i];
     }
@@ -164,6 +178,21 @@ static struct nr_batch_rules rules_of(const struct nr_runtime *rt, const struct 
         rules.n_preferred = 0;
     }
     return rules;
+}
+
+/* Rules of the queue's levels; a maximum above the server's limit raises that one. */
+static void level_rules(const struct nr_model_config *c, struct nr_queue_rules *rules,
+                        struct nr_sched_limits *limits)
+{
+    for (uint32_t i = 0; i < c->n_levels; i++) {
+        const struct nr_queue_policy *p = &c->levels[i];
+        rules[i] = (struct nr_queue_rules){
+            .delays = p->delays,
+            .may_override = p->allow_override,
+            .max_requests = p->max_queue_size,
+            .timeout_ns = (int64_t)NR_MIN(p->default_timeout_ns, (uint64_t)INT64_MAX / 4)};
+        limits->max_queue_requests = NR_MAX(limits->max_queue_requests, p->max_queue_size);
+    }
 }
 
 static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtime *rt,
@@ -180,18 +209,45 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
                                .signature = &c->sig,
                                .input_map = c->input_map,
                                .output_map = c->output_map,
+                               .ragged = c->ragged,
                                .rules = rules_of(rt, c),
                                .placement = host->placement,
                                .limits = host->limits,
+                               .latency_target_ns = c->latency_target_ns,
                                .decoupled = c->decoupled};
     cfg.placement.allowed = may_inline(host, rt, c);
-    if (c->queue.max_queue_size > 0) {
-        cfg.limits.max_queue_requests = c->queue.max_queue_size;
+    struct nr_queue_rules levels[NR_CONFIG_MAX_LEVELS];
+    level_rules(c, levels, &cfg.limits);
+    cfg.levels = levels;
+    cfg.n_levels = c->n_levels;
+    cfg.default_level = c->default_level;
+    cfg.preserve_ordering = c->preserve_ordering;
+    if (c->sequence == NULL) {
+        return nr_sched_new(&cfg, &rt->sched, err);
     }
-    cfg.limits.default_timeout_ns =
-        (int64_t)NR_MIN(c->queue.default_timeout_ns, (uint64_t)INT64_MAX);
-    cfg.limits.allow_timeout_override = c->queue.allow_override;
-    return nr_sched_new(&cfg, &rt->sched, err);
+    struct nr_sequencer_cfg sc = {.config = c->sequence,
+                                  .signature = &c->sig,
+                                  .version = rt->version,
+                                  .model_fd = rt->version->model_fd,
+                                  .shared =
+                                      (rt->model->info->flags & NARU_MODEL_SHARED_SESSION) != 0,
+                                  .book = host->sequences};
+    nr_status st = nr_sequencer_new(&cfg, &sc, &rt->sequencer, err);
+    rt->sched = st == NARU_OK ? nr_sequencer_sched(rt->sequencer) : NULL;
+    return st;
+}
+
+static void prove(struct nr_runtime *rt)
+{
+    if (rt->sequencer != NULL) {
+        nr_sequencer_prove(rt->sequencer);
+        rt->target = nr_sequencer_target(rt->sequencer);
+        rt->counters = nr_sequencer_counters(rt->sequencer);
+    } else {
+        nr_sched_prove(rt->sched);
+        rt->target = nr_sched_target(rt->sched);
+        rt->counters = nr_sched_counters(rt->sched);
+    }
 }
 
 static nr_status warm_up(const struct nr_runtime_host *host, struct nr_runtime *rt,
@@ -199,6 +255,9 @@ static nr_status warm_up(const struct nr_runtime_host *host, struct nr_runtime *
 {
     const Inference__ModelConfig *pb = v->config->pb;
     nr_status st = NARU_OK;
+    if (rt->sequencer != NULL || pb->n_batch_input > 0) {
+        return NARU_OK; /* runs that nobody sent would lack what the server adds to each */
+    }
     if (pb->n_model_warmup == 0 && host->warm_up) {
         nr_sched_warm_auto(rt->sched);
     }
@@ -249,12 +308,12 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
     const struct nr_runtime_host *host = ctx;
     nr_cleanup(runtime_free_at) struct nr_runtime *rt = NR_TAKE(v->runtime);
     bool says_instances = v->config->pb->n_instance_group > 0;
-    rt->says_batching = v->config->pb->dynamic_batching != NULL;
     if (v->config->ensemble != NULL) {
         nr_status ended = open_pipeline(host, v, rt, err);
         v->runtime = ended == NARU_OK ? NR_TAKE(rt) : NULL;
         return ended;
     }
+    rt->says_batching = v->config->pb->dynamic_batching != NULL;
     nr_status st = open_model(v, rt, err);
     if (st != NARU_OK) {
         return st;
@@ -276,13 +335,11 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
     if (st != NARU_OK) {
         return st;
     }
-    nr_sched_prove(rt->sched);
+    prove(rt);
     st = warm_up(host, rt, v, err);
     if (st != NARU_OK) {
         return st;
     }
-    rt->target = nr_sched_target(rt->sched);
-    rt->counters = nr_sched_counters(rt->sched);
     if (c->response_cache && host->cache != NULL) {
         rt->cached = nr_cached_new(host->cache, rt->target, rt->counters);
         rt->target = nr_cached_target(rt->cached);
@@ -310,11 +367,23 @@ static bool runtime_is_busy(void *ctx, const struct nr_version *v)
 
 void nr_runtime_state_get(const struct nr_runtime *rt, struct nr_sched_state *ret)
 {
-    if (rt->sched != NULL) {
+    struct nr_sequencer_state sequences;
+    if (rt->sequencer != NULL) {
+        nr_sequencer_state_get(rt->sequencer, &sequences, ret);
+    } else if (rt->sched != NULL) {
         nr_sched_state_get(rt->sched, ret);
     } else {
         *ret = (struct nr_sched_state){.running = nr_pipeline_running(rt->pipeline)};
     }
+}
+
+bool nr_runtime_sequences_get(const struct nr_runtime *rt, struct nr_sequencer_state *ret)
+{
+    struct nr_sched_state state;
+    if (rt->sequencer != NULL) {
+        nr_sequencer_state_get(rt->sequencer, ret, &state);
+    }
+    return rt->sequencer != NULL;
 }
 
 const struct nr_version_ops nr_runtime_ops = {.prepare = runtime_prepare,

@@ -11,7 +11,8 @@
  * INVARIANTS
  *  1. A request is in exactly one of: a turn's pending list, the queue, a place. Whoever removes it
  *     completes it or hands it on; so it completes exactly once.
- *  2. Requests leave the queue in order of arrival (deadlines and cancels aside).
+ *  2. Requests leave the queue in its order (queue.h), but that those which fit the first one may
+ *     pass others (batcher.c); with preserve_ordering in order of arrival, answers, too (order.h).
  *  3. A place is on the idle list, or owned by the thread that took it off, or by the plug-in
  *     (NARU_PENDING), which gives it back through `finished`.
  *  4. Loop-thread data of a request (counters, on_complete, timer) is touched on its loop only.
@@ -27,6 +28,9 @@
 #include <semaphore.h>
 
 #include "sched/batchsize.h"
+#include "sched/hold.h"
+#include "sched/order.h"
+#include "sched/queue.h"
 #include "sched/sched.h"
 
 struct nr_place {
@@ -40,6 +44,7 @@ struct nr_place {
     int64_t (*shapes)[NARU_MAX_RANK];
     uint8_t *wanted;
     int64_t rows, begin_ns, infer_begin_ns, infer_end_ns;
+    int64_t wait_ns;                       /* of the first request, in the queue */
     uint64_t bytes_copied, bytes_in_place; /* of the batch, already in the scheduler's sums */
     bool is_inline;
     sem_t *awaited; /* a run of warm.c: told instead of the queue when it ends later */
@@ -56,24 +61,26 @@ struct nr_turn { /* one per loop; loop thread only */
 struct nr_sched {
     struct nr_target target;
     struct nr_sched_cfg cfg;
+    struct nr_batch_rules turn_rules; /* cfg.rules, but a batch is a prefix of what is pending */
     struct nr_runnable runnable;
     struct nr_runnable trimmer;
     struct nr_counters *counters;
     pthread_mutex_t lock;
-    struct nr_list queue;
-    unsigned n_queued, n_running;
-    uint64_t queued_bytes;
-    int64_t queued_rows;
+    struct nr_queue queue;
+    struct nr_admit admit;
+    unsigned n_running;
+    struct nr_list order; /* taken and not answered, with preserve_ordering */
     struct nr_list idle;
     pthread_mutex_t finished_lock;
     struct nr_list finished; /* places whose run ended later; under finished_lock */
     struct nr_place *places;
     unsigned n_places;
     struct nr_placement placement;
-    struct nr_batchsize batchsize; /* of queued batches, with rules.auto_size */
+    struct nr_batchsize batchsize; /* of queued batches, with rules.auto_size … */
+    struct nr_hold hold;           /* … and whether they wait for clients that come back */
     _Atomic bool is_inline; /* copy of placement.is_inline that submit reads without the lock */
-    int64_t row_ns;         /* smoothed service time per row, for admission */
     uint64_t seals[NR_SEAL_COUNT];
+    uint64_t refused[NR_REFUSAL_KINDS];
     uint64_t bytes_copied, bytes_in_place;
     bool trim_armed;
     int64_t used_ns; /* a place was given back at */
@@ -151,6 +158,9 @@ bool nr_trim_run(struct nr_runnable *runnable); /* of the trimmer */
 
 /* --- sched.c --- */
 
+/* Any thread. Answers requests that a batch took: a message to each one's loop, in their order where
+ * the configuration wants that. They are their submitters' afterwards. */
+void nr_sched_answer(struct nr_sched *s, struct nr_request *const *all, unsigned n);
 /* Loop thread. */
 void nr_sched_enqueue(struct nr_sched *s, struct nr_request *r);
 /* Under the lock. What a finished run teaches. cpu_ns: time on the processor, -1 when it was not

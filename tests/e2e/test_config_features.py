@@ -15,7 +15,6 @@ IO = [("INPUT0", "FP32", [1])]
 GOOD = json.dumps({"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1], "data": [3]}]})
 
 REFUSED = {
-    "sequence": (model("identity", IO, extra="sequence_batching { }\n"), "sequence_batching"),
     "ragged": (model("identity", IO, batch=4).replace("dims: [1] }", "dims: [1] allow_ragged_batch: true }", 1),
                "allow_ragged_batch"),
     "batch_input": (model("identity", IO, batch=4, extra='batch_input [ { kind: BATCH_ELEMENT_COUNT target_name: "n" '
@@ -27,18 +26,13 @@ REFUSED = {
                "model_repository_agents"),
 }
 IGNORED = {
-    "priorities": ("dynamic_batching { priority_levels: 3 default_priority_level: 2 }\n", "priority_levels"),
     "rate": ('instance_group [ { rate_limiter { resources [ { name: "R" count: 4 } ] priority: 2 } } ]\n', "rate_limiter"),
-    "ordering": ("dynamic_batching { preserve_ordering: true }\n", "preserve_ordering"),
-    "delay": ("dynamic_batching { default_queue_policy { timeout_action: DELAY } }\n", "timeout_action DELAY"),
     "policy": ('instance_group [ { host_policy: "numa_0" } ]\n', "host_policy"),
     "tags": ('metric_tags { key: "team" value: "a" }\n', "metric_tags"),
     "runtime": ('runtime: "librt.so"\n', "runtime"),
     "files": ('cc_model_filenames { key: "8.6" value: "a" }\n', "cc_model_filenames"),
     "operations": ('model_operations { op_library_filename: "ops.so" }\n', "model_operations"),
     "default_level": ("dynamic_batching { default_priority_level: 2 }\n", "default_priority_level"),
-    "level_policy": ("dynamic_batching { priority_levels: 1 default_priority_level: 1 priority_queue_policy { key: 1 "
-                     "value { max_queue_size: 3 } } }\n", "priority_queue_policy"),
     "profile": ('instance_group [ { profile: "1" } ]\n', "profile"),
     "devices": ("instance_group [ { secondary_devices { kind: KIND_NVDLA device_id: 0 } } ]\n", "secondary_devices"),
     "metrics": ("model_metrics { }\n", "model_metrics"),
@@ -55,8 +49,8 @@ IGNORED = {
                      '{ key: "precision_mode" value: "FP16" } } ] cpu_execution_accelerator [ { name: "openvino" } ] } }\n',
                      "optimization.execution_accelerators.gpu_execution_accelerator, "
                      "optimization.execution_accelerators.cpu_execution_accelerator"),
-    "several": ('dynamic_batching { preserve_ordering: true }\nmetric_tags { key: "team" value: "a" }\n',
-                "metric_tags, preserve_ordering"),
+    "several": ('metric_tags { key: "team" value: "a" }\noptimization { eager_batching: true }\n',
+                "metric_tags, optimization.eager_batching"),
 }
 
 

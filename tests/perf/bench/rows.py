@@ -81,8 +81,8 @@ def load(server, *arguments, **options):
     if bad or not r["outcomes"]["ok"]:
         raise Unavailable(f"{server.name} did not answer well: {r['outcomes']}")
     n = r["answered"]
-    return {"cpu_us": r["watched_cpu_ns"] / n / 1e3, "rate": r["rate"], "p50_us": r["response_us"]["p50"],
-            "p99_us": r["response_us"]["p99"], "client_us": r["client_cpu_ns"] / n / 1e3,
+    return {"cpu_us": r["watched_cpu_ns"] / n / 1e3, "rate": r["rate"], "one_rate": n / r["answered_s"],
+            "p50_us": r["response_us"]["p50"], "p99_us": r["response_us"]["p99"], "client_us": r["client_cpu_ns"] / n / 1e3,
             "late_us": r["send_delay_us"]["p99"], "late_p50_us": r["send_delay_us"]["p50"]}
 
 
@@ -539,7 +539,77 @@ def mallocs(ctx):
                  ["request", "naru's", "other libraries'", "ONNX Runtime's"], rows, verdicts)
 
 
+# ---------------------------------------------------------------- self-tuning
+
+TUNED = {"fixed_us": 10_000, "row_us": 500}  # what a batch of the model costs
+FIXED = [(1, 0), *((rows, us) for rows in (4, 16, 64) for us in (0, 1000, 5000))]  # max_batch_size, delay
+SHAPES = {  # (connections, part of the seconds); 0 connections: a pause
+    "steady": [(16, 2.0)],
+    "bursts": [(32, 0.7), (0, 0.3)] * 3,
+    "ramps": [(n, 0.3) for n in (2, 4, 8, 16, 32, 48, 32, 16, 8, 4)],
+}
+
+
+def tuned_models():
+    """One model that says nothing about batching, and one for each fixed setting."""
+    where = WORK / "models" / "autotune"
+    settings = {"default": ""}
+    for rows, us in FIXED:
+        settings[f"max {rows}, delay {us / 1000:g} ms"] = (
+            f"max_batch_size: {rows} dynamic_batching {{ max_queue_delay_microseconds: {us} }}")
+    for i, text in enumerate(settings.values()):
+        folder = where / f"m{i}"
+        (folder / "1").mkdir(parents=True, exist_ok=True)
+        parameters = {"io": "FP32[-1,1]", "delay_us": TUNED["fixed_us"], "row_us": TUNED["row_us"]}
+        (folder / "config.pbtxt").write_text('backend: "delay" ' + text + "".join(
+            f' parameters {{ key: "{k}" value {{ string_value: "{v}" }} }}' for k, v in parameters.items()))
+    return where, {name: f"/v2/models/m{i}/infer" for i, name in enumerate(settings)}
+
+
+def shaped(ctx, server, path, file, shape):
+    """Answers a second over the parts of a traffic shape, each by Little's law (see load/client.h)."""
+    answers = seconds = 0
+    for connections, part in SHAPES[shape]:
+        if connections == 0:
+            time.sleep(part * ctx.seconds)
+            continue
+        r = load(server, path, file, JSON_TYPE, connections=connections, seconds=part * ctx.seconds, warm=0.05)
+        answers += connections * r["one_rate"] * part
+        seconds += part
+    return {"rate": answers / seconds}
+
+
+def autotune(ctx):
+    """No configuration beside fixed ones."""
+    repository, paths = tuned_models()
+    file = request_file("autotune", bodies.json_tensor("INPUT0", (1, 1), [1.0]))
+    names, rows, verdicts = list(paths), [], []
+    # A model without any file of configuration may batch as far; one that has a file and leaves the size open gets 4, as
+    # Triton does it. Here a file must name the plug-in, so the size is said on the command line.
+    server = servers.Naru(repository, cores=(), flags=("--backend-config", "default-max-batch-size=64"))
+    try:
+        for shape in SHAPES:
+            run = {name: lambda p=paths[name], s=shape: shaped(ctx, server, p, file, s) for name in names}
+            run["default"]()  # learns, as it does within the first second of its life
+            results = compete(ctx, run)
+            rates = {name: column(results, name, "rate") for name in results}
+            best = max((name for name in rates if name != "default"), key=lambda name: figures.median(rates[name]))
+            ratio = ratios(rates["default"], rates[best])
+            rows += [[shape if name == "default" else "", name, spread(rates[name]),
+                      number(figures.median(ratios(rates["default"], rates[name])))] for name in rates]
+            verdicts.append((f"{shape}: default / best fixed ({best})", spread(ratio), "≥ 0.95", figures.median(ratio) >= 0.95))
+    finally:
+        server.stop()
+    table = Table("autotune", "Self-tuning beside fixed settings", "default ≥ 0.95 × best fixed setting",
+                  ["traffic", "setting", "requests/s", "default / it"], rows, verdicts)
+    table.notes.append(f"a model that takes {TUNED['fixed_us'] / 1000:g} ms a batch and {TUNED['row_us'] / 1000:g} ms a row "
+                       "(delay plug-in); closed loops; steady: 16 connections; bursts: 32 of them, on and off; ramps: 2 to 48 "
+                       "and back")
+    return table
+
+
 ALL = {"tiny-json": tiny_json, "tiny-binary": tiny_binary, "single-json": single_json, "single-binary": single_binary,
        "one-json": one_json, "one-binary": one_binary, "poisson": poisson, "grpc": grpc, "grpc-streams": grpc_streams,
        "picture": picture,
-       "resnet": resnet, "resnet-n": resnet_n, "memory": memory, "start": start, "mallocs": mallocs}
+       "resnet": resnet, "resnet-n": resnet_n, "memory": memory, "start": start, "mallocs": mallocs,
+       "autotune": autotune}
