@@ -47,8 +47,8 @@ static naru_status read_options(naru_backend_model *m, const naru_model_args *ar
                    {"spin_us", MAX_US, &m->spin_us[0]},
                    {"delay_us_after", MAX_US, &m->delay_us[1]},
                    {"spin_us_after", MAX_US, &m->spin_us[1]},
-                   {"rounds", INT64_MAX, &m->rounds},
                    {"row_us", MAX_US, &m->row_us},
+                   {"rounds", INT64_MAX, &m->rounds},
                    {"after_requests", INT64_MAX, &m->after_requests}};
     m->after_requests = INT64_MAX;
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
@@ -163,8 +163,9 @@ static naru_status execute(naru_backend_instance *instance, naru_batch *batch, n
         }
     }
     int64_t times = m->per_row ? batch->rows : 1;
-    if (delay > 0) {
-        int64_t end = now_us(CLOCK_MONOTONIC) + delay * times;
+    int64_t sleep_us = delay * times + m->row_us * batch->rows;
+    if (sleep_us > 0) {
+        int64_t end = now_us(CLOCK_MONOTONIC) + sleep_us;
         naru_status st = sleep_until(host, batch, end, err);
         if (st != NARU_OK) {
             return st;

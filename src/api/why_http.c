@@ -18,6 +18,7 @@
 #include "base/cpu_times.h"
 #include "base/mem.h"
 #include "model/config.h"
+#include "model/ensemble.h"
 #include "sched/why.h"
 
 #define MIN_S 0.1
@@ -471,6 +472,25 @@ static nr_status read_query(struct nr_call *c, int64_t *ret_ns, struct nr_err *e
     return NARU_OK;
 }
 
+/* An ensemble forms no batches: its members do. */
+static nr_status refuse_ensemble(const struct nr_call *c, struct nr_err *err)
+{
+    const struct nr_ensemble *e = c->version->config->ensemble;
+    struct nr_text t;
+    char storage[300];
+    nr_text_init_at(&t, storage, sizeof(storage));
+    for (uint32_t i = 0; e != NULL && i < e->n_steps && t.len < 150; i++) {
+        if (e->steps[i].kind == NULL) {
+            nr_text_fmt(&t, "%s%.100s", t.len > 0 ? ", " : "", e->steps[i].model);
+        }
+    }
+    return e == NULL ? NARU_OK
+                     : nr_fail(err, NARU_PRECONDITION,
+                               "\"%s\" is an ensemble and forms no batches; ask the models of its "
+                               "steps: %s",
+                               c->version->name, t.len > 0 ? storage : "(none, only naru's own)");
+}
+
 static void handle_why(struct nr_call *c)
 {
     struct nr_str accept = c->x->known.accept;
@@ -482,7 +502,8 @@ static void handle_why(struct nr_call *c)
                !nr_call_accepts(accept, "application/json");
     c->data = w;
     if (read_query(c, &w->window_ns, &err) != NARU_OK ||
-        nr_call_lookup(c, c->model_name, c->version_text, &err) != NARU_OK) {
+        nr_call_lookup(c, c->model_name, c->version_text, &err) != NARU_OK ||
+        refuse_ensemble(c, &err) != NARU_OK) {
         nr_call_fail_err(c, &err);
         return;
     }

@@ -307,8 +307,8 @@ static nr_status set_defaults(struct nr_model_config *c, struct nr_err *err)
         pb->dynamic_batching->preferred_batch_size = size;
         pb->dynamic_batching->n_preferred_batch_size = 1;
     }
-    if (!default_versions(c) || !nr_config_default_sequence(c) ||
-        (!c->ensemble && !default_optimization(c))) {
+    if (!default_versions(c) || (!c->ensemble && !default_optimization(c)) ||
+        !nr_config_default_sequence(c)) {
         return nr_config_nomem(err);
     }
     return c->ensemble ? NARU_OK : default_groups(c, err);
@@ -417,17 +417,7 @@ static int by_size(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-const int32_t *nr_config_sorted(struct nr_model_config *c, const int32_t *sizes, size_t n)
-{
-    int32_t *copy = nr_config_array(c, n, sizeof *copy);
-    if (copy && n > 0) {
-        memcpy(copy, sizes, n * sizeof *copy);
-        qsort(copy, n, sizeof *copy, by_size);
-    }
-    return copy;
-}
-
-/* Wait and run of the 99th of a hundred requests, in milliseconds. */
+/* What wait and run of a request should take together. */
 static nr_status derive_target(struct nr_model_config *c, struct nr_err *err)
 {
     for (uint32_t i = 0; i < c->n_options; i++) {
@@ -445,6 +435,16 @@ static nr_status derive_target(struct nr_model_config *c, struct nr_err *err)
         c->latency_target_ns = (int64_t)(ms * 1e6);
     }
     return NARU_OK;
+}
+
+const int32_t *nr_config_sorted(struct nr_model_config *c, const int32_t *sizes, size_t n)
+{
+    int32_t *copy = nr_config_array(c, n, sizeof *copy);
+    if (copy && n > 0) {
+        memcpy(copy, sizes, n * sizeof *copy);
+        qsort(copy, n, sizeof *copy, by_size);
+    }
+    return copy;
 }
 
 static nr_status derive_batching(struct nr_model_config *c, struct nr_err *err)

@@ -27,6 +27,13 @@ nr_nodiscard nr_status nr_config_derive_shared(struct nr_model_config *c,
 nr_nodiscard nr_status nr_config_list_ignored(struct nr_model_config *c,
                                               const naru_model_info *info, struct nr_err *err);
 
+/* Whether it runs other models: then config.ensemble is set after step 1. */
+static inline bool nr_config_is_ensemble(const Inference__ModelConfig *pb)
+{
+    return pb->scheduling_choice_case ==
+           INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_ENSEMBLE_SCHEDULING;
+}
+
 /* --- config_sequence.c --- */
 
 /* Static rules of sequence_batching; NARU_OK when the configuration has none. */
@@ -58,13 +65,6 @@ const int32_t *nr_config_sorted(struct nr_model_config *c, const int32_t *sizes,
 static inline uint64_t nr_config_ns_of_us(uint64_t us)
 {
     return us > UINT64_MAX / 1000 ? UINT64_MAX : us * 1000;
-}
-
-/* Whether it runs other models: then config.ensemble is set after step 1. */
-static inline bool nr_config_is_ensemble(const Inference__ModelConfig *pb)
-{
-    return pb->scheduling_choice_case ==
-           INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_ENSEMBLE_SCHEDULING;
 }
 
 /* Backend of a platform name, NULL for names that are none. */

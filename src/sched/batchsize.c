@@ -46,11 +46,11 @@ static int64_t fixed_of(const struct nr_batchsize *b)
     return less_ns <= 0 ? 0 : less_ns * few / (many - few) * many;
 }
 
-int64_t nr_batchsize_fixed(const struct nr_batchsize *b)
+int64_t nr_batchsize_fixed(const struct nr_batchsize *b, int64_t wait_ns)
 {
     int64_t fixed_ns = fixed_of(b);
-    int64_t room_ns = b->target_ns - b->worst_ns; /* none: missed already, or there is no target */
-    return room_ns > 0 ? NR_MIN(fixed_ns, 2 * room_ns) : fixed_ns;
+    int64_t room_ns = b->target_ns - wait_ns - run_of(b, b->step);
+    return room_ns > 0 ? NR_MIN(fixed_ns, 2 * room_ns) : fixed_ns; /* no target, or out of reach */
 }
 
 static void give_up(struct nr_batchsize *b, int64_t now_ns)
@@ -60,7 +60,22 @@ static void give_up(struct nr_batchsize *b, int64_t now_ns)
     b->backoff_ns = NR_MIN(b->backoff_ns * 2, BACKOFF_MAX_NS);
 }
 
-int64_t nr_batchsize_limit(struct nr_batchsize *b, int64_t waiting, int64_t now_ns)
+/* What the target leaves of `rows`, the first of which has waited for wait_ns. */
+static int64_t in_time(struct nr_batchsize *b, int64_t rows, int64_t waiting, int64_t wait_ns)
+{
+    int64_t fixed_ns = fixed_of(b), left_ns = b->target_ns - fixed_ns;
+    int64_t row_ns = b->rows[b->step] > 0 ? b->row_ns[b->step] - fixed_ns / b->rows[b->step] : 0;
+    if (row_ns <= 0 || left_ns - wait_ns < row_ns) {
+        return rows; /* not known, or too late with any size */
+    }
+    int64_t fit = (left_ns - wait_ns) / row_ns, together = NR_MIN(waiting, rows);
+    if (fit < together && b->in_time_rows >= 100 * together && left_ns / row_ns >= together) {
+        b->may_be_late = true;
+    }
+    return b->may_be_late ? rows : NR_MIN(rows, fit);
+}
+
+int64_t nr_batchsize_limit(struct nr_batchsize *b, int64_t waiting, int64_t wait_ns, int64_t now_ns)
 {
     int64_t size = INT64_C(1) << b->step;
     if (b->step < b->max_step && waiting > size && 4 * waiting >= 5 * size &&
@@ -70,9 +85,9 @@ int64_t nr_batchsize_limit(struct nr_batchsize *b, int64_t waiting, int64_t now_
             b->samples[b->step + 1] = 0;
             b->row_ns[b->step + 1] = 0;
         }
-        return 2 * size;
+        size *= 2;
     }
-    return size;
+    return b->target_ns > 0 ? in_time(b, size, waiting, wait_ns) : size;
 }
 
 /* Is the larger of two neighbouring steps worth it? For twice the size it must be by GAIN_PERCENT,
@@ -84,17 +99,10 @@ static bool pays(const struct nr_batchsize *b, unsigned smaller)
     return many > few && b->row_ns[smaller + 1] * 100 * many <= b->row_ns[smaller] * wanted;
 }
 
-/* Where the target is missed already, as in any overload, throughput decides: larger batches are what
- * shortens a queue, if a little later than they begin. */
-static bool keeps_target(const struct nr_batchsize *b)
-{
-    return b->target_ns == 0 || b->trial_ns <= b->target_ns || b->worst_ns > b->target_ns;
-}
-
 static void judge(struct nr_batchsize *b, int64_t now_ns)
 {
     if (b->trying && b->samples[b->step + 1] > TRIES) { /* the first run pays for memory */
-        if (pays(b, b->step) && keeps_target(b)) {
+        if (pays(b, b->step)) {
             b->trying = false;
             b->step++;
             b->backoff_ns = BACKOFF_MIN_NS;
@@ -122,28 +130,15 @@ static bool step_of(const struct nr_batchsize *b, int64_t rows, unsigned *ret)
     return step <= b->max_step;
 }
 
-/* took_ns: of the batch's oldest request. Those of an attempt are kept apart, but for the first,
- * which waited for a batch of the old size. */
-static void observe_latency(struct nr_batchsize *b, bool attempt, int64_t took_ns)
-{
-    if (attempt) {
-        b->trial_ns = b->samples[b->step + 1] <= 1 ? took_ns : NR_MAX(b->trial_ns, took_ns);
-        return;
-    }
-    b->worst_ns = NR_MAX(took_ns, b->worst_ns - b->worst_ns / 64);
-}
-
-void nr_batchsize_observe(struct nr_batchsize *b, int64_t rows, int64_t run_ns, int64_t wait_ns,
-                          int64_t now_ns)
+void nr_batchsize_observe(struct nr_batchsize *b, int64_t rows, int64_t run_ns, int64_t now_ns)
 {
     unsigned step;
-    bool counts = step_of(b, rows, &step), attempt = counts && b->trying && step == b->step + 1;
-    if (b->target_ns > 0) {
-        observe_latency(b, attempt, wait_ns + run_ns);
-    }
-    if (!counts) {
+    b->in_time_rows = b->may_be_late ? 0 : b->in_time_rows + NR_MAX(rows, 0);
+    b->may_be_late = false;
+    if (!step_of(b, rows, &step)) {
         return;
     }
+    bool attempt = b->trying && step == b->step + 1;
     int64_t row_ns = run_ns / rows, aged = b->row_ns[step] + b->row_ns[step] / 100;
     if (b->samples[step] == 0 || (attempt && b->samples[step] == 1)) {
         aged = row_ns;

@@ -260,12 +260,12 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
     rt->version = v;
     rt->extra_free = host->extra_free;
     bool says_instances = v->config->pb->n_instance_group > 0;
-    rt->says_batching = v->config->pb->dynamic_batching != NULL;
     if (v->config->ensemble != NULL) {
         nr_status ended = open_pipeline(host, v, rt, err);
         v->runtime = ended == NARU_OK ? NR_TAKE(rt) : NULL;
         return ended;
     }
+    rt->says_batching = v->config->pb->dynamic_batching != NULL;
     nr_status st = open_model(host, v, rt, err);
     if (st != NARU_OK) {
         return st;

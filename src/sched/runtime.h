@@ -34,8 +34,9 @@ struct nr_runtime {
     struct nr_target *target;   /* where requests of the version go */
     struct nr_counters *counters;
     struct nr_plugin_model *model;  /* NULL for an ensemble */
-    struct nr_sched *sched;         /* runs the model's batches; NULL for an ensemble */
-    struct nr_sequencer *sequencer; /* in front of sched, which is one of its own; else NULL */
+    struct nr_sched *sched;         /* runs the model's batches; with a sequencer: its first one;
+                                       NULL for an ensemble */
+    struct nr_sequencer *sequencer; /* NULL: the configuration asks for none */
     struct nr_pipeline *pipeline;   /* of an ensemble, else NULL */
     struct nr_cached *cached;       /* in front of sched; NULL: the configuration asks for none */
     const struct nr_signature *signature;

@@ -55,7 +55,7 @@ void nr_sched_observe(struct nr_sched *s, struct nr_place *p, int64_t cpu_ns)
                          p->infer_end_ns);
     atomic_store_explicit(&s->is_inline, s->placement.is_inline, memory_order_relaxed);
     if (!p->is_inline) {
-        nr_batchsize_observe(&s->batchsize, rows, run_ns, p->wait_ns, p->infer_end_ns);
+        nr_batchsize_observe(&s->batchsize, rows, run_ns, p->infer_end_ns);
     }
 }
 
@@ -83,9 +83,10 @@ static struct nr_place *take_batch(struct nr_sched *s, struct nr_list *ret_batch
     struct nr_batch_rules rules = s->cfg.rules;
     int64_t fixed_ns = 0;
     if (rules.auto_size) {
-        fixed_ns = nr_batchsize_fixed(&s->batchsize);
+        int64_t waited_ns = now_ns - nr_request_of(s->queue.next)->queued_ns;
+        fixed_ns = nr_batchsize_fixed(&s->batchsize, waited_ns);
         int64_t soon = nr_hold_rows(&s->hold, s->queued_rows, fixed_ns, now_ns);
-        rules.max_rows = nr_batchsize_limit(&s->batchsize, soon, now_ns);
+        rules.max_rows = nr_batchsize_limit(&s->batchsize, soon, waited_ns, now_ns);
     }
     struct nr_batch_plan plan = nr_batcher_plan(&rules, &s->queue, now_ns);
     if (rules.auto_size && plan.why == NR_SEAL_IDLE) {
@@ -102,7 +103,6 @@ static struct nr_place *take_batch(struct nr_sched *s, struct nr_list *ret_batch
     p->is_inline = false;
     p->begin_ns = now_ns;
     p->rows = plan.rows;
-    p->wait_ns = now_ns - nr_request_of(s->queue.next)->queued_ns;
     nr_hold_took(&s->hold, plan.rows, fixed_ns, now_ns);
     for (unsigned i = 0; i < plan.n_requests; i++) {
         struct nr_request *r = nr_request_of(nr_list_pop(&s->queue));

@@ -368,7 +368,7 @@ static nr_status run_split(const struct nr_stepwork *w, const struct nr_step_spe
         if (outer == 1) {
             st = pass(w, i, in, at, bytes, err);
             w->out[i].shape[axis] = specs[i].shape[axis];
-            w->out[i].elements = (int64_t)(bytes / naru_dtype_bytes(in->dtype));
+            w->out[i].elements = (int64_t)(bytes / NR_MAX(naru_dtype_bytes(in->dtype), 1u));
         } else {
             st = begin(w, i, &specs[i], &to, err);
             if (st == NARU_OK) {

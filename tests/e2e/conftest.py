@@ -34,6 +34,8 @@ EXAMPLES = ROOT / "examples"
 PICTURES = EXAMPLES / "pictures"
 NARU = os.environ.get("NARU_BINARY", str(ROOT / "build" / "naru"))
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # of ONNX Runtime in Python, which some tests compare with
+
 LISTENING = re.compile(r"^  (\S+):(\d+)  (.+)$")
 READY = re.compile(r"^ready after \d+ ms$")
 

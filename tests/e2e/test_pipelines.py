@@ -268,6 +268,8 @@ def test_metrics_and_page(running):
     assert 'nv_inference_request_success{model="twice",version="1"}' in text
     page = {m["name"]: m for m in ask(running.http, "GET", "/naru/models").json()["models"]}
     assert page["twice"]["backend"] == "ensemble" and not page["egg"]["ready"]
+    why = ask(running.http, "GET", "/v2/models/twice/why")
+    assert why.status == 400 and "ask the models of its steps: add_sub, add_sub" in why.error
 
 
 # --- docs/pipelines.md ------------------------------------------------------------------------------------------------

@@ -35,9 +35,8 @@ struct world {
     int64_t queued_ns[CLIENTS_MAX];
     unsigned n_queued;
     int64_t end_ns; /* of the batch that runs; INT64_MAX: none */
-    int64_t wait_ns;
     unsigned rows;
-    uint64_t answered, n_batches, n_late;
+    uint64_t answered, n_late;
 };
 
 static unsigned steady(int64_t now_ns, unsigned clients)
@@ -86,9 +85,10 @@ static unsigned plan_fixed(const struct world *w, int64_t *ret_look_ns)
 
 static unsigned plan_default(struct world *w, int64_t *ret_look_ns)
 {
-    int64_t fixed_ns = nr_batchsize_fixed(&w->size);
+    int64_t waited_ns = w->now_ns - w->queued_ns[0];
+    int64_t fixed_ns = nr_batchsize_fixed(&w->size, waited_ns);
     int64_t soon = nr_hold_rows(&w->hold, w->n_queued, fixed_ns, w->now_ns);
-    int64_t limit = nr_batchsize_limit(&w->size, soon, w->now_ns);
+    int64_t limit = nr_batchsize_limit(&w->size, soon, waited_ns, w->now_ns);
     if (w->n_queued < limit) {
         *ret_look_ns = nr_hold_until(&w->hold, w->n_queued, fixed_ns, w->now_ns);
         if (*ret_look_ns != 0) {
@@ -110,8 +110,10 @@ static int64_t take(struct world *w)
     unsigned n = w->max_rows > 0 ? plan_fixed(w, &look_ns) : plan_default(w, &look_ns);
     if (n > 0) {
         w->rows = n;
-        w->wait_ns = w->now_ns - w->queued_ns[0];
         w->end_ns = w->now_ns + w->fixed_ns + n * w->row_ns;
+        for (unsigned i = 0; i < n; i++) {
+            w->n_late += w->size.target_ns > 0 && w->end_ns - w->queued_ns[i] > w->size.target_ns;
+        }
         w->n_queued -= n;
         memmove(w->queued_ns, w->queued_ns + n, w->n_queued * sizeof(w->queued_ns[0]));
         return INT64_MAX;
@@ -121,13 +123,11 @@ static int64_t take(struct world *w)
 
 static void end(struct world *w)
 {
-    int64_t run_ns = w->fixed_ns + w->rows * w->row_ns, took_ns = w->wait_ns + run_ns;
-    nr_batchsize_observe(&w->size, w->rows, run_ns, w->wait_ns, w->now_ns);
+    int64_t run_ns = w->fixed_ns + w->rows * w->row_ns;
+    nr_batchsize_observe(&w->size, w->rows, run_ns, w->now_ns);
     nr_hold_ended(&w->hold, w->rows, w->n_queued, w->now_ns);
     w->end_ns = INT64_MAX;
     w->answered += w->rows;
-    w->n_batches++;
-    w->n_late += w->size.target_ns > 0 && took_ns > w->size.target_ns;
     for (unsigned i = 0, sent = 0; i < w->n_clients && sent < w->rows; i++) {
         if (w->back_ns[i] == INT64_MAX) { /* which client it is does not matter */
             w->back_ns[i] = w->now_ns + RETURN_NS + (int64_t)sent++ * STAGGER_NS;
@@ -230,22 +230,32 @@ static void test_ramps(void **state)
     compare(ramps, "ramps");
 }
 
-/* Clients that wait for each other are no reason to stay small: together they are answered sooner. */
-static void test_latency_target_under_load(void **state)
+/* Share of answers that come too late, and the rate. */
+static double play_target(unsigned clients, int64_t target_ms, double *ret_rate)
+{
+    struct world w;
+    start(&w, steady, clients, 10, 1);
+    w.size.target_ns = target_ms * NR_MS_NS;
+    play(&w, 8 * NR_S_NS);
+    uint64_t before = w.answered;
+    w.n_late = 0;
+    *ret_rate = play(&w, 20 * NR_S_NS);
+    return (double)w.n_late / (double)(w.answered - before);
+}
+
+static void test_latency_target(void **state)
 {
     (void)state;
-    static const unsigned targets_ms[] = {17, 30, 1000};
-    for (size_t i = 0; i < NR_COUNT(targets_ms); i++) {
-        struct world w;
-        start(&w, steady, 8, 10, 1);
-        w.size.target_ns = targets_ms[i] * NR_MS_NS;
-        play(&w, 8 * NR_S_NS);
-        w.n_late = w.n_batches = 0;
-        double rate = play(&w, 20 * NR_S_NS);
-        assert_int_equal(1 << w.size.step, 8);
-        assert_true(rate > 0.95 * 8 / 0.0181);
-        assert_true(i == 0 || w.n_late * 100 <= w.n_batches); /* 17 ms is out of reach */
-    }
+    double rate;
+    assert_true(play_target(8, 30, &rate) < 0.01); /* all together: 18 ms */
+    assert_true(rate > 0.95 * 8 / 0.0181);
+    assert_true(play_target(8, 1000, &rate) == 0);
+    assert_true(rate > 0.95 * 8 / 0.0181);
+    /* 18 ms are too long: some are answered in time instead of none */
+    assert_true(play_target(8, 17, &rate) < 0.7);
+    /* far out of reach: as if there were none */
+    assert_true(play_target(48, 15, &rate) > 0.5);
+    assert_true(rate > 0.7 * 48 / 0.058);
 }
 
 int main(void)
@@ -254,7 +264,7 @@ int main(void)
         cmocka_unit_test(test_steady),
         cmocka_unit_test(test_bursts),
         cmocka_unit_test(test_ramps),
-        cmocka_unit_test(test_latency_target_under_load),
+        cmocka_unit_test(test_latency_target),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -15,10 +15,10 @@ static int64_t drive(struct nr_batchsize *b, unsigned n, int64_t (*cost)(int64_t
                      int64_t now_ns, int64_t *ret_most)
 {
     for (unsigned i = 0; i < n; i++) {
-        int64_t rows = nr_batchsize_limit(b, 1000, now_ns), run_ns = cost(rows);
+        int64_t rows = nr_batchsize_limit(b, 1000, 0, now_ns), run_ns = cost(rows);
         now_ns += run_ns;
         *ret_most = rows > *ret_most ? rows : *ret_most;
-        nr_batchsize_observe(b, rows, run_ns, 0, now_ns);
+        nr_batchsize_observe(b, rows, run_ns, now_ns);
     }
     return now_ns;
 }
@@ -47,7 +47,7 @@ static void test_no_gain_no_batches(void **state)
     int64_t now = drive(&b, 100, linear, 1, &most);
     assert_int_equal(b.step, 0);
     assert_int_equal(most, 2); /* tried, and given up */
-    assert_int_equal(nr_batchsize_limit(&b, 1000, now), 1);
+    assert_int_equal(nr_batchsize_limit(&b, 1000, 0, now), 1);
 }
 
 static void test_overhead_is_shared(void **state)
@@ -92,8 +92,8 @@ static void test_short_queues_are_not_made_to_wait(void **state)
     struct nr_batchsize b;
     nr_batchsize_init(&b, 64, 0);
     for (unsigned i = 0; i < 20; i++) {
-        assert_int_equal(nr_batchsize_limit(&b, 1, 1), 1);
-        nr_batchsize_observe(&b, 1, 1000, 0, 1);
+        assert_int_equal(nr_batchsize_limit(&b, 1, 0, 1), 1);
+        nr_batchsize_observe(&b, 1, 1000, 1);
     }
 }
 
@@ -106,45 +106,44 @@ static void test_noise_only_slows(void **state)
     unsigned seed = 7;
     for (unsigned i = 0; i < 400;
          i++) { /* one run in three is disturbed by up to a factor of two */
-        int64_t rows = nr_batchsize_limit(&b, 1000, now), run_ns = rows * 10 * NR_MS_NS;
+        int64_t rows = nr_batchsize_limit(&b, 1000, 0, now), run_ns = rows * 10 * NR_MS_NS;
         seed = seed * 1103515245u + 12345u;
         run_ns += (seed >> 16) % 3 == 0 ? run_ns * (int64_t)((seed >> 20) % 100) / 100 : 0;
         now += run_ns;
-        nr_batchsize_observe(&b, rows, run_ns, 0, now);
+        nr_batchsize_observe(&b, rows, run_ns, now);
     }
     assert_int_equal(b.step, 0);
 }
 
-/* Four rows in 20 ms; eight pay, and their slowest request takes trial_ms. */
-static unsigned grown_to(int64_t target_ms, int64_t worst_ms, int64_t trial_ms)
+/* Batches of 10 ms and 1 ms a row, up to 16 rows. */
+static void learn(struct nr_batchsize *b)
 {
-    struct nr_batchsize b;
-    nr_batchsize_init(&b, 64, target_ms * NR_MS_NS);
-    for (unsigned step = 0; step < 2; step++) { /* up to four */
-        for (unsigned i = 0; i < 20 && b.step < 2; i++) {
-            int64_t rows = nr_batchsize_limit(&b, 4, 1);
-            nr_batchsize_observe(&b, rows, 20 * NR_MS_NS, 0, 1);
-        }
+    nr_batchsize_init(b, 16, 0);
+    for (unsigned i = 0; i < 100; i++) {
+        int64_t rows = nr_batchsize_limit(b, 100, 0, 1);
+        nr_batchsize_observe(b, rows, (10 + rows) * NR_MS_NS, 1);
     }
-    assert_int_equal(b.step, 2);
-    for (unsigned i = 0; i < 200; i++) { /* what it was before fades */
-        nr_batchsize_observe(&b, 4, 20 * NR_MS_NS, (worst_ms - 20) * NR_MS_NS, 1);
-    }
-    for (unsigned i = 0; i < 6; i++) {
-        int64_t rows = nr_batchsize_limit(&b, 8, 1);
-        int64_t took_ms = rows == 8 ? trial_ms : worst_ms;
-        nr_batchsize_observe(&b, rows, 20 * NR_MS_NS, (took_ms - 20) * NR_MS_NS, 1);
-    }
-    return 1u << b.step;
+    assert_int_equal(1 << b->step, 16);
 }
 
 static void test_latency_target(void **state)
 {
     (void)state;
-    assert_int_equal(grown_to(0, 20, 500), 8); /* there is none */
-    assert_int_equal(grown_to(25, 21, 24), 8); /* kept */
-    assert_int_equal(grown_to(25, 21, 30), 4); /* kept before, missed with eight */
-    assert_int_equal(grown_to(25, 60, 50), 8); /* missed before: throughput decides */
+    struct nr_batchsize b;
+    learn(&b);
+    b.target_ns = 20 * NR_MS_NS + 1000;
+    assert_int_equal(nr_batchsize_limit(&b, 100, 0, 1), 10);           /* 10 + 10 */
+    assert_int_equal(nr_batchsize_limit(&b, 100, 5 * NR_MS_NS, 1), 5); /* 5 + 10 + 5 */
+    assert_int_equal(nr_batchsize_limit(&b, 100, 9 * NR_MS_NS, 1), 1);
+    assert_int_equal(nr_batchsize_limit(&b, 100, 10 * NR_MS_NS, 1), 16); /* too late anyway */
+    b.target_ns = NR_S_NS;
+    assert_int_equal(nr_batchsize_limit(&b, 100, 0, 1), 16);
+    /* and what may be waited for */
+    assert_true(llabs(nr_batchsize_fixed(&b, 0) - 10 * NR_MS_NS) < NR_MS_NS);
+    b.target_ns = 28 * NR_MS_NS; /* 26 are the batch's */
+    assert_true(llabs(nr_batchsize_fixed(&b, 0) - 4 * NR_MS_NS) < NR_MS_NS);
+    nr_batchsize_init(&b, 16, NR_MS_NS); /* nothing is known yet */
+    assert_int_equal(nr_batchsize_limit(&b, 100, 0, 1), 1);
 }
 
 static void test_sizes_between_two_steps(void **state)
@@ -153,20 +152,20 @@ static void test_sizes_between_two_steps(void **state)
     struct nr_batchsize b;
     nr_batchsize_init(&b, 64, 0);
     for (unsigned i = 0; i < 100; i++) { /* six clients that wait for each other */
-        int64_t rows = nr_batchsize_limit(&b, 6, 1);
+        int64_t rows = nr_batchsize_limit(&b, 6, 0, 1);
         rows = rows < 6 ? rows : 6;
-        nr_batchsize_observe(&b, rows, (10 + rows) * NR_MS_NS, 0, 1);
+        nr_batchsize_observe(&b, rows, (10 + rows) * NR_MS_NS, 1);
     }
     assert_int_equal(1 << b.step, 8);
-    assert_true(llabs(nr_batchsize_fixed(&b) - 10 * NR_MS_NS) < NR_MS_NS);
+    assert_true(llabs(nr_batchsize_fixed(&b, 0) - 10 * NR_MS_NS) < NR_MS_NS);
     nr_batchsize_init(&b, 64, 0);
     for (unsigned i = 0; i < 100; i++) {
-        int64_t rows = nr_batchsize_limit(&b, 6, 1);
+        int64_t rows = nr_batchsize_limit(&b, 6, 0, 1);
         rows = rows < 6 ? rows : 6;
-        nr_batchsize_observe(&b, rows, rows * NR_MS_NS, 0, 1);
+        nr_batchsize_observe(&b, rows, rows * NR_MS_NS, 1);
     }
     assert_int_equal(b.step, 0); /* rows cost what they cost */
-    assert_int_equal(nr_batchsize_fixed(&b), NR_MS_NS / 4);
+    assert_int_equal(nr_batchsize_fixed(&b, 0), NR_MS_NS / 4);
 }
 
 int main(void)
