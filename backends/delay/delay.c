@@ -1,10 +1,14 @@
 /* delay: identity that takes a stated time. For tests of queues, deadlines, placement and fairness.
  *
- * Parameters (microseconds): "delay_us" sleeps, "spin_us" computes; "per" says "batch" (default) or
- * "row". "after_requests" N with "spin_us_after" / "delay_us_after": the first N requests of the
- * model take the first figures, later ones these, all at once (for the test that a model which
- * becomes slow leaves the I/O thread). A request parameter "delay_us" or "spin_us" replaces the
- * model's for its batch. "io" as in echo.h.
+ * Parameters (microseconds): "delay_us" sleeps, "spin_us" computes (time on the processor, so that
+ * neighbours of the machine change nothing about it); "per" says "batch" (default) or "row";
+ * "row_us" sleeps for each row besides. "after_requests" N with "spin_us_after" / "delay_us_after":
+ * the first N requests of the model take the first figures, later ones these, all at once (for the
+ * test that a model which becomes slow leaves the I/O thread). A request parameter "delay_us" or
+ * "spin_us" replaces the model's for its batch. "io" as in echo.h.
+ *
+ * "rounds" N (iterative sequences): the last output, INT64 with one element a row, is its input plus
+ * one, and a request whose element is below N then asks to be run again.
  *
  * A sleep ends early when every request of the batch is cancelled. A model that may sleep is not
  * marked as a static graph, since a sleeping execution must not run on an I/O thread.
@@ -21,8 +25,9 @@
 
 struct naru_backend_model {
     struct echo_model echo;
+    int64_t rounds;
     int64_t delay_us[2], spin_us[2]; /* before and after the change */
-    int64_t after_requests;
+    int64_t after_requests, row_us;
     int per_row;
     _Atomic int64_t seen;
 };
@@ -42,6 +47,8 @@ static naru_status read_options(naru_backend_model *m, const naru_model_args *ar
                    {"spin_us", MAX_US, &m->spin_us[0]},
                    {"delay_us_after", MAX_US, &m->delay_us[1]},
                    {"spin_us_after", MAX_US, &m->spin_us[1]},
+                   {"row_us", MAX_US, &m->row_us},
+                   {"rounds", INT64_MAX, &m->rounds},
                    {"after_requests", INT64_MAX, &m->after_requests}};
     m->after_requests = INT64_MAX;
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
@@ -73,17 +80,25 @@ static naru_status model_open(naru_backend_lib *lib, const naru_model_args *args
         echo_model_close(m);
         return st;
     }
-    if (m->delay_us[0] > 0 || m->delay_us[1] > 0) {
+    const naru_io *last = &m->echo.io.outputs[m->echo.io.info.n_outputs - 1];
+    if (m->rounds > 0 && last->dtype != NARU_INT64) {
+        echo_model_close(m);
+        return naru_fail(err, NARU_INVALID,
+                         "\"rounds\" counts in the last output, \"%s\", which "
+                         "must be INT64",
+                         last->name);
+    }
+    if (m->delay_us[0] > 0 || m->delay_us[1] > 0 || m->row_us > 0) {
         m->echo.io.info.flags &= ~(uint32_t)NARU_MODEL_STATIC_GRAPH;
     }
     *ret = m;
     return NARU_OK;
 }
 
-static int64_t now_us(void)
+static int64_t now_us(clockid_t clock)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
 }
 
@@ -91,7 +106,7 @@ static int64_t now_us(void)
 static naru_status sleep_until(const naru_host *host, const naru_batch *batch, int64_t end,
                                naru_text *err)
 {
-    for (int64_t left; (left = end - now_us()) > 0;) {
+    for (int64_t left; (left = end - now_us(CLOCK_MONOTONIC)) > 0;) {
         if (naru_all_cancelled(host, batch)) {
             return naru_fail(err, NARU_CANCELLED, "cancelled while it slept");
         }
@@ -101,6 +116,32 @@ static naru_status sleep_until(const naru_host *host, const naru_batch *batch, i
         }
     }
     return NARU_OK;
+}
+
+/* Adds one to the last output of each request, and asks for those that are not done. */
+static naru_status count_rounds(const naru_backend_model *m, naru_batch *batch)
+{
+    const naru_tensor *t = NULL;
+    for (uint32_t i = 0; i < batch->n_outputs; i++) {
+        if (batch->outputs[i].index == m->echo.io.info.n_outputs - 1) {
+            t = &batch->outputs[i];
+        }
+    }
+    if (!t || t->n_segments != 1 || t->bytes != (uint64_t)batch->rows * sizeof(int64_t)) {
+        return NARU_OK;
+    }
+    const naru_segment *s = &t->segments[0];
+    int64_t *value = (int64_t *)(void *)((char *)s->region->base + s->offset);
+    naru_status st = NARU_OK;
+    for (uint32_t i = 0; i < batch->n_requests && st == NARU_OK; i++) {
+        if (++*value < m->rounds) {
+            st = NARU_HAS(m->echo.lib->host, naru_host, request_again)
+                     ? m->echo.lib->host->request_again(batch, i)
+                     : NARU_UNSUPPORTED;
+        }
+        value += batch->requests[i].rows;
+    }
+    return st;
 }
 
 static naru_status execute(naru_backend_instance *instance, naru_batch *batch, naru_text *err)
@@ -121,17 +162,22 @@ static naru_status execute(naru_backend_instance *instance, naru_batch *batch, n
             host->request_fail(batch, i, st, err->data);
         }
     }
-    int64_t times = m->per_row ? batch->rows : 1, begin = now_us();
-    if (delay > 0) {
-        naru_status st = sleep_until(host, batch, begin + delay * times, err);
+    int64_t times = m->per_row ? batch->rows : 1;
+    int64_t sleep_us = delay * times + m->row_us * batch->rows;
+    if (sleep_us > 0) {
+        int64_t end = now_us(CLOCK_MONOTONIC) + sleep_us;
+        naru_status st = sleep_until(host, batch, end, err);
         if (st != NARU_OK) {
             return st;
         }
-        begin = now_us();
     }
-    while (spin > 0 && now_us() - begin < spin * times) {
+    if (spin > 0) {
+        int64_t end = now_us(CLOCK_THREAD_CPUTIME_ID) + spin * times;
+        while (now_us(CLOCK_THREAD_CPUTIME_ID) < end) {
+        }
     }
-    return echo_copy(&m->echo, batch, err);
+    naru_status st = echo_copy(&m->echo, batch, err);
+    return st == NARU_OK && m->rounds > 0 ? count_rounds(m, batch) : st;
 }
 
 static const naru_backend table = {

@@ -13,6 +13,11 @@
  * compute for long get a pool of their own, whose threads may spin while a run lasts and stop with
  * it; there are few of those, and lib->pool_threads bounds them.
  *
+ * Telemetry: builds of ONNX Runtime since 1.31 keep a database in the user's cache directory, start
+ * a thread and send what they gather over the network, unless ORT_DISABLE_TELEMETRY says no. A server
+ * does nothing of the kind unasked, so it is set before the library is loaded (an operator's own value
+ * stays). DisableTelemetryEvents comes too late: the database is open by then.
+ *
  * Invariants
  *  1. `table.version` is written by lib_open only, which the host calls under a lock, once.
  *  2. Every OrtStatus goes through ort_status, which releases it.
@@ -282,6 +287,11 @@ static naru_status load(const naru_option *options, uint32_t n, const OrtApiBase
                         naru_text *err)
 {
     char path[PATH_MAX];
+    /* The first change of the environment in this process: threads that read it meanwhile see the old
+     * array, which stays. The library reads it in the next call. */
+    if (setenv("ORT_DISABLE_TELEMETRY", "1", 0) != 0) {
+        return NARU_NOMEM;
+    }
     const char *given = naru_option_get(options, n, "library");
     if (!given) {
         given = getenv("NARU_ONNXRUNTIME");
@@ -488,6 +498,7 @@ static const naru_backend table = {
     .device_count = device_count,
     .device_get = device_get,
     .model_memory = ort_model_memory,
+    .model_trim = ort_model_trim,
 };
 
 NARU_EXPORT const naru_backend *naru_backend_entry(void);

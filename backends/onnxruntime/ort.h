@@ -6,6 +6,7 @@
  *   ort_run.c      instances and execution
  *   ort_string.c   BYTES ↔ string tensors
  *   ort_gpu.c      GPUs of the machine
+ *   ort_trim.c     memory back from an idle session
  */
 #ifndef NR_BACKENDS_ONNXRUNTIME_ORT_H
 #define NR_BACKENDS_ONNXRUNTIME_ORT_H
@@ -108,6 +109,7 @@ naru_status ort_model_open(naru_backend_lib *lib, const naru_model_args *args,
 void ort_model_close(naru_backend_model *model);
 const naru_model_info *ort_model_info(naru_backend_model *model);
 uint64_t ort_model_memory(naru_backend_model *model);
+uint64_t ort_model_trim(naru_backend_model *model);
 naru_status ort_instance_open(naru_backend_model *model, uint32_t index, int32_t device,
                               naru_backend_instance **ret, naru_text *err);
 void ort_instance_close(naru_backend_instance *instance);

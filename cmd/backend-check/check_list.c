@@ -454,6 +454,34 @@ static void check_threads(void)
     close_all(&o);
 }
 
+/* Memory back while the model is idle, again, and while another thread runs it. */
+static void check_trim(void)
+{
+    struct opened o;
+    struct nr_err err = {0};
+    open_all(&o);
+    if (!NARU_HAS(o.plugin->api, naru_backend, model_trim)) {
+        skip("the plug-in has no model_trim");
+    }
+    struct answer a = run_alone(&o, 8, 1, 3, PLACE_GUARDED);
+    for (int i = 0; i < 3; i++) {
+        (void)nr_plugin_model_trim(o.model);
+        struct answer b = run_alone(&o, 8, 1, 3, PLACE_GUARDED);
+        expect_same(&a, &b, "a request after model_trim");
+        nr_free(b.data);
+    }
+    struct worker w = {.o = o, .seed = 8, .want = &a};
+    EXPECT(nr_plugin_instance_open(o.model, 1, -1, &w.o.instance, &err) == NARU_OK, "%s", err.text);
+    EXPECT(pthread_create(&w.thread, NULL, work, &w) == 0, "no thread");
+    for (int i = 0; i < 20; i++) {
+        (void)nr_plugin_model_trim(o.model);
+    }
+    pthread_join(w.thread, NULL);
+    nr_plugin_instance_close(w.o.instance);
+    nr_free(a.data);
+    close_all(&o);
+}
+
 static void check_once(void)
 {
     struct opened o;
@@ -577,6 +605,7 @@ const struct check check_list[] = {
     {"cancelled", "requests that are cancelled before they run", check_cancelled},
     {"cancel-running", "requests cancelled from another thread", check_cancel_while_running},
     {"threads", "two instances on two threads", check_threads},
+    {"trim", "memory given back between and during runs", check_trim},
     {"once", "every batch is answered exactly once", check_once},
     {"memory", "5000 runs without growing", check_memory},
     {"fork", "the same in a child process, tensors in shared memory", check_fork},

@@ -11,6 +11,6 @@ struct command {
     const struct option_table *table;
 };
 
-extern const struct command command_serve;
+extern const struct command command_serve, command_why;
 
 #endif

@@ -5,7 +5,7 @@
 #include "base/str.h"
 #include "naru/command.h"
 
-static const struct command *const commands[] = {&command_serve};
+static const struct command *const commands[] = {&command_serve, &command_why};
 
 static void help(FILE *out)
 {

@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "codec/image_plan.h"
 #include "codec/tensor.h"
+#include "model/ensemble.h"
 #include "sched/runtime.h"
 
 static void print_bytes(FILE *out, uint64_t bytes)
@@ -45,7 +46,7 @@ static void print_version(FILE *out, const struct nr_version *v)
     struct nr_sched_state s;
     nr_runtime_state_get(nr_runtime_of(v), &s);
     fprintf(out, "  %s version %lld: ready in %.1f ms, %s", v->name, (long long)v->number,
-            (double)v->load_ns / 1e6, c->backend);
+            (double)v->load_ns / 1e6, c->ensemble != NULL ? c->platform : c->backend);
     if (v->memory_bytes > 0) {
         fprintf(out, ", ");
         print_bytes(out, v->memory_bytes);
@@ -58,8 +59,13 @@ static void print_version(FILE *out, const struct nr_version *v)
     } else {
         fprintf(out, "no batching");
     }
-    fprintf(out, "; %u instance%s%s\n", s.places, s.places == 1 ? "" : "s",
-            s.is_inline ? "; runs on the I/O threads" : "");
+    if (c->ensemble != NULL) {
+        unsigned n = c->ensemble->n_steps;
+        fprintf(out, "; %u step%s\n", n, n == 1 ? "" : "s");
+    } else {
+        fprintf(out, "; %u instance%s%s\n", s.places, s.places == 1 ? "" : "s",
+                s.is_inline ? "; runs on the I/O threads" : "");
+    }
     if (c->ignored[0] != '\0') {
         fprintf(out, "      ignored: %s\n", c->ignored);
     }

@@ -69,6 +69,11 @@ static const struct option_def defs[] = {
      .arg = "NAME,KEY=VALUE",
      .help = "option of a plug-in; without NAME: default-max-batch-size=N for models whose "
              "configuration leaves it open"},
+    {.name = "cache-config",
+     .kind = OPTION_TEXT,
+     .offset = O(cache_config),
+     .arg = "local,size=N",
+     .help = "--cache-size in Triton's words"},
 
     {.group = "Listening (every port speaks HTTP/1.1, HTTP/2 and gRPC)",
      .name = "port",
@@ -203,6 +208,13 @@ static const struct option_def defs[] = {
      .preset = "0",
      .arg = "BYTES",
      .help = "for bodies and tensors; 0: three quarters of what this process may use"},
+    {.name = "idle-trim",
+     .kind = OPTION_DURATION,
+     .offset = O(idle_trim_ns),
+     .preset = "1s",
+     .arg = "TIME",
+     .unit_ns = S,
+     .help = "idle threads and models give back memory kept for speed; 0: never"},
 
     {.name = "cache-size",
      .alias = "response-cache-byte-size",
@@ -211,11 +223,6 @@ static const struct option_def defs[] = {
      .preset = "64MiB",
      .arg = "BYTES",
      .help = "of answers kept for models with response_cache; 0: none"},
-    {.name = "cache-config",
-     .kind = OPTION_TEXT,
-     .offset = O(cache_config),
-     .arg = "local,size=N",
-     .help = "the same in Triton's words"},
 
     {.group = "Scheduling",
      .name = "queue-max-requests",
@@ -694,6 +701,7 @@ static void configure_limits(const struct serve_options *o, struct nr_http_limit
     l->h2_glitch_rate = o->h2_glitch_rate;
     l->h2_max_control_queue = o->h2_control_queue;
     l->half_close = o->half_close;
+    l->idle_trim_ns = NR_MIN(o->idle_trim_ns, (uint64_t)INT64_MAX / 4);
 }
 
 static void configure_rest(const struct serve_options *o, struct nr_node_cfg *cfg)
@@ -709,6 +717,7 @@ static void configure_rest(const struct serve_options *o, struct nr_node_cfg *cf
     cfg->queue.max_queue_requests = o->queue_requests;
     cfg->queue.max_queue_bytes = o->queue_bytes;
     cfg->queue.max_wait_ns = (int64_t)o->queue_wait_ns;
+    cfg->queue.idle_trim_ns = (int64_t)cfg->http.idle_trim_ns;
     cfg->placement.allowed = o->inline_models;
     cfg->placement.short_ns = (int64_t)o->inline_short_ns;
     cfg->placement.slow_ns = (int64_t)o->inline_slow_ns;

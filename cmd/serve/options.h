@@ -21,6 +21,7 @@ struct serve_options {
     /* threads and memory */
     unsigned io_threads, exec_threads, max_exec_threads, pool_threads, pool_queue, max_instances;
     uint64_t memory_budget;
+    uint64_t idle_trim_ns;
     uint64_t cache_size;
     const char *cache_config;
     /* scheduling */

@@ -179,6 +179,12 @@ typedef struct naru_host {
     /* Waits until response_send would not answer NARU_AGAIN: NARU_OK, NARU_TIMEOUT after timeout_ns,
      * NARU_CANCELLED. Only where the plug-in may block. Optional. */
     naru_status (*response_wait)(naru_batch *batch, uint32_t request, int64_t timeout_ns);
+    /* Asks for one more execution of a request, of a model with iterative_sequence: when this batch is
+     * complete the request is not answered but comes again, START false, maybe with others, with
+     * the state that this execution gave it; other outputs of this execution are dropped. Before
+     * completion only. NARU_UNSUPPORTED: the model is not configured so; NARU_INVALID: no such
+     * request, or the batch is over. Optional. */
+    naru_status (*request_again)(naru_batch *batch, uint32_t request);
 } naru_host;
 
 typedef struct naru_backend_lib naru_backend_lib; /* the plug-in's own */
@@ -228,6 +234,10 @@ typedef struct naru_backend {
     naru_status (*device_get)(naru_backend_lib *lib, uint32_t index, naru_device_info *ret);
     /* Memory held now by the model, in bytes; for banners and budgets. Optional. */
     uint64_t (*model_memory)(naru_backend_model *model);
+    /* Gives back memory that is kept only to make the next execution faster (arenas, caches, not
+     * weights). The host calls it when no execution of the model has ended for a while; one may begin
+     * meanwhile. Returns the bytes given back, about; 0: nothing to speak of. Optional. */
+    uint64_t (*model_trim)(naru_backend_model *model);
 } naru_backend;
 
 /* The one exported symbol. Borrowed constant; never NULL. */

@@ -23,6 +23,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/reclaim.h"
 
 /* --- answers ---------------------------------------------------------------------------------- */
 
@@ -415,6 +416,7 @@ void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena)
     c->request.in = &c->in;
     c->request.arrival_ns = x->start_ns;
     c->request.deadline_ns = x->deadline_ns;
+    c->request.catalog = c->pin->catalog;
     c->request.client = x->peer->client;
     c->request.on_complete = on_complete;
     nr_call_options(&c->in, &x->arena, &c->request);
@@ -545,6 +547,26 @@ void nr_api_catalog_changed(struct nr_api *a)
     }
 }
 
+/* Pool: the loops free into the heap; this gives it back to the system. */
+static void run_trim(struct nr_job *j)
+{
+    struct nr_api *a = nr_container_of(j, struct nr_api, trim);
+    atomic_store(&a->trim_queued, false);
+    nr_reclaim_heap();
+}
+
+static void on_idle(void *ctx)
+{
+    struct nr_api *a = ctx;
+    if (atomic_exchange(&a->trim_queued, true)) {
+        return;
+    }
+    a->trim.run = run_trim;
+    if (nr_pool_submit(a->cfg.pool, &a->trim) != NARU_OK) {
+        atomic_store(&a->trim_queued, false); /* the pool is full, so this is not the time for it */
+    }
+}
+
 bool nr_api_ready(struct nr_api *a, const struct nr_catalog *catalog)
 {
     if (atomic_load_explicit(&a->draining, memory_order_relaxed)) {
@@ -575,7 +597,8 @@ nr_status nr_api_new(const struct nr_api_cfg *cfg, struct nr_api **ret, struct n
                                   .on_request = on_request,
                                   .on_cancel = on_cancel,
                                   .on_done = on_done,
-                                  .on_message = on_message};
+                                  .on_message = on_message,
+                                  .on_idle = on_idle};
     nr_status st = nr_router_new(&a->router, err);
     if (st != NARU_OK) {
         nr_free(a);

@@ -103,6 +103,8 @@ void nr_call_empty(struct nr_call *c, int status);
 /* {"error": text} with the HTTP status, or the gRPC status with the message. retry_after_s 0: none. */
 void nr_call_fail(struct nr_call *c, nr_status status, struct nr_str text, unsigned retry_after_s);
 void nr_call_fail_err(struct nr_call *c, const struct nr_err *err);
+/* Whether Accept (RFC 9110 section 12.5.1) takes the type: the most specific range decides. */
+bool nr_call_accepts(struct nr_str accept, const char *type);
 /* Answers 415 and returns true when the body is compressed, which no route reads yet. */
 bool nr_call_refuse_encoding(struct nr_call *c);
 void nr_call_grpc_bytes(struct nr_call *c, struct nr_str message); /* message: arena */
@@ -118,6 +120,7 @@ extern const struct nr_route nr_routes_predict[];
 extern const struct nr_route nr_routes_metrics[];
 extern const struct nr_route nr_routes_page[];
 extern const struct nr_route nr_routes_gallery[];
+extern const struct nr_route nr_routes_why[];
 
 /* predict.c: what a ready version does with pictures; the version's. NARU_PRECONDITION: the model takes
  * none, and why. Any thread. */

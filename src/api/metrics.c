@@ -28,6 +28,8 @@ struct row { /* one ready version */
     struct nr_str labels; /* model="…",version="…" */
     struct nr_counts counts;
     struct nr_sched_state state;
+    bool has_sequences;
+    struct nr_sequencer_state sequences;
 };
 
 /* Counters that are one number of struct nr_counts. */
@@ -155,6 +157,50 @@ static void write_gauges(struct nr_text *t, const struct row *rows, unsigned n)
             nr_text_fmt(t, "naru_batches_sealed_total{" NR_STR_FMT ",why=\"%s\"} %llu\n",
                         NR_STR_ARG(rows[i].labels), nr_seal_text((nr_seal)k),
                         (unsigned long long)rows[i].state.seals[k]);
+        }
+    }
+}
+
+/* Of models that serve sequences. */
+static void write_sequences(struct nr_text *t, const struct row *rows, unsigned n)
+{
+#define IN_STATE(field) \
+    offsetof(struct nr_sequencer_state, field), sizeof(((struct nr_sequencer_state *)0)->field)
+    static const struct {
+        const char *name, *type, *help;
+        size_t offset, bytes;
+    } all[] = {
+        {"naru_sequence_active", "gauge", "Sequences that have a slot", IN_STATE(active)},
+        {"naru_sequence_slots", "gauge", "Slots for sequences", IN_STATE(slots)},
+        {"naru_sequence_backlog", "gauge", "Sequences that wait for a slot", IN_STATE(backlog)},
+        {"naru_sequence_waiting_requests", "gauge",
+         "Requests that wait for an earlier one of their sequence, or for a slot",
+         IN_STATE(waiting)},
+        {"naru_sequence_started_total", "counter", "Requests that began a sequence",
+         IN_STATE(started)},
+        {"naru_sequence_ended_total", "counter", "Sequences ended by their last request",
+         IN_STATE(ended)},
+        {"naru_sequence_expired_total", "counter",
+         "Sequences that were idle for too long and lost their slot", IN_STATE(expired)},
+        {"naru_sequence_forwarded_total", "counter",
+         "Requests that another version passed on to this one, where their sequence lives",
+         IN_STATE(forwarded)},
+    };
+#undef IN_STATE
+    for (unsigned k = 0; k < NR_COUNT(all); k++) {
+        bool begun = false;
+        for (unsigned i = 0; i < n; i++) {
+            if (!rows[i].has_sequences) {
+                continue;
+            }
+            uint64_t value = 0; /* little-endian: the low bytes are in front */
+            memcpy(&value, (const char *)&rows[i].sequences + all[k].offset, all[k].bytes);
+            if (!begun) {
+                head(t, all[k].name, all[k].type, all[k].help);
+                begun = true;
+            }
+            nr_text_fmt(t, "%s{" NR_STR_FMT "} %llu\n", all[k].name, NR_STR_ARG(rows[i].labels),
+                        (unsigned long long)value);
         }
     }
 }
@@ -331,6 +377,7 @@ static unsigned collect(struct nr_call *c, struct row **ret)
                 nr_arena_fmt(a, "model=\"%s\",version=\"%lld\"", v->name, (long long)v->number);
             nr_counters_read(nr_runtime_of(v)->counters, a, &rows[n].counts);
             nr_runtime_state_get(nr_runtime_of(v), &rows[n].state);
+            rows[n].has_sequences = nr_runtime_sequences_get(nr_runtime_of(v), &rows[n].sequences);
             n++;
         }
     }
@@ -347,6 +394,7 @@ static void handle_metrics(struct nr_call *c)
     write_counters(&t, rows, n);
     write_failures(&t, rows, n);
     write_gauges(&t, rows, n);
+    write_sequences(&t, rows, n);
     write_queues(&t, rows, n);
     head(&t, "naru_stage_duration_seconds", "histogram", "Time of successful requests by stage");
     for (unsigned i = 0; i < n; i++) {

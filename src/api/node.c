@@ -20,6 +20,7 @@
 #include "base/clock.h"
 #include "base/cpu.h"
 #include "base/mem.h"
+#include "base/reclaim.h"
 #include "io/loop.h"
 
 /* Of an I/O thread's time, so that it gets in soon between executors that compute. */
@@ -72,6 +73,14 @@ static void on_state(void *ctx, const struct nr_version *v, nr_version_state sta
     if (n->cfg.on_state != NULL) {
         n->cfg.on_state(n->cfg.on_state_ctx, v, state, reason);
     }
+}
+
+/* Models were opened or closed: what only that needed goes back. */
+static void on_rest(void *ctx)
+{
+    (void)ctx;
+    (void)nr_reclaim_code();
+    nr_reclaim_heap();
 }
 
 static nr_status make_loops(struct nr_node *n, struct nr_err *err)
@@ -163,15 +172,21 @@ static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
     n->runtime = (struct nr_runtime_host){.plugins = n->cfg.plugins,
                                           .loops = n->loops,
                                           .n_loops = n->n_loops,
+                                          .pool = n->pool,
+                                          .images = NR_IMAGE_LIMITS_DEFAULT,
                                           .limits = n->cfg.queue,
                                           .placement = n->cfg.placement,
                                           .max_instances = n->cfg.max_instances,
-                                          .cache = make_cache(n->cfg.cache_bytes, budget)};
+                                          .cache = make_cache(n->cfg.cache_bytes, budget),
+                                          .sequences = nr_sequence_book_new()};
+    n->runtime.images.max_pixels = n->cfg.api.max_image_pixels;
+    n->runtime.images.max_side = n->cfg.api.max_image_side;
     struct nr_repository_cfg rc = n->cfg.repository;
     rc.ops = nr_runtime_ops;
     rc.ops_ctx = &n->runtime;
     rc.on_publish = on_publish;
     rc.on_state = on_state;
+    rc.on_rest = n->cfg.http.idle_trim_ns > 0 ? on_rest : NULL;
     rc.event_ctx = n;
     nr_status st = nr_repository_new(&rc, &n->repository, err);
     if (st != NARU_OK) {
@@ -324,6 +339,7 @@ void nr_node_free(struct nr_node *n)
     struct nr_pool *mine = n->pool;
     atomic_compare_exchange_strong(&unmap_pool, &mine, NULL);
     nr_pool_free(n->pool);
+    nr_sequence_book_end(n->runtime.sequences);
     /* A load may still be under way, and what it publishes goes through the edge: let it end. Then
      * the readers' snapshots go first, or the repository would wait for them. */
     if (n->repository != NULL) {
@@ -333,6 +349,7 @@ void nr_node_free(struct nr_node *n)
     nr_repository_free(n->repository);
     nr_api_free(n->api);
     nr_cache_free(n->runtime.cache);
+    nr_sequence_book_free(n->runtime.sequences);
     nr_exec_free(n->runtime.exec);
     for (unsigned i = 0; i < n->n_loops; i++) {
         nr_loop_free(n->loops[i]);

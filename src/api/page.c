@@ -134,7 +134,7 @@ static void write_model(struct nr_call *c, struct nr_text *t, const struct nr_ve
     nr_text_fmt(t, ",\"version\":\"%lld\",\"ready\":true", (long long)v->number);
     write_picture(t, v);
     nr_text_fmt(t, ",\"backend\":");
-    nr_text_json(t, nr_str_from(v->config->backend));
+    nr_text_json(t, nr_str_from(v->config->ensemble != NULL ? "ensemble" : v->config->backend));
     nr_text_fmt(t,
                 ",\"max_batch_size\":%lld,\"instances\":%u,\"placement\":\"%s\",\"queued\":%u,"
                 "\"running\":%u,\"requests\":%llu,\"failed\":%llu,\"inferences\":%llu,"

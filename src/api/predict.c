@@ -32,7 +32,8 @@
 #include "store/gallery.h"
 
 #define TILES_PER_STEP 4
-#define ENCODED_MAX (256u << 20) /* of a result picture; more than 50 Mpx of PNG noise */
+#define PIXELS_PER_STEP (1u << 20) /* what a step's run needs of memory grows with this */
+#define ENCODED_MAX (256u << 20)   /* of a result picture; more than 50 Mpx of PNG noise */
 
 typedef enum answer_kind {
     ANSWER_DECLARED,
@@ -197,8 +198,7 @@ static bool refused(struct nr_str params)
     return false;
 }
 
-/* Whether Accept (RFC 9110 section 12.5.1) takes the type: the most specific range decides. */
-static bool accepts(struct nr_str accept, const char *type)
+bool nr_call_accepts(struct nr_str accept, const char *type)
 {
     struct nr_str rest = accept, want = nr_str_from(type);
     size_t family = (size_t)nr_str_find(want, '/') + 1; /* "image/" */
@@ -232,21 +232,22 @@ static nr_status negotiate(struct nr_call *c, struct predict *p, struct nr_err *
         image ? nr_image_format_media(p->plan->output_format) : "application/json";
     p->answer = ANSWER_DECLARED;
     p->out_format = p->plan->output_format;
-    if (accept.len == 0 || accepts(accept, declared)) {
+    if (accept.len == 0 || nr_call_accepts(accept, declared)) {
         return NARU_OK;
     }
     for (unsigned i = 0; image && i < NR_COUNT(media); i++) {
-        if (accepts(accept, media[i]) &&
+        if (nr_call_accepts(accept, media[i]) &&
             nr_image_format_parse(nr_str_from(media[i]), &p->out_format)) {
             p->answer = ANSWER_IMAGE;
             return NARU_OK;
         }
     }
-    if (accepts(accept, "application/json")) {
+    if (nr_call_accepts(accept, "application/json")) {
         p->answer = ANSWER_JSON;
         return NARU_OK;
     }
-    if (p->plan->output == NR_OUTPUT_TENSOR && accepts(accept, "application/octet-stream")) {
+    if (p->plan->output == NR_OUTPUT_TENSOR &&
+        nr_call_accepts(accept, "application/octet-stream")) {
         p->answer = ANSWER_BYTES;
         return NARU_OK;
     }
@@ -262,7 +263,8 @@ static uint32_t tiles_per_step(const struct nr_call *c, const struct predict *p)
 {
     int64_t most =
         p->plan->batches ? NR_MIN(c->runtime->signature->max_batch_size, TILES_PER_STEP) : 1;
-    return (uint32_t)NR_MAX(most, 1);
+    int64_t fit = PIXELS_PER_STEP / ((int64_t)p->job.tile_w * p->job.tile_h);
+    return (uint32_t)NR_MAX(NR_MIN(most, fit), 1);
 }
 
 /* Pool: tensors of the next tiles. */

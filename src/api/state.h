@@ -21,6 +21,8 @@ struct nr_api {
     struct nr_catalog_msg *catalog_msgs;
     struct nr_server *server;
     _Atomic bool draining;
+    struct nr_job trim;
+    _Atomic bool trim_queued; /* whoever sets it owns `trim` until it runs */
     int64_t start_wall_ns;
 };
 

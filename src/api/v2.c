@@ -18,7 +18,7 @@ static const struct nr_str extensions[] = {
     NR_STR_INIT("classification"),     NR_STR_INIT("model_repository"),
     NR_STR_INIT("schedule_policy"),    NR_STR_INIT("model_configuration"),
     NR_STR_INIT("binary_tensor_data"), NR_STR_INIT("parameters"),
-    NR_STR_INIT("statistics"),
+    NR_STR_INIT("statistics"),         NR_STR_INIT("sequence"),
 };
 
 void nr_v2_server_view(struct nr_api *a, struct nr_server_view *ret)
@@ -210,13 +210,20 @@ static nr_status classify(const struct nr_v2_result *w, const struct nr_infer_te
     return NARU_OK;
 }
 
+/* A sequence may live on another version than was looked up. */
+static struct nr_str ran_text(const struct nr_v2_result *w)
+{
+    return w->ran_version == 0 ? nr_v2_version_text(w->version, w->arena)
+                               : nr_arena_fmt(w->arena, "%lld", (long long)w->ran_version);
+}
+
 nr_status nr_v2_response_of(const struct nr_v2_result *w, struct nr_infer_response *ret,
                             struct nr_err *err)
 {
     const struct nr_infer_tensor *outputs;
     nr_status st = classify(w, &outputs, err);
     *ret = (struct nr_infer_response){.model_name = nr_str_from(w->version->name),
-                                      .model_version = nr_v2_version_text(w->version, w->arena),
+                                      .model_version = ran_text(w),
                                       .id = w->in->id,
                                       .has_id = w->in->has_id,
                                       .outputs = outputs,
@@ -228,6 +235,7 @@ nr_status nr_v2_response_of(const struct nr_v2_result *w, struct nr_infer_respon
 nr_status nr_v2_response(struct nr_call *c, struct nr_infer_response *ret, struct nr_err *err)
 {
     const struct nr_v2_result w = {.version = c->version,
+                                   .ran_version = c->request.ran_version,
                                    .in = &c->in,
                                    .how = c->in.outputs,
                                    .outputs = c->outputs,

@@ -23,6 +23,7 @@ nr_nodiscard nr_status nr_v2_index_body(struct nr_str body, bool *ret_ready_only
 /* One result of an inference, and where to put what its answer needs. */
 struct nr_v2_result {
     const struct nr_version *version;
+    int64_t ran_version; /* nr_request.ran_version */
     const struct nr_infer_request *in;
     const struct nr_infer_output *how; /* [n_outputs] */
     const struct nr_infer_tensor *outputs;

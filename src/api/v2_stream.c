@@ -225,6 +225,7 @@ static void answer_outputs(struct item *it, const struct nr_infer_tensor *output
                            bool final, struct nr_answer *from, struct nr_arena *scratch)
 {
     const struct nr_v2_result w = {.version = it->version,
+                                   .ran_version = it->request.ran_version,
                                    .in = &it->in,
                                    .how = nr_call_match_outputs(&it->in, outputs, n, scratch),
                                    .outputs = outputs,
@@ -329,6 +330,7 @@ static void submit(struct item *it)
                                       .loop = x->loop,
                                       .arena = &it->arena,
                                       .in = &it->in,
+                                      .catalog = it->pin->catalog,
                                       .arrival_ns = nr_loop_now(x->loop),
                                       .deadline_ns = x->deadline_ns,
                                       .client = x->peer->client,

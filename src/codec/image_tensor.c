@@ -31,21 +31,34 @@ static uint32_t round_up(uint32_t v, uint32_t multiple)
     return (v + multiple - 1) / multiple * multiple;
 }
 
-static uint32_t tile_step(const struct nr_image_plan *p)
+/* What neighbours share: the overlap, more where the grid of multiple_of asks for it. */
+static uint32_t tile_shared(const struct nr_image_plan *p)
 {
     uint32_t step = p->tile - p->tile_overlap;
-    return NR_MAX(step - step % p->multiple_of, p->multiple_of);
+    return p->tile - NR_MAX(step - step % p->multiple_of, p->multiple_of);
 }
 
 static uint32_t tile_count(const struct nr_image_plan *p, uint32_t padded, uint32_t tile)
 {
-    return padded == tile ? 1 : (padded - tile + tile_step(p) - 1) / tile_step(p) + 1;
+    uint32_t step = tile - tile_shared(p);
+    return padded == tile ? 1 : (padded - tile + step - 1) / step + 1;
+}
+
+/* As few tiles as the largest size allows, of the smallest size that this number allows: with the
+ * largest, the last tile would do again most of what its neighbour has done. */
+static uint32_t tile_size(const struct nr_image_plan *p, uint32_t padded)
+{
+    if (p->tile == 0 || padded <= p->tile) {
+        return padded;
+    }
+    uint64_t n = tile_count(p, padded, p->tile);
+    return round_up((uint32_t)((padded + (n - 1) * tile_shared(p) + n - 1) / n), p->multiple_of);
 }
 
 static uint32_t tile_begin(const struct nr_image_plan *p, uint32_t index, uint32_t padded,
                            uint32_t tile)
 {
-    return padded == tile ? 0 : NR_MIN(index * tile_step(p), padded - tile);
+    return padded == tile ? 0 : NR_MIN(index * (tile - tile_shared(p)), padded - tile);
 }
 
 /* Which output pixels (in input units) of an axis belong to tile `index`: [*lo, *hi). */
@@ -103,8 +116,8 @@ nr_status nr_image_job_init(const struct nr_image_plan *plan, uint32_t width, ui
     job.canvas_h = job.fit.height;
     job.padded_w = round_up(job.canvas_w, plan->multiple_of);
     job.padded_h = round_up(job.canvas_h, plan->multiple_of);
-    job.tile_w = plan->tile == 0 ? job.padded_w : NR_MIN(plan->tile, job.padded_w);
-    job.tile_h = plan->tile == 0 ? job.padded_h : NR_MIN(plan->tile, job.padded_h);
+    job.tile_w = tile_size(plan, job.padded_w);
+    job.tile_h = tile_size(plan, job.padded_h);
     job.tiles_x = tile_count(plan, job.padded_w, job.tile_w);
     job.tiles_y = tile_count(plan, job.padded_h, job.tile_h);
     job.n_tiles = job.tiles_x * job.tiles_y;

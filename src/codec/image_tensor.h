@@ -7,9 +7,10 @@
  *
  * Padding by reflection goes to the right and the bottom, as numpy.pad(mode="reflect") does: the
  * edge itself is not repeated. It happens while a tensor is written; no padded picture exists.
- * Tiles all have the same size. They begin every (tile - overlap) pixels, rounded down to a
- * multiple of multiple_of, so that networks with strides see the same grid as in the whole picture;
- * the last of a row or column is moved back so that it ends with the padded canvas. Where two tiles overlap the output
+ * Tiles of a picture all have the same size: the plan's, or less where the same number of smaller ones
+ * covers the picture. They begin every (size - overlap) pixels, on a grid of multiple_of, so that networks
+ * with strides see the same grid as in the whole picture; the last of a row or column is moved back so
+ * that it ends with the padded canvas. Where two tiles overlap the output
  * is cut in the middle of what they share: for a network whose receptive field reaches no farther
  * than overlap / 2 the result is, bit by bit, that of the whole picture.
  * Everything is pure; a job is a plain value. Any thread.

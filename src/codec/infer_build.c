@@ -442,18 +442,30 @@ static nr_status finish_inputs(struct nr_infer_build *b)
     return NARU_OK;
 }
 
-/* Dimensions of one name have one size. Inputs that did not come are left out here. */
-static nr_status check_shared(const struct nr_infer_build *b)
+static const struct nr_infer_tensor *find_input(const struct nr_infer_tensor *inputs, unsigned n,
+                                                uint32_t index)
+{
+    for (unsigned i = 0; i < n; i++) {
+        if (inputs[i].index == index && inputs[i].dtype != NARU_DTYPE_NONE) {
+            return &inputs[i];
+        }
+    }
+    return NULL;
+}
+
+nr_status nr_infer_check_shared(const struct nr_signature *sig,
+                                const struct nr_infer_tensor *inputs, unsigned n_inputs,
+                                struct nr_err *err)
 {
     const struct nr_infer_tensor *ref = NULL;
     uint32_t ref_dim = 0;
-    for (unsigned i = 0; i < b->sig->n_shared; i++) {
-        const struct nr_shared_dim *d = &b->sig->shared[i];
-        const struct nr_infer_tensor *t = &b->slots[d->input];
+    for (unsigned i = 0; i < sig->n_shared; i++) {
+        const struct nr_shared_dim *d = &sig->shared[i];
+        const struct nr_infer_tensor *t = find_input(inputs, n_inputs, d->input);
         if (d->first) {
             ref = NULL;
         }
-        if (t->dtype == NARU_DTYPE_NONE) {
+        if (t == NULL) {
             continue;
         }
         if (ref == NULL) {
@@ -461,13 +473,12 @@ static nr_status check_shared(const struct nr_infer_build *b)
             ref_dim = d->dim;
         } else if (t->shape[d->dim] != ref->shape[ref_dim]) {
             return nr_fail(
-                b->err, NARU_INVALID,
+                err, NARU_INVALID,
                 "inputs '" NR_STR_FMT "' and '" NR_STR_FMT
                 "' disagree: the model calls dimension %u of the one and dimension %u of "
                 "the other '%.64s', so they must be equal, but they are %" PRId64 " and %" PRId64,
-                NR_STR_ARG(b->sig->inputs[ref->index].name),
-                NR_STR_ARG(b->sig->inputs[t->index].name), ref_dim, d->dim, d->symbol,
-                ref->shape[ref_dim], t->shape[d->dim]);
+                NR_STR_ARG(sig->inputs[ref->index].name), NR_STR_ARG(sig->inputs[t->index].name),
+                ref_dim, d->dim, d->symbol, ref->shape[ref_dim], t->shape[d->dim]);
         }
     }
     return NARU_OK;
@@ -476,7 +487,9 @@ static nr_status check_shared(const struct nr_infer_build *b)
 nr_status nr_infer_build_done(struct nr_infer_build *b, bool binary)
 {
     struct nr_infer_request *req = b->req;
-    nr_status st = NR_UNLIKELY(b->sig->n_shared > 0) ? check_shared(b) : NARU_OK;
+    nr_status st = NR_UNLIKELY(b->sig->n_shared > 0)
+                       ? nr_infer_check_shared(b->sig, b->slots, b->sig->n_inputs, b->err)
+                       : NARU_OK;
     if (st == NARU_OK) {
         st = finish_inputs(b);
     }

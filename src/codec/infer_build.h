@@ -66,6 +66,12 @@ nr_nodiscard nr_status nr_infer_build_classes(struct nr_infer_build *b, struct n
  * otherwise are binary. */
 nr_nodiscard nr_status nr_infer_build_done(struct nr_infer_build *b, bool binary);
 
+/* Dimensions of one name have one size. Inputs that did not come (absent, or of dtype
+ * NARU_DTYPE_NONE) are left out. */
+nr_nodiscard nr_status nr_infer_check_shared(const struct nr_signature *sig,
+                                             const struct nr_infer_tensor *inputs,
+                                             unsigned n_inputs, struct nr_err *err);
+
 /* "input 'NAME'", for errors. */
 const char *nr_infer_input_label(const struct nr_infer_build *b, const struct nr_infer_tensor *t,
                                  char text[128]);

@@ -20,6 +20,8 @@
 #define CHUNK_LARGE_BYTES ((size_t)1 << 20)
 #define CHUNKS_SMALL 64
 #define FIRST_ARENA_MAX 3072 /* what fits an arena block beside the rest of a request */
+#define DIM_TEXT_MAX 21      /* of a dimension, with its comma */
+#define OUTPUT_TEXT_MAX 128  /* of an output's description but for name and shape */
 
 struct out {
     char *begin, *p, *end;
@@ -308,7 +310,8 @@ static nr_status put_output(struct out *o, const struct nr_signature *sig,
         return NARU_NOMEM;
     }
     PUT(o, "{\"name\":");
-    if (!put_string(o, sig->outputs[t->index].name) || !room(o, 160 + NARU_MAX_RANK * (size_t)21)) {
+    if (!put_string(o, sig->outputs[t->index].name) ||
+        !room(o, OUTPUT_TEXT_MAX + (size_t)t->rank * DIM_TEXT_MAX)) {
         return NARU_NOMEM;
     }
     PUT(o, ",\"datatype\":\"");
@@ -361,13 +364,16 @@ static nr_status put_head(struct out *o, const struct nr_infer_response *r)
     return ok ? NARU_OK : NARU_NOMEM;
 }
 
-/* What the JSON will take, roughly: decides whether the first chunk comes from the arena. */
+/* What the JSON will take, and what room() asks for beyond that: decides whether the first chunk comes
+ * from the arena. Only numbers longer than usual take a second chunk then: a tiny answer must not cost
+ * a buffer. */
 static size_t estimate(const struct nr_signature *sig, const struct nr_infer_response *r)
 {
-    size_t bytes = 160 + 2 * (r->id.len + r->model_name.len + r->model_version.len);
+    size_t bytes = 256 + 6 * (r->id.len + r->model_name.len + r->model_version.len);
     for (unsigned i = 0; i < r->n_outputs && bytes <= FIRST_ARENA_MAX; i++) {
         const struct nr_infer_tensor *t = &r->outputs[i];
-        bytes += 128 + 2 * sig->outputs[t->index].name.len + (size_t)8 * t->rank;
+        bytes += 64 + 6 * sig->outputs[t->index].name.len + OUTPUT_TEXT_MAX +
+                 (size_t)t->rank * DIM_TEXT_MAX;
         bytes += r->how[i].binary         ? 0
                  : t->dtype == NARU_BYTES ? 2 * t->bytes
                                           : (size_t)t->elements * 16 + NR_FLOAT_TEXT_MAX;

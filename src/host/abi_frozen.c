@@ -111,7 +111,7 @@ AT(naru_batch, inputs, 32);
 AT(naru_batch, outputs, 40);
 AT(naru_batch, host, 48);
 
-GROWS(naru_host, 72);
+GROWS(naru_host, 80);
 AT(naru_host, struct_size, 0);
 AT(naru_host, abi_major, 4);
 AT(naru_host, abi_minor, 6);
@@ -123,6 +123,7 @@ AT(naru_host, response_send, 40);
 AT(naru_host, log, 48);
 AT(naru_host, response_alloc, 56);
 AT(naru_host, response_wait, 64);
+AT(naru_host, request_again, 72);
 
 GROWS(naru_device_info, 32);
 AT(naru_device_info, struct_size, 0);
@@ -132,7 +133,7 @@ AT(naru_device_info, reserved, 12);
 AT(naru_device_info, memory_bytes, 16);
 AT(naru_device_info, name, 24);
 
-GROWS(naru_backend, 136);
+GROWS(naru_backend, 144);
 AT(naru_backend, struct_size, 0);
 AT(naru_backend, abi_major, 4);
 AT(naru_backend, abi_minor, 6);
@@ -152,3 +153,4 @@ AT(naru_backend, thread_budget, 104);
 AT(naru_backend, device_count, 112);
 AT(naru_backend, device_get, 120);
 AT(naru_backend, model_memory, 128);
+AT(naru_backend, model_trim, 136);

@@ -148,21 +148,32 @@ void nr_batch_clear(struct nr_batch *b)
     nr_arena_clear(&b->arena);
 }
 
-void nr_batch_trim(struct nr_batch *b)
+/* Drops the reference in *at and returns the buffer's bytes. */
+static size_t drop_kept(struct nr_buf **at)
 {
+    struct nr_buf *buf = NR_TAKE(*at);
+    size_t bytes = buf ? nr_buf_bytes(buf) : 0;
+    nr_buf_unref(buf);
+    return bytes;
+}
+
+size_t nr_batch_trim(struct nr_batch *b)
+{
+    size_t bytes = 0;
     NR_ASSERT(atomic_load_explicit(&b->view, memory_order_relaxed) == NULL);
     for (uint32_t k = 0; k < b->cfg.n_inputs; k++) {
         if (b->n_requests == 0) {
-            nr_buf_unref(NR_TAKE(b->ins[k].gather));
+            bytes += drop_kept(&b->ins[k].gather);
         }
     }
     for (uint32_t o = 0; o < b->cfg.n_outputs; o++) {
         for (unsigned i = 0; i < NR_BATCH_KEEP; i++) {
             if (b->outs[o].kept[i] != b->outs[o].buf) {
-                nr_buf_unref(NR_TAKE(b->outs[o].kept[i]));
+                bytes += drop_kept(&b->outs[o].kept[i]);
             }
         }
     }
+    return bytes;
 }
 
 /* ---- adding requests --------------------------------------------------------------------------- */
@@ -602,6 +613,12 @@ nr_status nr_batch_result(const struct nr_batch *b, uint32_t request, struct nr_
         return nr_fail(err, b->status, "%s", b->text);
     }
     return NARU_OK;
+}
+
+bool nr_batch_again(const struct nr_batch *b, uint32_t request)
+{
+    NR_DCHECK(request < b->n_requests);
+    return b->members[request].again;
 }
 
 /* Ends of the requests' shares of a BYTES output, by walking the lengths. NULL: they do not add up. */

@@ -107,6 +107,7 @@ struct nr_batch_cfg {
     /* Waits until on_response would take one: NARU_OK, NARU_TIMEOUT, NARU_CANCELLED. */
     nr_status (*on_room)(void *arg, void *user, int64_t timeout_ns);
     void *response_arg;
+    bool may_repeat; /* requests may ask for another execution (nr_batch_again) */
 };
 
 struct nr_batch_input { /* one input of one request */
@@ -183,12 +184,15 @@ nr_status nr_batch_result(const struct nr_batch *b, uint32_t request, struct nr_
  * do not add up. */
 nr_nodiscard nr_status nr_batch_output(struct nr_batch *b, uint32_t output, uint32_t request,
                                        struct nr_batch_slice *ret);
+/* The plug-in asked for another execution of a request whose result is NARU_OK. */
+bool nr_batch_again(const struct nr_batch *b, uint32_t request);
 /* False: a decoupled model answered by responses, or not at all; there are no outputs to read. */
 bool nr_batch_has_outputs(const struct nr_batch *b);
 /* Ready for the next round: forgets requests and results, keeps memory. */
 void nr_batch_clear(struct nr_batch *b);
-/* Gives buffers back that are only kept for the next round (idle models). Not while running. */
-void nr_batch_trim(struct nr_batch *b);
+/* Gives buffers back that are only kept for the next round (idle models), and returns their bytes. Not
+ * while running. */
+size_t nr_batch_trim(struct nr_batch *b);
 
 void nr_batch_stats_get(const struct nr_batch *b, struct nr_batch_stats *ret);
 /* Completions and calls of plug-ins that came for batches already over; process-wide. */

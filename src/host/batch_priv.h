@@ -33,6 +33,7 @@ struct nr_batch_member { /* one request of the batch */
     const _Atomic uint32_t *cancelled;
     void *user;
     struct nr_batch_response *open; /* being filled by a decoupled plug-in; under lock */
+    bool again;                     /* wants another execution; under lock */
     bool ended;                     /* got its final response, or its client has gone */
 };
 

@@ -347,6 +347,30 @@ static void on_request_fail(naru_batch *batch, uint32_t request, naru_status sta
     drop_outside(v, 1);
 }
 
+static naru_status on_request_again(naru_batch *batch, uint32_t request)
+{
+    struct nr_batch_view *v = view_of(batch);
+    if (!hold(v)) {
+        late("request_again");
+        return NARU_INVALID;
+    }
+    struct nr_batch *b = v->owner;
+    naru_status st = NARU_OK;
+    pthread_mutex_lock(&b->lock);
+    if (!b->cfg.may_repeat) {
+        st = NARU_UNSUPPORTED;
+    } else if (atomic_load_explicit(&v->answered, memory_order_acquire) != 0 ||
+               request >= b->n_requests) {
+        late("request_again");
+        st = NARU_INVALID;
+    } else {
+        b->members[request].again = true;
+    }
+    pthread_mutex_unlock(&b->lock);
+    drop_outside(v, 1);
+    return st;
+}
+
 static int32_t on_request_cancelled(const naru_batch *batch, uint32_t request)
 {
     struct nr_batch_view *v = view_of(batch);
@@ -454,4 +478,5 @@ const naru_host nr_host_table = {
     .log = on_log,
     .response_alloc = on_response_alloc,
     .response_wait = on_response_wait,
+    .request_again = on_request_again,
 };

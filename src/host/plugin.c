@@ -556,6 +556,18 @@ uint64_t nr_plugin_model_memory(struct nr_plugin_model *model)
     return bytes;
 }
 
+uint64_t nr_plugin_model_trim(struct nr_plugin_model *model)
+{
+    const naru_backend *api = model->plugin->api;
+    if (!NARU_HAS(api, naru_backend, model_trim)) {
+        return 0;
+    }
+    call_begin(model->plugin);
+    uint64_t bytes = api->model_trim(model->handle);
+    call_end(model->plugin);
+    return bytes;
+}
+
 nr_status nr_plugin_model_threads(struct nr_plugin_model *model, int32_t threads)
 {
     const naru_backend *api = model->plugin->api;

@@ -85,6 +85,8 @@ nr_nodiscard nr_status nr_plugin_model_open(struct nr_plugin *plugin, const naru
                                             struct nr_plugin_model **ret, struct nr_err *err);
 void nr_plugin_model_close(struct nr_plugin_model *model); /* accepts NULL; after its instances */
 uint64_t nr_plugin_model_memory(struct nr_plugin_model *model); /* bytes held now; 0: not known */
+/* Gives back what an idle model keeps for its next execution; the bytes, about. May take long. */
+uint64_t nr_plugin_model_trim(struct nr_plugin_model *model);
 /* Thread budget of later executions; NARU_UNSUPPORTED when the plug-in has no such slot. */
 nr_nodiscard nr_status nr_plugin_model_threads(struct nr_plugin_model *model, int32_t threads);
 

@@ -2,7 +2,10 @@
  * of a turn.
  *
  * Why pools: a request in steady state must not call malloc. Connections, exchanges and 16 KiB
- * blocks go back to free lists; the lists are bounded, so a burst does not keep its memory.
+ * blocks go back to free lists; the lists are bounded, so a burst does not keep its memory. A loop that
+ * had nothing to do for a second frees them, with the thread's pools of arenas and buffers: some
+ * microseconds for the next request, some megabytes for everybody else. While there is work the timer
+ * for it looks once a second, and when there is none it is not armed.
  * Why a wheel: a heap of timers costs several cache lines per request. A connection only writes
  * down what it waits for; the wheel visits it at the earliest deadline it ever had and puts it back
  * at the present one.
@@ -146,9 +149,57 @@ static void arm_deadlines(struct nr_engine *e)
     }
 }
 
+/* Frees what the pools hold. */
+static void free_pools(struct nr_engine *e)
+{
+    for (struct nr_list *n; (n = nr_list_pop(&e->free_conns)) != NULL;) {
+        nr_free(nr_container_of(n, struct nr_conn, node));
+    }
+    for (struct nr_list *n; (n = nr_list_pop(&e->free_exchanges)) != NULL;) {
+        struct nr_xp *xp = nr_container_of(n, struct nr_xp, x.node);
+        nr_arena_done(&xp->x.arena);
+        nr_free(xp);
+    }
+    while (e->free_blocks) {
+        struct nr_block *b = e->free_blocks;
+        e->free_blocks = b->next;
+        nr_free(b);
+    }
+    e->n_free_conns = e->n_free_exchanges = e->n_free_blocks = 0;
+    (void)nr_h2_pool_trim(e->h2_pool);
+}
+
+static void on_idle_timer(struct nr_timer *t)
+{
+    struct nr_engine *e = nr_container_of(t, struct nr_engine, idle_timer);
+    if (e->worked) {
+        e->worked = false;
+        nr_loop_timer_set(e->loop, t, nr_loop_now(e->loop) + (int64_t)e->limits->idle_trim_ns);
+        return;
+    }
+    free_pools(e);
+    nr_arena_thread_done();
+    nr_buf_thread_done();
+    if (e->app->on_idle) {
+        e->app->on_idle(e->app->ctx);
+    }
+}
+
+static void note_work(struct nr_engine *e)
+{
+    e->worked = true;
+    if (!e->idle_timer.heap_index && e->limits->idle_trim_ns > 0) {
+        nr_loop_timer_set(e->loop, &e->idle_timer,
+                          nr_loop_now(e->loop) + (int64_t)e->limits->idle_trim_ns);
+    }
+}
+
 static void on_turn(struct nr_turn_hook *h)
 {
     struct nr_engine *e = nr_container_of(h, struct nr_engine, hook);
+    if (NR_UNLIKELY(!e->worked)) {
+        note_work(e);
+    }
     arm_deadlines(e);
     /* What a flush sets off (an on_done that answers another exchange) is for the next round. */
     struct nr_list now;
@@ -220,6 +271,7 @@ void nr_engine_init(struct nr_engine *e, struct nr_loop *loop, const struct nr_h
     e->hook.late = true;
     e->resume_msg.run = on_resume;
     e->wheel.timer.on_timer = wheel_on_timer;
+    e->idle_timer.on_timer = on_idle_timer;
     struct nr_list *lists[] = {&e->conns, &e->free_conns,      &e->flush,         &e->resume,
                                &e->reap,  &e->fresh_deadlines, &e->free_exchanges};
     for (size_t i = 0; i < NR_COUNT(lists); i++) {
@@ -238,19 +290,10 @@ void nr_engine_init(struct nr_engine *e, struct nr_loop *loop, const struct nr_h
 void nr_engine_done(struct nr_engine *e)
 {
     nr_loop_timer_cancel(e->loop, &e->wheel.timer); /* connections may be left */
-    for (struct nr_list *n; (n = nr_list_pop(&e->free_conns)) != NULL;) {
-        nr_free(nr_container_of(n, struct nr_conn, node));
+    if (e->idle_timer.heap_index) { /* a loop that was freed before has forgotten it */
+        nr_loop_timer_cancel(e->loop, &e->idle_timer);
     }
-    for (struct nr_list *n; (n = nr_list_pop(&e->free_exchanges)) != NULL;) {
-        struct nr_xp *xp = nr_container_of(n, struct nr_xp, x.node);
-        nr_arena_done(&xp->x.arena);
-        nr_free(xp);
-    }
-    while (e->free_blocks) {
-        struct nr_block *b = e->free_blocks;
-        e->free_blocks = b->next;
-        nr_free(b);
-    }
+    free_pools(e);
     nr_h2_pool_free(e->h2_pool);
     nr_free(e->scratch);
     e->scratch = NULL;

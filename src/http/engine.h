@@ -218,6 +218,8 @@ struct nr_engine {
     const struct nr_http_app *app;
     unsigned index;
     bool draining;
+    bool worked; /* since the last look of idle_timer */
+    struct nr_timer idle_timer;
     struct nr_turn_hook hook;
     struct nr_list conns, free_conns, flush, resume, reap, fresh_deadlines, free_exchanges;
     unsigned n_free_conns, n_free_exchanges, n_free_blocks;
@@ -286,6 +288,8 @@ void nr_server_conn_gone(struct nr_conn *c); /* gives back what the address was 
 
 /* h2_pool.c */
 void nr_h2_pool_free(struct nr_h2_pool *p); /* accepts NULL */
+size_t
+nr_h2_pool_trim(struct nr_h2_pool *p); /* frees what is kept; accepts NULL; bytes given back */
 
 /* exchange.c */
 struct nr_xp *nr_xp_new(struct nr_conn *c, const struct nr_session_ops *ops);

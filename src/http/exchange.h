@@ -184,6 +184,9 @@ struct nr_http_app {
     void (*on_done)(void *ctx, struct nr_exchange *x);
     /* x->many_messages: one message is in x->body; body_buf, if any, is kept by nr_buf_ref. */
     void (*on_message)(void *ctx, struct nr_exchange *x);
+    /* A loop had no work for idle_trim_ns and has given its pools back to the heap. On that loop; may
+     * be NULL. */
+    void (*on_idle)(void *ctx);
 };
 
 #endif

@@ -14,10 +14,14 @@ struct nr_h2_pool {
     nghttp2_session_callbacks *callbacks;
     nghttp2_option *option;
     nghttp2_mem mem;
+    size_t held_bytes; /* in the free lists */
     struct nr_h2_chunk *free[16];
-    unsigned n_free[16];
 };
 struct nr_h2_pool *nr_h2_pool_new(void);
+
+/* Streams that ended lately: nghttp2 forgets them at once (it would keep 100 a connection, for
+ * priorities that nobody uses), but what HEADERS on one of them mean depends on how it ended. */
+#define NR_H2_ENDED 64u /* a power of two */
 
 struct nr_h2 {
     nghttp2_session *s;
@@ -37,6 +41,8 @@ struct nr_h2 {
     int32_t highest_id; /* of the peer's streams */
     uint32_t block_bytes, block_frames;
     int64_t block_since_ns, sweep_ns, drain_ns;
+    uint32_t n_ended;
+    int32_t ended_ids[NR_H2_ENDED]; /* ring; negative: reset before the peer had sent all of it */
 };
 
 /* The HTTP/2 side of an exchange, in its arena. */

@@ -3,14 +3,19 @@
  * nghttp2 takes about six pieces of memory for every request (stream, outbound items, header
  * copies). Its allocator is pointed here: pieces of up to 4 KiB come from free lists by size class,
  * so that a request in steady state costs no malloc. A piece carries its class in front of it.
+ * The lists are bounded by bytes, not by count: 32 connections with 10 streams each have some thousand
+ * small pieces in the air, and a bound that they pass would cost malloc and free for each of them.
  *
- * Invariant: a piece returns to the pool it came from; sessions and pool belong to one loop. */
+ * Invariants
+ *  1. A piece returns to the pool it came from; sessions and pool belong to one loop.
+ *  2. held_bytes is the sum over the free lists, without the chunks' heads. */
 #include "base/mem.h"
 #include "http/h2.h"
 
 #define CLASS_MIN_SHIFT 6u /* 64 bytes */
 #define N_CLASSES 7u       /* … 4 KiB */
-#define FREE_MAX 256u
+#define CLASS_BYTES(i) ((size_t)1 << (CLASS_MIN_SHIFT + (i)))
+#define HELD_MAX_BYTES ((size_t)2 << 20)
 #define CLASS_LARGE 0xffu
 
 struct nr_h2_chunk {
@@ -27,32 +32,32 @@ struct nr_h2_chunk {
 
 static unsigned class_of(size_t bytes)
 {
-    unsigned i = 0;
-    while (i < N_CLASSES && ((size_t)1 << (CLASS_MIN_SHIFT + i)) < bytes) {
-        i++;
+    if (bytes <= CLASS_BYTES(0)) {
+        return 0;
     }
+    unsigned i = 64u - (unsigned)__builtin_clzll(bytes - 1) - CLASS_MIN_SHIFT;
     return i < N_CLASSES ? i : CLASS_LARGE;
+}
+
+static __attribute__((noinline)) struct nr_h2_chunk *chunk_new(unsigned i, size_t bytes)
+{
+    size_t room = i == CLASS_LARGE ? bytes : CLASS_BYTES(i);
+    return bytes <= UINT32_MAX ? nr_try_alloc_aligned(16, sizeof(struct nr_h2_chunk) + room) : NULL;
 }
 
 static void *pool_malloc(size_t bytes, void *user)
 {
     struct nr_h2_pool *p = user;
     unsigned i = class_of(bytes);
-    struct nr_h2_chunk *k;
-    if (bytes > UINT32_MAX) {
-        return NULL;
-    }
-    if (i == CLASS_LARGE) {
-        k = nr_try_alloc_aligned(16, sizeof(*k) + bytes);
-    } else if (p->free[i]) {
-        k = p->free[i];
+    struct nr_h2_chunk *k = i != CLASS_LARGE ? p->free[i] : NULL;
+    if (NR_LIKELY(k != NULL)) {
         p->free[i] = k->u.next;
-        p->n_free[i]--;
+        p->held_bytes -= CLASS_BYTES(i);
     } else {
-        k = nr_try_alloc_aligned(16, sizeof(*k) + ((size_t)1 << (CLASS_MIN_SHIFT + i)));
-    }
-    if (!k) {
-        return NULL;
+        k = chunk_new(i, bytes);
+        if (!k) {
+            return NULL;
+        }
     }
     k->u.used.class_index = i;
     k->u.used.bytes = (uint32_t)bytes;
@@ -67,13 +72,13 @@ static void pool_free(void *ptr, void *user)
     }
     struct nr_h2_chunk *k = nr_container_of(ptr, struct nr_h2_chunk, data);
     unsigned i = k->u.used.class_index;
-    if (i == CLASS_LARGE || p->n_free[i] >= FREE_MAX) {
+    if (i == CLASS_LARGE || p->held_bytes >= HELD_MAX_BYTES) {
         nr_free(k);
         return;
     }
+    p->held_bytes += CLASS_BYTES(i);
     k->u.next = p->free[i];
     p->free[i] = k;
-    p->n_free[i]++;
 }
 
 static void *pool_calloc(size_t n, size_t size, void *user)
@@ -106,7 +111,24 @@ struct nr_h2_pool *nr_h2_pool_new(void)
     nr_h2_send_callbacks(p->callbacks);
     NR_ASSERT(nghttp2_option_new(&p->option) == 0);
     nghttp2_option_set_max_settings(p->option, 32);
+    nghttp2_option_set_no_closed_streams(p->option, 1); /* see nr_h2.ended_ids */
     return p;
+}
+
+size_t nr_h2_pool_trim(struct nr_h2_pool *p)
+{
+    size_t bytes = p ? p->held_bytes : 0;
+    for (unsigned i = 0; bytes > 0 && i < N_CLASSES; i++) {
+        while (p->free[i]) {
+            struct nr_h2_chunk *k = p->free[i];
+            p->free[i] = k->u.next;
+            nr_free(k);
+        }
+    }
+    if (p) {
+        p->held_bytes = 0;
+    }
+    return bytes;
 }
 
 void nr_h2_pool_free(struct nr_h2_pool *p)
@@ -116,12 +138,6 @@ void nr_h2_pool_free(struct nr_h2_pool *p)
     }
     nghttp2_session_callbacks_del(p->callbacks);
     nghttp2_option_del(p->option);
-    for (unsigned i = 0; i < N_CLASSES; i++) {
-        while (p->free[i]) {
-            struct nr_h2_chunk *k = p->free[i];
-            p->free[i] = k->u.next;
-            nr_free(k);
-        }
-    }
+    (void)nr_h2_pool_trim(p);
     nr_free(p);
 }

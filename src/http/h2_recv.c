@@ -30,25 +30,45 @@ static struct nr_xp *stream_xp(nghttp2_session *s, int32_t id)
 
 /* --- accounting of frames ------------------------------------------------------------------- */
 
-/* HEADERS on a stream below the highest that is neither open nor among the closed ones that nghttp2
- * remembers: its number was skipped or is long gone, both are errors of the connection (RFC 9113
- * section 5.1.1), which nghttp2 would pass over. */
-static bool is_reused(nghttp2_session *s, struct nr_h2 *h, int32_t id)
+static void remember_ended(nghttp2_session *s, struct nr_h2 *h, int32_t id)
+{
+    bool whole = nghttp2_session_get_stream_remote_close(s, id) == 1;
+    h->ended_ids[h->n_ended++ % NR_H2_ENDED] = whole ? id : -id;
+}
+
+/* HEADERS on a stream below the highest that is not open (RFC 9113 section 5.1 and 5.1.1). After a
+ * reset they may have been under way: nghttp2 passes over them, and so do we. On a stream that the
+ * peer had finished, or whose number was skipped or is long gone, they are an error of the connection.
+ * Returns that error, or NGHTTP2_NO_ERROR. */
+static uint32_t reuse_error(nghttp2_session *s, struct nr_h2 *h, int32_t id)
 {
     if (id > h->highest_id) {
         h->highest_id = id;
-        return false;
+        return NGHTTP2_NO_ERROR;
     }
-    return nghttp2_session_find_stream(s, id) == NULL;
+    if (nghttp2_session_find_stream(s, id) != NULL) {
+        return NGHTTP2_NO_ERROR;
+    }
+    for (unsigned i = 0; i < NR_H2_ENDED; i++) {
+        if (h->ended_ids[i] == id) {
+            return NGHTTP2_STREAM_CLOSED;
+        }
+        if (h->ended_ids[i] == -id) {
+            return NGHTTP2_NO_ERROR;
+        }
+    }
+    return NGHTTP2_PROTOCOL_ERROR;
 }
 
 static int on_begin_frame(nghttp2_session *s, const nghttp2_frame_hd *hd, void *user)
 {
     struct nr_h2 *h = user;
+    uint32_t error;
     switch (hd->type) {
     case NGHTTP2_HEADERS:
-        if (is_reused(s, h, hd->stream_id)) {
-            nr_h2_terminate(h, NGHTTP2_PROTOCOL_ERROR);
+        error = reuse_error(s, h, hd->stream_id);
+        if (error != NGHTTP2_NO_ERROR) {
+            nr_h2_terminate(h, error);
         }
         __attribute__((fallthrough));
     case NGHTTP2_PUSH_PROMISE:
@@ -518,6 +538,7 @@ static int on_stream_close(nghttp2_session *s, int32_t id, uint32_t error, void 
     (void)error;
     struct nr_h2 *h = user;
     struct nr_xp *xp = stream_xp(s, id);
+    remember_ended(s, h, id);
     if (!xp) {
         return 0;
     }

@@ -30,5 +30,6 @@ void nr_http_limits_default(struct nr_http_limits *l)
         .h2_glitch_rate = 100,
         .h2_max_control_queue = 1000,
         .half_close = false,
+        .idle_trim_ns = (uint64_t)NR_S_NS,
     };
 }

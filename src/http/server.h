@@ -37,6 +37,8 @@ struct nr_http_limits {
     unsigned h2_glitch_rate;           /* … refilled at 100 a second */
     unsigned h2_max_control_queue;     /* 1,000 outbound control frames */
     bool half_close;                   /* a FIN cancels nothing */
+    uint64_t idle_trim_ns;             /* 1 s: after so long without work a loop gives back what
+                                          it keeps for the next requests; 0 never */
 };
 void nr_http_limits_default(struct nr_http_limits *l);
 

@@ -12,6 +12,7 @@
  *     pinned or current, none of them closes.
  *  2. A view belongs to the thread of its reader; it is freed when it is neither current nor pinned.
  *  3. reader.generation is that of the view's snapshot.
+ *  4. Members of an ensemble that is READY in a snapshot are READY in it: no reference of their own.
  */
 #include <stdio.h>
 
@@ -35,19 +36,29 @@ static void fill_model(struct nr_catalog *c, struct nr_catalog_model *to, const 
         struct nr_version *v = &m->slots[i]->v;
         nr_version_state state = nr_version_state_of(v);
         bool ready = state == NR_VERSION_READY;
-        versions[i] = (struct nr_catalog_version){.number = v->number,
-                                                  .state = state,
-                                                  .reason = copy_text(&c->arena, v->reason),
-                                                  .version = ready ? nr_version_ref(v) : NULL};
-        to->best = ready ? v : to->best;
-        c->all_ready = c->all_ready && ready;
+        bool ensemble = ready && v->config->ensemble;
+        versions[i] =
+            (struct nr_catalog_version){.number = v->number,
+                                        .state = state,
+                                        .reason = copy_text(&c->arena, v->reason),
+                                        .version = ready && !ensemble ? nr_version_ref(v) : NULL,
+                                        .open = ensemble ? v : NULL};
     }
     to->versions = versions;
     to->n_versions = (uint32_t)m->n_slots;
+}
+
+/* When all versions are settled: which one is the default, or why none is. */
+static void finish_model(struct nr_catalog *c, struct nr_catalog_model *to)
+{
+    for (uint32_t i = 0; i < to->n_versions; i++) {
+        to->best = to->versions[i].version ? to->versions[i].version : to->best;
+        c->all_ready = c->all_ready && to->versions[i].version;
+    }
     if (to->best) {
         to->reason = "";
-    } else if (m->n_slots > 0) {
-        to->reason = versions[m->n_slots - 1].reason;
+    } else if (to->n_versions > 0) {
+        to->reason = to->versions[to->n_versions - 1].reason;
     } else {
         c->all_ready = false;
     }
@@ -69,6 +80,10 @@ struct nr_catalog *nr_catalog_make(const struct nr_repository *r, uint64_t gener
     }
     c->models = models;
     c->n_models = (uint32_t)r->n_models;
+    nr_catalog_settle(c);
+    for (size_t i = 0; i < r->n_models; i++) {
+        finish_model(c, &models[i]);
+    }
     return c;
 }
 
@@ -162,6 +177,18 @@ void nr_catalog_unpin(struct nr_catalog_view *view)
 const struct nr_catalog_model *nr_catalog_find(const struct nr_catalog *c, struct nr_str name)
 {
     return nr_map_get(&c->by_name, name);
+}
+
+const struct nr_catalog_version *nr_catalog_version(const struct nr_catalog *c, struct nr_str name,
+                                                    int64_t number)
+{
+    const struct nr_catalog_model *m = nr_catalog_find(c, name);
+    for (uint32_t i = 0; m && i < m->n_versions; i++) {
+        if (m->versions[i].number == number) {
+            return &m->versions[i];
+        }
+    }
+    return NULL;
 }
 
 static nr_status fail_state(struct nr_err *err, const char *model, const char *which,

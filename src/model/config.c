@@ -24,6 +24,7 @@
 #include "codec/pbwrite.h"
 #include "io/file.h"
 #include "model/config_priv.h"
+#include "model/ensemble.h"
 
 /* In the order in which a directory without configuration is searched. */
 static const struct backend_row {
@@ -121,6 +122,9 @@ nr_status nr_config_parse(const char *name, const char *text, size_t len, const 
     }
     if (st == NARU_OK) {
         st = nr_config_check(c, err);
+    }
+    if (st == NARU_OK && nr_config_is_ensemble(c->pb)) {
+        st = nr_ensemble_parse(c, err);
     }
     if (st != NARU_OK) {
         nr_config_free(c);
@@ -365,6 +369,10 @@ static nr_status choose(struct nr_model_config *c, int version_fd, const char *b
                         struct nr_err *err)
 {
     Inference__ModelConfig *pb = c->pb;
+    if (c->ensemble) { /* its files are its members' */
+        c->platform = pb->platform;
+        return NARU_OK;
+    }
     const struct backend_row *row = row_of_config(pb);
     if (bare_file) {
         c->file = nr_config_copy(c, bare_file);
@@ -516,9 +524,8 @@ static nr_status make_options(struct nr_model_config *c, struct nr_err *err)
     return NARU_OK;
 }
 
-/* One configured input or output as the plug-in sees it: after reshape, batch dimension in front. */
-static bool make_arg(struct nr_model_config *c, naru_io *io, const char *name, int32_t dtype,
-                     size_t rank, const int64_t *dims)
+bool nr_config_make_arg(struct nr_model_config *c, naru_io *io, const char *name, int32_t dtype,
+                        size_t rank, const int64_t *dims)
 {
     size_t batch = c->pb->max_batch_size > 0;
     int64_t *shape = nr_config_array(c, rank + batch, sizeof *shape);
@@ -552,15 +559,19 @@ static size_t count_made(const Inference__ModelConfig *pb)
 static nr_status make_args(struct nr_model_config *c, struct nr_err *err)
 {
     const Inference__ModelConfig *pb = c->pb;
-    size_t n_in = pb->n_input;
-    naru_io *in = nr_config_array(c, pb->n_input + count_made(pb), sizeof *in);
-    naru_io *out = nr_config_array(c, pb->n_output, sizeof *out);
+    size_t n_in = pb->n_input, n_out = pb->n_output;
+    (void)nr_config_hidden_args(c, true, NULL, &n_in);
+    (void)nr_config_hidden_args(c, false, NULL, &n_out);
+    naru_io *in = nr_config_array(c, n_in + count_made(pb), sizeof *in);
+    naru_io *out = nr_config_array(c, n_out, sizeof *out);
+    n_in = pb->n_input;
+    n_out = pb->n_output;
     bool ok = in && out;
     for (size_t i = 0; i < pb->n_input && ok; i++) {
         const Inference__ModelInput *io = pb->input[i];
         const Inference__ModelTensorReshape *r = io->reshape;
-        ok = make_arg(c, &in[i], io->name, (int32_t)io->data_type, r ? r->n_shape : io->n_dims,
-                      r ? r->shape : io->dims);
+        ok = nr_config_make_arg(c, &in[i], io->name, (int32_t)io->data_type,
+                                r ? r->n_shape : io->n_dims, r ? r->shape : io->dims);
         if (io->allow_ragged_batch && ok) {
             make_open_arg(&in[i], io->name, (int32_t)io->data_type, 1);
         }
@@ -576,19 +587,22 @@ static nr_status make_args(struct nr_model_config *c, struct nr_err *err)
     for (size_t i = 0; i < pb->n_output && ok; i++) {
         const Inference__ModelOutput *io = pb->output[i];
         const Inference__ModelTensorReshape *r = io->reshape;
-        ok = make_arg(c, &out[i], io->name, (int32_t)io->data_type, r ? r->n_shape : io->n_dims,
-                      r ? r->shape : io->dims);
+        ok = nr_config_make_arg(c, &out[i], io->name, (int32_t)io->data_type,
+                                r ? r->n_shape : io->n_dims, r ? r->shape : io->dims);
         if (ok && nr_config_is_scattered(pb, io->name)) {
             make_open_arg(&out[i], io->name, (int32_t)io->data_type, 1);
         }
     }
+    /* A configuration that leaves its lists to the model says nothing about hidden tensors either. */
+    ok = ok && (pb->n_input == 0 || nr_config_hidden_args(c, true, in, &n_in)) &&
+         (pb->n_output == 0 || nr_config_hidden_args(c, false, out, &n_out));
     if (!ok) {
         return nr_config_nomem(err);
     }
     c->args_inputs = in;
     c->args_outputs = out;
     c->n_args_inputs = (uint32_t)n_in;
-    c->n_args_outputs = (uint32_t)pb->n_output;
+    c->n_args_outputs = (uint32_t)n_out;
     return NARU_OK;
 }
 

@@ -43,6 +43,8 @@
 /* Inputs and outputs of one batch of the default size take at most this; else it is halved. */
 #define NR_CONFIG_DEFAULT_BATCH_BYTES (UINT64_C(256) << 20)
 
+struct nr_ensemble;
+
 struct nr_queue_policy {
     bool allow_override;         /* a client may shorten the time-out */
     bool delays;                 /* timeout_action DELAY */
@@ -65,12 +67,56 @@ struct nr_instance_group {
     bool passive; /* opened, but never given work */
 };
 
+enum nr_control_kind {
+    NR_CONTROL_START,
+    NR_CONTROL_READY,
+    NR_CONTROL_END,
+    NR_CONTROL_CORRID
+};
+struct nr_sequence_control { /* one input that the server writes */
+    enum nr_control_kind kind;
+    const char *name;
+    int32_t dtype;
+    uint8_t value[2][4]; /* little-endian elements for false and true; not of CORRID */
+    uint32_t input;      /* in sequence->sig.inputs */
+};
+struct nr_sequence_state { /* one output that is the next request's input */
+    const char *input_name, *output_name;
+    int32_t dtype;
+    uint32_t rank;        /* without the batch dimension */
+    const int64_t *dims;  /* -1: varies */
+    const int64_t *first; /* dims of the initial state, all known */
+    const char *file;     /* its bytes, under initial_state/; NULL: zeros */
+    bool same_buffer, growable;
+    uint32_t input, output; /* in sequence->sig */
+};
+struct nr_sequence_config {
+    bool direct;            /* else oldest */
+    bool preserve_ordering; /* oldest */
+    bool iterative;         /* the model may ask for a request again; ids may be left out */
+    uint64_t idle_ns;
+    uint64_t delay_ns;
+    uint32_t max_candidates; /* oldest, per instance; 0: what the server allows */
+    float min_utilization;   /* direct */
+    uint32_t n_preferred;
+    const int32_t *preferred; /* ascending */
+    uint32_t n_controls, n_states;
+    const struct nr_sequence_control *controls;
+    const struct nr_sequence_state *states;
+    /* The clients' signature, then control and state tensors: what the model is run with. Maps as
+     * those of the configuration, for this signature. */
+    struct nr_signature sig;
+    const uint32_t *input_map, *output_map;
+};
+
 struct nr_model_config {
     struct nr_arena arena;
     Inference__ModelConfig *pb;   /* what ModelConfig reports; complete after step 3 */
     bool from_file;               /* there was a configuration file */
     bool gave_batch;              /* it says max_batch_size, be it 0 */
     bool gave_input, gave_output; /* it lists them: their order and types are the user's */
+    const struct nr_ensemble
+        *ensemble; /* from step 1: it runs other models (ensemble.h); or NULL */
 
     /* from step 2 */
     const char *name;
@@ -100,9 +146,11 @@ struct nr_model_config {
     uint32_t n_preferred;
     const int32_t *preferred; /* ascending, each in 1..max_batch_size */
     uint64_t max_queue_delay_ns;
+    int64_t latency_target_ns;            /* parameter naru.latency_target_ms; 0: none */
     uint32_t n_levels;                    /* of priority, 1 at least; 1 without dynamic batching */
     uint32_t default_level;               /* from 0 */
     const struct nr_queue_policy *levels; /* [n_levels] level 1, the most urgent, first */
+    const struct nr_sequence_config *sequence; /* NULL: requests do not belong together */
 
     /* For naru_model_args, ready after step 2: `parameters` in file order, then what `optimization`
      * says, by path within the configuration: naru.opt.graph.level, naru.opt.priority,

@@ -160,19 +160,6 @@ static nr_status check_all_io(const struct nr_model_config *c, struct nr_err *er
 
 static nr_status check_supported(const Inference__ModelConfig *pb, struct nr_err *err)
 {
-    if (strcmp(pb->platform, "ensemble") == 0 ||
-        pb->scheduling_choice_case ==
-            INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_ENSEMBLE_SCHEDULING) {
-        return nr_fail(err, NARU_UNSUPPORTED,
-                       "ensembles are not served by this version of naru (pipelines are to come): "
-                       "serve the member models and call them one after the other");
-    }
-    if (pb->scheduling_choice_case ==
-        INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_SEQUENCE_BATCHING) {
-        return nr_fail(err, NARU_UNSUPPORTED,
-                       "sequence_batching is not served by this version of naru (sequences are to "
-                       "come)");
-    }
     if (pb->model_repository_agents && pb->model_repository_agents->n_agents > 0) {
         return nr_fail(err, NARU_UNSUPPORTED,
                        "model_repository_agents are not run by this version of naru; serving the "
@@ -184,7 +171,14 @@ static nr_status check_supported(const Inference__ModelConfig *pb, struct nr_err
 
 static nr_status check_platform(const Inference__ModelConfig *pb, struct nr_err *err)
 {
-    if (pb->platform[0] == '\0') {
+    bool ensemble = strcmp(pb->platform, "ensemble") == 0;
+    if (ensemble != nr_config_is_ensemble(pb)) {
+        return ensemble
+                   ? nr_fail(err, NARU_INVALID,
+                             "platform \"ensemble\" needs ensemble_scheduling with its steps")
+                   : nr_fail(err, NARU_INVALID, "ensemble_scheduling needs platform: \"ensemble\"");
+    }
+    if (ensemble || pb->platform[0] == '\0') {
         return NARU_OK;
     }
     const char *backend = nr_config_platform_backend(pb->platform);
@@ -292,6 +286,9 @@ nr_status nr_config_check(const struct nr_model_config *c, struct nr_err *err)
     }
     if (st == NARU_OK) {
         st = check_parameters(pb, err);
+    }
+    if (st == NARU_OK) {
+        st = nr_config_check_sequence(c, err);
     }
     return st == NARU_OK ? check_versions(pb->version_policy, err) : st;
 }

@@ -169,6 +169,9 @@ static nr_status complete_inputs(struct nr_model_config *c, const naru_model_inf
     pb->input = nr_config_array(c, info->n_inputs, sizeof *pb->input);
     for (uint32_t i = 0; i < info->n_inputs && pb->input; i++) {
         const naru_io *from = &info->inputs[i];
+        if (nr_config_is_hidden(pb, from->name, true)) {
+            continue;
+        }
         Inference__ModelInput *io = nr_config_message(c, &inference__model_input__descriptor);
         if (!io || !(io->name = nr_config_copy(c, from->name)) ||
             !model_dims(c, from, &io->n_dims, &io->dims, &io->reshape)) {
@@ -188,6 +191,9 @@ static nr_status complete_outputs(struct nr_model_config *c, const naru_model_in
     pb->output = nr_config_array(c, info->n_outputs, sizeof *pb->output);
     for (uint32_t i = 0; i < info->n_outputs && pb->output; i++) {
         const naru_io *from = &info->outputs[i];
+        if (nr_config_is_hidden(pb, from->name, false)) {
+            continue;
+        }
         Inference__ModelOutput *io = nr_config_message(c, &inference__model_output__descriptor);
         if (!io || !(io->name = nr_config_copy(c, from->name)) ||
             !model_dims(c, from, &io->n_dims, &io->dims, &io->reshape)) {
@@ -301,17 +307,18 @@ static nr_status set_defaults(struct nr_model_config *c, struct nr_err *err)
         pb->dynamic_batching->preferred_batch_size = size;
         pb->dynamic_batching->n_preferred_batch_size = 1;
     }
-    if (!default_versions(c) || !default_optimization(c)) {
+    if (!default_versions(c) || (!c->ensemble && !default_optimization(c)) ||
+        !nr_config_default_sequence(c)) {
         return nr_config_nomem(err);
     }
-    return default_groups(c, err);
+    return c->ensemble ? NARU_OK : default_groups(c, err);
 }
 
 /* --- derived fields --------------------------------------------------------------------------- */
 
-static nr_status derive_io(struct nr_model_config *c, struct nr_io_spec *s, const char *name,
-                           int32_t dtype, size_t n_dims, const int64_t *dims,
-                           const Inference__ModelTensorReshape *reshape, struct nr_err *err)
+nr_status nr_config_derive_io(const struct nr_model_config *c, struct nr_io_spec *s,
+                              const char *name, int32_t dtype, size_t n_dims, const int64_t *dims,
+                              const Inference__ModelTensorReshape *reshape, struct nr_err *err)
 {
     uint32_t batch = c->batched;
     s->name = nr_str_from(name);
@@ -326,7 +333,9 @@ static nr_status derive_io(struct nr_model_config *c, struct nr_io_spec *s, cons
     }
     s->rank = (uint32_t)n_dims + batch;
     s->backend_rank = (uint32_t)n_backend + batch;
-    memcpy(s->shape + batch, dims, n_dims * sizeof *dims);
+    if (n_dims > 0) {
+        memcpy(s->shape + batch, dims, n_dims * sizeof *dims);
+    }
     if (n_backend > 0) {
         memcpy(s->backend_shape + batch, reshape ? reshape->shape : dims, n_backend * sizeof *dims);
     }
@@ -356,14 +365,14 @@ static nr_status derive_sig(struct nr_model_config *c, struct nr_err *err)
         const Inference__ModelInput *io = pb->input[i];
         in[i].optional = io->optional != 0;
         in[i].ragged = io->allow_ragged_batch != 0;
-        st = derive_io(c, &in[i], io->name, (int32_t)io->data_type, io->n_dims, io->dims,
-                       io->reshape, err);
+        st = nr_config_derive_io(c, &in[i], io->name, (int32_t)io->data_type, io->n_dims, io->dims,
+                                 io->reshape, err);
     }
     for (size_t i = 0; i < pb->n_output && st == NARU_OK; i++) {
         const Inference__ModelOutput *io = pb->output[i];
         labels[i] = io->label_filename;
-        st = derive_io(c, &out[i], io->name, (int32_t)io->data_type, io->n_dims, io->dims,
-                       io->reshape, err);
+        st = nr_config_derive_io(c, &out[i], io->name, (int32_t)io->data_type, io->n_dims, io->dims,
+                                 io->reshape, err);
     }
     c->label_files = labels;
     c->sig = (struct nr_signature){.inputs = in,
@@ -402,15 +411,40 @@ static nr_status derive_groups(struct nr_model_config *c, struct nr_err *err)
     return NARU_OK;
 }
 
-static uint64_t ns_of_us(uint64_t us)
-{
-    return us > UINT64_MAX / 1000 ? UINT64_MAX : us * 1000;
-}
-
 static int by_size(const void *a, const void *b)
 {
     int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
     return (x > y) - (x < y);
+}
+
+/* What wait and run of a request should take together. */
+static nr_status derive_target(struct nr_model_config *c, struct nr_err *err)
+{
+    for (uint32_t i = 0; i < c->n_options; i++) {
+        const char *text = c->options[i].value;
+        double ms;
+        if (strcmp(c->options[i].key, NR_CONFIG_LATENCY_TARGET) != 0) {
+            continue;
+        }
+        if (!nr_str_to_double(nr_str_trim(nr_str_from(text)), &ms) || ms < 0.1 || ms > 3.6e6) {
+            return nr_fail(err, NARU_INVALID,
+                           "parameter \"" NR_CONFIG_LATENCY_TARGET "\" is \"%.64s\"; expected "
+                           "milliseconds from 0.1 to 3600000",
+                           text);
+        }
+        c->latency_target_ns = (int64_t)(ms * 1e6);
+    }
+    return NARU_OK;
+}
+
+const int32_t *nr_config_sorted(struct nr_model_config *c, const int32_t *sizes, size_t n)
+{
+    int32_t *copy = nr_config_array(c, n, sizeof *copy);
+    if (copy && n > 0) {
+        memcpy(copy, sizes, n * sizeof *copy);
+        qsort(copy, n, sizeof *copy, by_size);
+    }
+    return copy;
 }
 
 static struct nr_queue_policy policy_of(const Inference__ModelQueuePolicy *q)
@@ -422,7 +456,7 @@ static struct nr_queue_policy policy_of(const Inference__ModelQueuePolicy *q)
         .allow_override = q->allow_timeout_override != 0,
         .delays = q->timeout_action == INFERENCE__MODEL_QUEUE_POLICY__TIMEOUT_ACTION__DELAY,
         .max_queue_size = q->max_queue_size,
-        .default_timeout_ns = ns_of_us(q->default_timeout_microseconds)};
+        .default_timeout_ns = nr_config_ns_of_us(q->default_timeout_microseconds)};
 }
 
 /* d: NULL without dynamic batching, which alone has policies. */
@@ -470,27 +504,25 @@ static nr_status derive_batching(struct nr_model_config *c, struct nr_err *err)
     }
     c->dynamic_batching = c->batched;
     c->preserve_ordering = d->preserve_ordering != 0;
-    c->max_queue_delay_ns = ns_of_us(d->max_queue_delay_microseconds);
-    int32_t *sizes = nr_config_array(c, d->n_preferred_batch_size, sizeof *sizes);
-    if (!sizes) {
-        return nr_config_nomem(err);
-    }
-    if (d->n_preferred_batch_size > 0) {
-        memcpy(sizes, d->preferred_batch_size, d->n_preferred_batch_size * sizeof *sizes);
-        qsort(sizes, d->n_preferred_batch_size, sizeof *sizes, by_size);
-    }
-    c->preferred = sizes;
+    c->max_queue_delay_ns = nr_config_ns_of_us(d->max_queue_delay_microseconds);
     c->n_preferred = (uint32_t)NR_MIN(d->n_preferred_batch_size, (size_t)NR_CONFIG_MAX_PREFERRED);
-    return NARU_OK;
+    c->preferred = nr_config_sorted(c, d->preferred_batch_size, d->n_preferred_batch_size);
+    return c->preferred ? NARU_OK : nr_config_nomem(err);
 }
 
-static nr_status derive(struct nr_model_config *c, struct nr_err *err)
+static nr_status derive(struct nr_model_config *c, const naru_model_info *info, struct nr_err *err)
 {
     c->max_batch_size = c->pb->max_batch_size;
     c->batched = c->max_batch_size > 0;
     nr_status st = derive_sig(c, err);
     if (st == NARU_OK) {
         st = derive_groups(c, err);
+    }
+    if (st == NARU_OK) {
+        st = derive_target(c, err);
+    }
+    if (st == NARU_OK) {
+        st = nr_config_derive_sequence(c, info, err);
     }
     return st == NARU_OK ? derive_batching(c, err) : st;
 }
@@ -549,27 +581,30 @@ static nr_status compare_one(const struct nr_io_spec *s, const char *kind, bool 
 
 static nr_status compare(struct nr_model_config *c, const naru_model_info *info, struct nr_err *err)
 {
-    uint32_t *in = nr_config_array(c, c->sig.n_inputs, sizeof *in);
-    uint32_t *out = nr_config_array(c, c->sig.n_outputs, sizeof *out);
+    /* Hidden tensors stand behind the clients', so the maps' beginnings are those of sig-> */
+    struct nr_sequence_config *seq = (struct nr_sequence_config *)(uintptr_t)c->sequence;
+    const struct nr_signature *sig = seq ? &seq->sig : &c->sig;
+    uint32_t *in = nr_config_array(c, sig->n_inputs, sizeof *in);
+    uint32_t *out = nr_config_array(c, sig->n_outputs, sizeof *out);
     bool *given = nr_config_array(c, info ? info->n_inputs : 0, sizeof *given);
     if (!in || !out || !given) {
         return nr_config_nomem(err);
     }
     nr_status st = NARU_OK;
-    for (uint32_t i = 0; i < c->sig.n_inputs && st == NARU_OK; i++) {
+    for (uint32_t i = 0; i < sig->n_inputs && st == NARU_OK; i++) {
         in[i] = i;
         if (info) {
-            st = compare_one(&c->sig.inputs[i], "input", false, info->inputs, info->n_inputs,
-                             &in[i], err);
+            st = compare_one(&sig->inputs[i], "input", false, info->inputs, info->n_inputs, &in[i],
+                             err);
             given[in[i]] = st == NARU_OK;
         }
     }
-    for (uint32_t i = 0; i < c->sig.n_outputs && st == NARU_OK; i++) {
+    for (uint32_t i = 0; i < sig->n_outputs && st == NARU_OK; i++) {
         out[i] = i;
         if (info) {
-            st = compare_one(&c->sig.outputs[i], "output",
-                             nr_config_is_scattered(c->pb, c->sig.outputs[i].name.ptr),
-                             info->outputs, info->n_outputs, &out[i], err);
+            st = compare_one(&sig->outputs[i], "output",
+                             nr_config_is_scattered(c->pb, sig->outputs[i].name.ptr), info->outputs,
+                             info->n_outputs, &out[i], err);
         }
     }
     for (uint32_t i = 0; info && i < info->n_inputs && st == NARU_OK; i++) {
@@ -583,6 +618,10 @@ static nr_status compare(struct nr_model_config *c, const naru_model_info *info,
     }
     c->input_map = in;
     c->output_map = out;
+    if (seq) {
+        seq->input_map = in;
+        seq->output_map = out;
+    }
     return st;
 }
 
@@ -616,7 +655,7 @@ nr_status nr_config_complete(struct nr_model_config *c, const naru_model_info *i
         st = set_defaults(c, err);
     }
     if (st == NARU_OK) {
-        st = derive(c, err);
+        st = derive(c, info, err);
     }
     if (st == NARU_OK) {
         st = compare(c, info, err);

@@ -32,6 +32,7 @@ static void list(struct nr_text *t, const struct field *fields, size_t n)
 
 static void list_model(const Inference__ModelConfig *pb, struct nr_text *t)
 {
+    bool cache = pb->response_cache && pb->response_cache->enable;
     const struct field fields[] = {
         {pb->n_model_warmup > 0, "model_warmup"},
         {pb->n_metric_tags > 0, "metric_tags"},
@@ -40,12 +41,30 @@ static void list_model(const Inference__ModelConfig *pb, struct nr_text *t)
         {pb->n_cc_model_filenames > 0, "cc_model_filenames"},
         {pb->model_operations && pb->model_operations->n_op_library_filename > 0,
          "model_operations"},
+        /* it would outlive a member's reload; members keep their own */
+        {cache && nr_config_is_ensemble(pb), "response_cache"},
+    };
+    list(t, fields, NR_COUNT(fields));
+}
+
+static void list_sequences(const Inference__ModelSequenceBatching *s, struct nr_text *t)
+{
+    bool oldest =
+        s->strategy_choice_case == INFERENCE__MODEL_SEQUENCE_BATCHING__STRATEGY_CHOICE_OLDEST;
+    const struct field fields[] = {
+        {oldest && s->oldest->preserve_ordering, "preserve_ordering"},
+        {oldest && s->oldest->n_preferred_batch_size > NR_CONFIG_MAX_PREFERRED,
+         "preferred_batch_size above the 16 smallest"},
     };
     list(t, fields, NR_COUNT(fields));
 }
 
 static void list_batching(const Inference__ModelConfig *pb, struct nr_text *t)
 {
+    if (pb->scheduling_choice_case ==
+        INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_SEQUENCE_BATCHING) {
+        list_sequences(pb->sequence_batching, t);
+    }
     if (pb->scheduling_choice_case != INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_DYNAMIC_BATCHING) {
         return;
     }

@@ -85,6 +85,60 @@ static void tell(struct nr_repository *r, const struct nr_version *v, nr_version
     }
 }
 
+/* What clients see of a version: an ensemble that is open may lack members. Under the lock. */
+static struct nr_catalog_version shown(const struct nr_repository *r, const struct nr_version *v)
+{
+    const struct nr_catalog_version *c =
+        nr_catalog_version(r->catalog, nr_str_from(v->name), v->number);
+    return c ? *c
+             : (struct nr_catalog_version){.state = nr_version_state_of(v), .reason = v->reason};
+}
+
+static bool is_open_ensemble(const struct nr_version *v)
+{
+    return nr_version_state_of(v) == NR_VERSION_READY && v->config->ensemble;
+}
+
+/* One ensemble that came to rest in another way than on_state was told last, or NULL: held, with its
+ * state and a copy of its reason. */
+static struct nr_version *next_news(struct nr_repository *r, nr_version_state *ret_state,
+                                    char **ret_reason)
+{
+    struct nr_version *found = NULL;
+    lock(r);
+    for (size_t i = 0; i < r->n_models && !found; i++) {
+        for (size_t k = 0; k < r->models[i]->n_slots && !found; k++) {
+            struct nr_slot *s = r->models[i]->slots[k];
+            if (!is_open_ensemble(&s->v)) {
+                continue;
+            }
+            struct nr_catalog_version now = shown(r, &s->v);
+            uint64_t told = nr_hash(now.reason, strlen(now.reason)) + (uint64_t)now.state;
+            if (!is_busy(now.state) && told != s->told) {
+                s->told = told;
+                found = nr_version_ref(&s->v);
+                *ret_state = now.state;
+                *ret_reason = nr_strdup(now.reason);
+            }
+        }
+    }
+    unlock(r);
+    return found;
+}
+
+/* After any change of state: ensembles follow their members. */
+static void tell_ensembles(struct nr_repository *r)
+{
+    nr_version_state state;
+    char *reason;
+    struct nr_version *v;
+    while ((v = next_news(r, &state, &reason)) != NULL) {
+        tell(r, v, state, reason);
+        nr_free(reason);
+        nr_version_unref(v);
+    }
+}
+
 /* v comes to rest in UNAVAILABLE; its job has cleared it. The job's last act. */
 static void rest_unavailable(struct nr_repository *r, struct nr_version *v, const char *reason)
 {
@@ -94,6 +148,7 @@ static void rest_unavailable(struct nr_repository *r, struct nr_version *v, cons
     unlock(r);
     published(r, old);
     tell(r, v, NR_VERSION_UNAVAILABLE, reason);
+    tell_ensembles(r);
 }
 
 /* The end of what a busy state began, after the callbacks: whoever waited for it may free what they
@@ -101,6 +156,11 @@ static void rest_unavailable(struct nr_repository *r, struct nr_version *v, cons
 static void job_done(struct nr_repository *r)
 {
     lock(r);
+    if (r->n_busy == 1 && r->cfg.on_rest) {
+        unlock(r);
+        r->cfg.on_rest(r->cfg.event_ctx);
+        lock(r);
+    }
     r->n_busy--;
     (void)pthread_cond_broadcast(&r->rest);
     unlock(r);
@@ -165,6 +225,7 @@ nr_status nr_repository_unload(struct nr_repository *r, const char *name, struct
     unlock(r);
     if (n > 0) {
         published(r, old);
+        tell_ensembles(r);
     }
     for (size_t i = 0; i < n; i++) {
         nr_version_unref(drop[i]);
@@ -204,16 +265,18 @@ static void job_load(struct nr_job *j)
     }
     lock(r);
     atomic_store_explicit(&s->v.refs, 2, memory_order_relaxed); /* ours until the end of this job */
-    bool unload = s->unload_wanted;
+    bool unload = s->unload_wanted, ensemble = s->v.config->ensemble != NULL;
+    s->told = 0;
     set_state(r, &s->v, unload ? NR_VERSION_UNLOADING : NR_VERSION_READY, "");
     struct nr_catalog *old = nr_repository_publish(r);
     unlock(r);
     published(r, old);
     if (unload) {
         nr_version_unref(&s->v);
-    } else {
+    } else if (!ensemble) {
         tell(r, &s->v, NR_VERSION_READY, "");
     }
+    tell_ensembles(r);
     nr_version_unref(&s->v);
     job_done(r);
 }
@@ -288,13 +351,14 @@ void nr_repository_index(struct nr_repository *r, bool ready_only, struct nr_are
         }
         for (size_t k = 0; k < m->n_slots; k++) {
             const struct nr_version *v = &m->slots[k]->v;
-            nr_version_state state = nr_version_state_of(v);
+            struct nr_catalog_version now = shown(r, v);
+            nr_version_state state = now.state;
             if (!ready_only || state == NR_VERSION_READY) {
                 all[n++] =
                     (struct nr_index_entry){.name = nr_arena_strz(a, nr_str_from(m->name)),
                                             .version = v->number,
                                             .state = state,
-                                            .reason = nr_arena_strz(a, nr_str_from(v->reason)),
+                                            .reason = nr_arena_strz(a, nr_str_from(now.reason)),
                                             .load_ns = is_busy(state) ? 0 : v->load_ns};
             }
         }
@@ -312,7 +376,7 @@ struct nr_repository_counts nr_repository_count(struct nr_repository *r)
         const struct nr_model *m = r->models[i];
         c.unavailable += m->n_slots == 0;
         for (size_t k = 0; k < m->n_slots; k++) {
-            nr_version_state state = nr_version_state_of(&m->slots[k]->v);
+            nr_version_state state = shown(r, &m->slots[k]->v).state;
             c.ready += state == NR_VERSION_READY;
             c.unavailable += state == NR_VERSION_UNAVAILABLE;
         }

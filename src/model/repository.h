@@ -16,6 +16,10 @@
  * view of them is unpinned and every reader has moved on; `on_publish` exists so that idle loops
  * are told to move on too (post them a message that calls nr_catalog_refresh).
  *
+ * Ensembles (ensemble.h) are opened like any other version, but are READY in a snapshot only with
+ * their members: while one is LOADING so is the ensemble, and while one is missing or does not fit
+ * the ensemble is UNAVAILABLE with that reason. It comes back by itself with the member.
+ *
  * Locks: repository.lock guards states, reasons and the current snapshot. It is a leaf but for the
  * pool's own lock, and is never held while ops, on_publish or file access run.
  */
@@ -38,6 +42,11 @@ struct nr_catalog_version {
     nr_version_state state;
     const char *reason;         /* "" when READY */
     struct nr_version *version; /* not NULL exactly when READY */
+    /* of a READY ensemble: [its n_steps] the members that it runs, all of this snapshot */
+    const struct nr_member *members;
+    struct nr_version
+        *open;      /* an ensemble that is open, whether or not it is READY here; not held */
+    uint32_t depth; /* of a READY ensemble: 1, or 1 more than its deepest member; else 0 */
 };
 struct nr_catalog_model {
     const char *name;
@@ -72,7 +81,10 @@ struct nr_repository_cfg {
      * thread, or within nr_repository_load_all for whole models; without locks. May be NULL. */
     void (*on_state)(void *ctx, const struct nr_version *v, nr_version_state state,
                      const char *reason);
-    void *event_ctx; /* of the two above */
+    /* No load and no unload is under way any more, and nr_repository_wait has not returned yet. On the
+     * thread of the last one, without locks; may be NULL. */
+    void (*on_rest)(void *ctx);
+    void *event_ctx; /* of the three above */
 };
 
 /* Opens and scans the paths; loads nothing. cfg's strings are copied. A path that cannot be opened,
@@ -132,6 +144,9 @@ struct nr_catalog_view *nr_catalog_pin(struct nr_catalog_reader *rd);
 void nr_catalog_unpin(struct nr_catalog_view *view);
 
 const struct nr_catalog_model *nr_catalog_find(const struct nr_catalog *c, struct nr_str name);
+/* A version of a model by its number; NULL when there is none. */
+const struct nr_catalog_version *nr_catalog_version(const struct nr_catalog *c, struct nr_str name,
+                                                    int64_t number);
 /* The version to run: `version` is decimal text, empty for the default (the highest READY one).
  * *ret is held by the snapshot. NARU_NOT_FOUND: unknown model or version, or one that failed to
  * load or was unloaded (as Triton answers; the text says what there is, or the reason);

@@ -14,6 +14,7 @@ struct nr_slot { /* one version and its jobs */
     struct nr_model *model;
     struct nr_job load, close;
     bool unload_wanted; /* under the lock: unload came while LOADING */
+    uint64_t told;      /* of an ensemble: hash of what on_state was told last; under the lock */
     char folder[24];    /* beneath the model's folder: "3", or "." when the files lie in it */
 };
 
@@ -51,6 +52,8 @@ void nr_model_free(struct nr_model *m);
 /* The current state of things as a snapshot with one reference. Under the lock. */
 struct nr_catalog *nr_catalog_make(const struct nr_repository *r, uint64_t generation);
 void nr_catalog_unref(struct nr_catalog *c); /* not under the lock */
+/* settle.c: ensembles of a snapshot that is being made, after all other entries. Under the lock. */
+void nr_catalog_settle(struct nr_catalog *c);
 /* Makes and installs a new snapshot; the old one is the caller's to unref after unlocking. */
 struct nr_catalog *nr_repository_publish(struct nr_repository *r);
 

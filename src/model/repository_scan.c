@@ -120,7 +120,7 @@ static void select_versions(struct nr_repository *r, struct nr_model *m,
         }
         flat = flat || nr_config_backend_of(entries[i].name);
     }
-    if (n == 0 && flat) {
+    if (n == 0 && (flat || c->ensemble)) { /* git keeps no empty folders */
         add_slot(r, m, 1, ".");
         return;
     }

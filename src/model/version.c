@@ -14,6 +14,7 @@
 #include "io/file.h"
 #include "model/config_priv.h"
 #include "model/repository_priv.h"
+#include "model/stepkind.h"
 
 #define LABELS_MAX_BYTES (64u << 20)
 
@@ -62,6 +63,23 @@ static struct nr_image_io *describe_io(const struct nr_io_spec *specs, unsigned 
     return io;
 }
 
+/* Keys naru.* that are not the plan's. */
+static const char *const other_keys[] = {NR_CONFIG_CHECK_SYMBOLS, NR_CONFIG_LATENCY_TARGET};
+
+/* The nearest of them; 0: it is one. */
+static unsigned nearest_other(struct nr_str key, const char **ret)
+{
+    unsigned least = UINT32_MAX;
+    for (unsigned i = 0; i < NR_COUNT(other_keys); i++) {
+        unsigned distance = nr_str_distance(key, nr_str_from(other_keys[i]));
+        if (distance < least) {
+            least = distance;
+            *ret = other_keys[i];
+        }
+    }
+    return least;
+}
+
 /* The parameters naru.*, but for those of other parts: a misspelt one of those is refused here, all
  * others by the plan. */
 static nr_status list_params(const struct nr_model_config *c, struct nr_image_param *params,
@@ -71,16 +89,16 @@ static nr_status list_params(const struct nr_model_config *c, struct nr_image_pa
     *ret_n = 0;
     for (size_t i = 0; i < pb->n_parameters; i++) {
         struct nr_str key = nr_str_from(pb->parameters[i]->key);
-        if (!nr_str_starts(key, NR_STR("naru.")) || nr_str_is(key, NR_CONFIG_CHECK_SYMBOLS)) {
+        const char *nearest = "";
+        unsigned theirs, mine = nearest_other(key, &nearest);
+        if (!nr_str_starts(key, NR_STR("naru.")) || mine == 0 ||
+            (c->ensemble && nr_str_starts(key, NR_STR(NR_STEP_PARAM_PREFIX)))) {
             continue;
         }
-        unsigned theirs, mine = nr_str_distance(key, NR_STR(NR_CONFIG_CHECK_SYMBOLS));
         (void)nr_image_plan_nearest(key, &theirs);
         if (mine < theirs) {
-            return nr_fail(err, NARU_INVALID,
-                           "unknown parameter \"%.200s\": did you mean \"" NR_CONFIG_CHECK_SYMBOLS
-                           "\"?",
-                           key.ptr);
+            return nr_fail(err, NARU_INVALID, "unknown parameter \"%.200s\": did you mean \"%s\"?",
+                           key.ptr, nearest);
         }
         params[(*ret_n)++] =
             (struct nr_image_param){key, nr_str_from(pb->parameters[i]->value->string_value)};

@@ -16,6 +16,8 @@ struct nr_sched_limits {
     unsigned max_queue_requests; /* 4,096 */
     uint64_t max_queue_bytes;    /* 256 MiB of inputs */
     int64_t max_wait_ns;         /* 5 s of work at the measured pace */
+    int64_t idle_trim_ns; /* 1 s: so long after its last execution on an executor a model gives back
+                             what it keeps for the next one; 0 never */
 };
 
 #define NR_REFUSAL_MAP(X)                                                        \

@@ -23,7 +23,7 @@ struct set {
     _Atomic uint64_t success, fail, success_ns, fail_ns, queue_ns, input_ns, infer_ns, output_ns;
     _Atomic uint64_t rows, executions, inline_executions, last_wall_ms;
     _Atomic uint64_t cache_hits, cache_hit_ns, cache_misses, cache_miss_ns;
-    _Atomic uint64_t failed[NR_FAIL_COUNT];
+    _Atomic uint64_t failed[NR_FAIL_COUNT], expired;
     struct nr_hist_coarse stage[NR_STAGE_COUNT];
     struct batch_cell *_Atomic pages[];
 };
@@ -113,6 +113,22 @@ static uint64_t span(int64_t from_ns, int64_t to_ns)
     return to_ns > from_ns ? (uint64_t)(to_ns - from_ns) : 0;
 }
 
+/* One execution of the plug-in, by the request that stands for its batch. */
+static void count_execution(struct nr_counters *c, struct set *s, const struct nr_request *r)
+{
+    add(&s->executions, 1);
+    add(&s->inline_executions, r->ran_inline);
+    atomic_store_explicit(&s->last_wall_ms, (uint64_t)(nr_clock_wall() / NR_MS_NS),
+                          memory_order_relaxed);
+    struct batch_cell *cell = cell_of(c, s, r->batch_rows);
+    if (cell != NULL) {
+        add(&cell->executions, 1);
+        add(&cell->input_ns, span(r->begin_ns, r->infer_begin_ns));
+        add(&cell->infer_ns, span(r->infer_begin_ns, r->infer_end_ns));
+        add(&cell->output_ns, span(r->infer_end_ns, r->end_ns));
+    }
+}
+
 void nr_counters_success(struct nr_counters *c, unsigned loop, const struct nr_request *r,
                          bool leads)
 {
@@ -134,19 +150,15 @@ void nr_counters_success(struct nr_counters *c, unsigned loop, const struct nr_r
     nr_hist_coarse_add(&s->stage[NR_STAGE_INPUT], input_ns);
     nr_hist_coarse_add(&s->stage[NR_STAGE_INFER], infer_ns);
     nr_hist_coarse_add(&s->stage[NR_STAGE_OUTPUT], output_ns);
-    if (!leads) {
-        return;
+    if (leads) {
+        count_execution(c, s, r);
     }
-    add(&s->executions, 1);
-    add(&s->inline_executions, r->ran_inline);
-    atomic_store_explicit(&s->last_wall_ms, (uint64_t)(nr_clock_wall() / NR_MS_NS),
-                          memory_order_relaxed);
-    struct batch_cell *cell = cell_of(c, s, r->batch_rows);
-    if (cell != NULL) {
-        add(&cell->executions, 1);
-        add(&cell->input_ns, input_ns);
-        add(&cell->infer_ns, infer_ns);
-        add(&cell->output_ns, output_ns);
+}
+
+void nr_counters_round(struct nr_counters *c, unsigned loop, const struct nr_request *r, bool leads)
+{
+    if (leads) {
+        count_execution(c, set_of(c, loop), r);
     }
 }
 
@@ -156,6 +168,11 @@ void nr_counters_failure(struct nr_counters *c, unsigned loop, nr_fail_reason wh
     add(&s->fail, 1);
     add(&s->fail_ns, took_ns > 0 ? (uint64_t)took_ns : 0);
     add(&s->failed[why], 1);
+}
+
+void nr_counters_expired(struct nr_counters *c, unsigned loop)
+{
+    add(&set_of(c, loop)->expired, 1);
 }
 
 void nr_counters_cache_hit(struct nr_counters *c, unsigned loop, const struct nr_request *r,
@@ -196,6 +213,7 @@ static void read_set(const struct set *s, struct nr_counts *ret)
     ret->cache_hit_ns += get(&s->cache_hit_ns);
     ret->cache_misses += get(&s->cache_misses);
     ret->cache_miss_ns += get(&s->cache_miss_ns);
+    ret->expired += get(&s->expired);
     ret->last_wall_ms = NR_MAX(ret->last_wall_ms, get(&s->last_wall_ms));
     for (unsigned i = 0; i < NR_FAIL_COUNT; i++) {
         ret->failed[i] += get(&s->failed[i]);

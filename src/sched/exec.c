@@ -126,6 +126,7 @@ static void spawn(struct nr_exec *e, bool extra)
         nr_free(w);
         return;
     }
+    pthread_setname_np(w->thread, "naru-exec");
     pthread_detach(w->thread);
 }
 

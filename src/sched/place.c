@@ -19,7 +19,7 @@
 
 /* --- completion -------------------------------------------------------------------------------- */
 
-static nr_fail_reason fail_reason(const struct nr_request *r)
+nr_fail_reason nr_request_fail_reason(const struct nr_request *r)
 {
     switch (r->status) {
     case NARU_CANCELLED:
@@ -45,6 +45,11 @@ void nr_request_complete(struct nr_request *r)
     struct nr_sched *s = r->sched;
     unsigned loop = nr_loop_index(r->loop);
     nr_loop_timer_cancel(r->loop, &r->timer);
+    if (NR_UNLIKELY(r->again)) {
+        nr_counters_round(s->counters, loop, r, r->leads);
+        r->on_complete(r);
+        return;
+    }
     if (s->cfg.decoupled) {
         nr_flow_settle(r);
     }
@@ -56,7 +61,11 @@ void nr_request_complete(struct nr_request *r)
     if (r->status == NARU_OK) {
         nr_counters_success(s->counters, loop, r, r->leads);
     } else {
-        nr_counters_failure(s->counters, loop, fail_reason(r), nr_clock_now() - r->arrival_ns);
+        nr_counters_failure(s->counters, loop, nr_request_fail_reason(r),
+                            nr_clock_now() - r->arrival_ns);
+        if (r->status == NARU_DEADLINE && r->begin_ns == 0) {
+            nr_counters_expired(s->counters, loop);
+        }
     }
     r->on_complete(r);
 }
@@ -134,8 +143,8 @@ nr_status nr_place_add(struct nr_place *p, struct nr_request *r, struct nr_err *
 
 void nr_place_fill(struct nr_place *p, struct nr_list *list, unsigned n, struct nr_list *refused)
 {
-    if (n > p->taken_capacity) {
-        p->taken_capacity = NR_MAX(n, 2 * p->taken_capacity);
+    if (p->n_taken + n > p->taken_capacity) {
+        p->taken_capacity = NR_MAX(p->n_taken + n, 2 * p->taken_capacity);
         p->taken = nr_realloc(p->taken, p->taken_capacity * sizeof(struct nr_request *));
     }
     for (unsigned i = 0; i < n; i++) {
@@ -147,7 +156,7 @@ void nr_place_fill(struct nr_place *p, struct nr_list *list, unsigned n, struct 
             nr_list_append(refused, &r->node);
             continue;
         }
-        r->place_index = p->n_taken;
+        r->place_index = nr_batch_requests(p->batch) - 1;
         p->taken[p->n_taken++] = r;
         atomic_store_explicit(&r->state, NR_REQUEST_RUNNING, memory_order_release);
     }
@@ -199,12 +208,16 @@ static void take_result(struct nr_place *p, struct nr_request *r, unsigned i)
     r->ran_inline = p->is_inline;
     r->batch_rows = (uint32_t)p->rows;
     r->status = nr_batch_result(p->batch, i, &err);
+    r->again = r->status == NARU_OK && nr_batch_again(p->batch, i);
     if (r->status == NARU_OK && p->sched->cfg.decoupled && !nr_batch_has_outputs(p->batch)) {
         return; /* its responses, if any, went their own way */
     }
     for (unsigned k = 0; k < r->in->n_outputs && r->status == NARU_OK; k++) {
         r->status = take_output(p, r, i, k);
-        if (r->status != NARU_OK) {
+        if (r->again && r->status == NARU_NOT_FOUND) {
+            r->status = NARU_OK; /* only states count now */
+        } else if (r->status != NARU_OK) {
+            r->again = false;
             nr_fail(&err, r->status, "model %s gave no output '" NR_STR_FMT "'", p->sched->cfg.name,
                     NR_STR_ARG(p->sched->cfg.signature->outputs[r->in->outputs[k].index].name));
         }
@@ -221,7 +234,7 @@ void nr_place_deliver(struct nr_place *p)
     bool leads = true;
     for (unsigned i = 0; i < p->n_taken; i++) {
         struct nr_request *r = p->taken[i];
-        take_result(p, r, i);
+        take_result(p, r, r->place_index);
         if (r->status == NARU_OK) {
             r->leads = leads;
             leads = false;
@@ -270,7 +283,8 @@ nr_status nr_place_init(struct nr_place *p, struct nr_sched *s, struct nr_plugin
                                .on_done_arg = p,
                                .on_response = s->cfg.decoupled ? nr_flow_on_response : NULL,
                                .on_room = nr_flow_on_room,
-                               .response_arg = p};
+                               .response_arg = p,
+                               .may_repeat = s->cfg.iterative};
     p->sched = s;
     p->instance = instance;
     nr_list_init(&p->node);

@@ -22,6 +22,7 @@
 #include "io/loop.h"
 #include "naru/backend.h"
 
+struct nr_catalog;
 struct nr_sched;
 struct nr_place;
 
@@ -58,6 +59,9 @@ struct nr_request {
     struct nr_loop *loop;   /* on_complete runs here */
     struct nr_arena *arena; /* lent to the scheduler until on_complete */
     const struct nr_infer_request *in;
+    /* the snapshot in which the target's version was found, pinned until on_complete: a pipeline
+     * finds its members there. May be NULL for a target that is no pipeline. */
+    const struct nr_catalog *catalog;
     int64_t arrival_ns;  /* first byte seen; for statistics */
     int64_t deadline_ns; /* CLOCK_MONOTONIC, 0 none; a queued request is refused when it passes */
     uint64_t client;     /* who asks: requests of one client share his part of a full queue */
@@ -77,17 +81,22 @@ struct nr_request {
     struct nr_infer_tensor *outputs; /* in the order of in->outputs */
     unsigned n_outputs;
     bool ran_inline;
-    uint32_t batch_rows;                                               /* of the batch it ran in */
+    int64_t ran_version; /* of the model, where it is not the one submitted to; else 0 */
+    uint32_t batch_rows; /* of the batch it ran in */
     int64_t queued_ns, begin_ns, infer_begin_ns, infer_end_ns, end_ns; /* stage times, monotonic */
 
     /* Of a target that passes the request on and waits for its completion (it replaces on_complete,
      * and puts both back before it completes the request). */
     void *front;
 
+    void *at_target; /* a pipeline's own state of the request, while it has it */
+
     /* The scheduler's. */
     struct nr_sched *sched;
     _Atomic uint32_t state;
     _Atomic uint32_t cancelled; /* read by host->request_cancelled while running */
+    bool again;                 /* of NARU_OK: not answered, the model wants another execution */
+    uint32_t rounds;            /* executions before this one; 0 but with iterative sequences */
     struct nr_answer *only;     /* the first response, when on_answer is NULL */
     _Atomic uint32_t n_answers; /* given to the consumer and not ended */
     bool too_many;              /* more than one, when on_answer is NULL */

@@ -22,7 +22,12 @@ static void runtime_free(struct nr_runtime *rt)
         return;
     }
     nr_cached_free(rt->cached);
-    nr_sched_free(rt->sched);
+    if (rt->sequencer != NULL) {
+        nr_sequencer_free(rt->sequencer); /* sched is one of its own */
+    } else {
+        nr_sched_free(rt->sched);
+    }
+    nr_pipeline_free(rt->pipeline);
     void *extra = atomic_load(&rt->extra);
     if (extra != NULL && rt->extra_free != NULL) {
         rt->extra_free(extra);
@@ -149,8 +154,12 @@ static bool may_inline(const struct nr_runtime_host *host, const struct nr_runti
         c->preserve_ordering || c->decoupled || first_device(c) >= 0) {
         return false;
     }
-    for (unsigned i = 0; i < c->sig.n_inputs; i++) {
-        if (c->sig.inputs[i].row_bytes < 0) {
+    const struct nr_signature *sig = c->sequence != NULL ? &c->sequence->sig : &c->sig;
+    if (c->sequence != NULL && (c->sequence->direct || c->sequence->delay_ns > 0)) {
+        return false;
+    }
+    for (unsigned i = 0; i < sig->n_inputs; i++) {
+        if (sig->inputs[i].row_bytes < 0) {
             return false; /* the time of a request would depend on its shape */
         }
     }
@@ -161,11 +170,12 @@ static struct nr_batch_rules rules_of(const struct nr_runtime *rt, const struct 
 {
     struct nr_batch_rules rules = {.max_rows = NR_MAX(c->max_batch_size, 1),
                                    .batching = c->batched && c->dynamic_batching,
-                                   .auto_size = !rt->says_batching,
+                                   .auto_size = !rt->says_batching || c->latency_target_ns > 0,
                                    .delay_ns = (int64_t)c->max_queue_delay_ns};
-    for (uint32_t i = 0; i < c->sig.n_inputs; i++) {
-        if (c->sig.inputs[i].ragged) {
-            rules.ragged = c->sig.inputs;
+    const struct nr_signature *sig = c->sequence != NULL ? &c->sequence->sig : &c->sig;
+    for (uint32_t i = 0; i < sig->n_inputs; i++) {
+        if (sig->inputs[i].ragged) {
+            rules.ragged = sig->inputs;
         }
     }
     for (uint32_t i = 0; i < c->n_preferred && rules.n_preferred < NR_BATCH_MAX_PREFERRED; i++) {
@@ -211,6 +221,7 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
                                .rules = rules_of(rt, c),
                                .placement = host->placement,
                                .limits = host->limits,
+                               .latency_target_ns = c->latency_target_ns,
                                .decoupled = c->decoupled};
     cfg.placement.allowed = may_inline(host, rt, c);
     struct nr_queue_rules levels[NR_CONFIG_MAX_LEVELS];
@@ -219,7 +230,49 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
     cfg.n_levels = c->n_levels;
     cfg.default_level = c->default_level;
     cfg.preserve_ordering = c->preserve_ordering;
-    return nr_sched_new(&cfg, &rt->sched, err);
+    if (c->sequence == NULL) {
+        return nr_sched_new(&cfg, &rt->sched, err);
+    }
+    struct nr_sequencer_cfg sc = {.config = c->sequence,
+                                  .signature = &c->sig,
+                                  .version = rt->version,
+                                  .model_fd = rt->version->model_fd,
+                                  .shared =
+                                      (rt->model->info->flags & NARU_MODEL_SHARED_SESSION) != 0,
+                                  .book = host->sequences};
+    nr_status st = nr_sequencer_new(&cfg, &sc, &rt->sequencer, err);
+    rt->sched = st == NARU_OK ? nr_sequencer_sched(rt->sequencer) : NULL;
+    return st;
+}
+
+static void prove(struct nr_runtime *rt)
+{
+    if (rt->sequencer != NULL) {
+        nr_sequencer_prove(rt->sequencer);
+        rt->target = nr_sequencer_target(rt->sequencer);
+        rt->counters = nr_sequencer_counters(rt->sequencer);
+    } else {
+        nr_sched_prove(rt->sched);
+        rt->target = nr_sched_target(rt->sched);
+        rt->counters = nr_sched_counters(rt->sched);
+    }
+}
+
+/* An ensemble has nothing to open: its members are versions of their own. */
+static nr_status open_pipeline(const struct nr_runtime_host *host, struct nr_version *v,
+                               struct nr_runtime *rt, struct nr_err *err)
+{
+    nr_status st = nr_version_complete(v, NULL, err);
+    if (st != NARU_OK) {
+        return st;
+    }
+    const struct nr_pipeline_cfg cfg = {
+        .version = v, .pool = host->pool, .images = host->images, .n_loops = host->n_loops};
+    rt->pipeline = nr_pipeline_new(&cfg);
+    rt->target = nr_pipeline_target(rt->pipeline);
+    rt->counters = nr_pipeline_counters(rt->pipeline);
+    rt->signature = &v->config->sig;
+    return NARU_OK;
 }
 
 static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *err)
@@ -229,6 +282,11 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
     rt->version = v;
     rt->extra_free = host->extra_free;
     bool says_instances = v->config->pb->n_instance_group > 0;
+    if (v->config->ensemble != NULL) {
+        nr_status ended = open_pipeline(host, v, rt, err);
+        v->runtime = ended == NARU_OK ? NR_TAKE(rt) : NULL;
+        return ended;
+    }
     rt->says_batching = v->config->pb->dynamic_batching != NULL;
     nr_status st = open_model(host, v, rt, err);
     if (st != NARU_OK) {
@@ -251,9 +309,7 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
     if (st != NARU_OK) {
         return st;
     }
-    nr_sched_prove(rt->sched);
-    rt->target = nr_sched_target(rt->sched);
-    rt->counters = nr_sched_counters(rt->sched);
+    prove(rt);
     if (c->response_cache && host->cache != NULL) {
         rt->cached = nr_cached_new(host->cache, rt->target, rt->counters);
         rt->target = nr_cached_target(rt->cached);
@@ -273,7 +329,23 @@ static void runtime_close(void *ctx, struct nr_version *v)
 
 void nr_runtime_state_get(const struct nr_runtime *rt, struct nr_sched_state *ret)
 {
-    nr_sched_state_get(rt->sched, ret);
+    struct nr_sequencer_state sequences;
+    if (rt->sequencer != NULL) {
+        nr_sequencer_state_get(rt->sequencer, &sequences, ret);
+    } else if (rt->sched != NULL) {
+        nr_sched_state_get(rt->sched, ret);
+    } else {
+        *ret = (struct nr_sched_state){.running = nr_pipeline_running(rt->pipeline)};
+    }
+}
+
+bool nr_runtime_sequences_get(const struct nr_runtime *rt, struct nr_sequencer_state *ret)
+{
+    struct nr_sched_state state;
+    if (rt->sequencer != NULL) {
+        nr_sequencer_state_get(rt->sequencer, ret, &state);
+    }
+    return rt->sequencer != NULL;
 }
 
 const struct nr_version_ops nr_runtime_ops = {.open = runtime_open, .close = runtime_close};

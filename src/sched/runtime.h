@@ -10,27 +10,35 @@
 #include "host/plugin.h"
 #include "model/version.h"
 #include "sched/cache.h"
+#include "sched/pipeline.h"
 #include "sched/sched.h"
+#include "sched/sequence.h"
 
 struct nr_runtime_host {
     struct nr_plugins *plugins;
     struct nr_exec *exec;
     struct nr_loop *const *loops;
     unsigned n_loops;
+    struct nr_pool *pool; /* of pipelines' own steps */
+    struct nr_image_limits images;
     struct nr_sched_limits limits;
-    struct nr_placement_cfg placement; /* allowed: the operator's switch for inline execution */
-    unsigned max_instances;            /* over all groups of a model */
-    struct nr_cache *cache;            /* for models that ask for it; NULL: none */
-    void (*extra_free)(void *extra);   /* frees nr_runtime.extra; NULL when nobody sets it */
+    struct nr_placement_cfg placement;  /* allowed: the operator's switch for inline execution */
+    unsigned max_instances;             /* over all groups of a model */
+    struct nr_cache *cache;             /* for models that ask for it; NULL: none */
+    struct nr_sequence_book *sequences; /* NULL: sequences do not outlive a reload */
+    void (*extra_free)(void *extra);    /* frees nr_runtime.extra; NULL when nobody sets it */
 };
 
 struct nr_runtime {
     struct nr_version *version; /* back pointer; the version owns the runtime */
     struct nr_target *target;   /* where requests of the version go */
     struct nr_counters *counters;
-    struct nr_plugin_model *model;
-    struct nr_sched *sched;   /* runs the model's batches */
-    struct nr_cached *cached; /* in front of sched; NULL: the configuration asks for none */
+    struct nr_plugin_model *model;  /* NULL for an ensemble */
+    struct nr_sched *sched;         /* runs the model's batches; with a sequencer: its first one;
+                                       NULL for an ensemble */
+    struct nr_sequencer *sequencer; /* NULL: the configuration asks for none */
+    struct nr_pipeline *pipeline;   /* of an ensemble, else NULL */
+    struct nr_cached *cached;       /* in front of sched; NULL: the configuration asks for none */
     const struct nr_signature *signature;
     struct nr_plugin_instance **instances;
     unsigned n_instances;
@@ -45,6 +53,8 @@ struct nr_runtime {
 extern const struct nr_version_ops nr_runtime_ops;
 
 void nr_runtime_state_get(const struct nr_runtime *rt, struct nr_sched_state *ret); /* any thread */
+/* False: the version serves no sequences. Any thread. */
+bool nr_runtime_sequences_get(const struct nr_runtime *rt, struct nr_sequencer_state *ret);
 
 static inline struct nr_runtime *nr_runtime_of(const struct nr_version *v)
 {

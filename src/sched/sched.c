@@ -20,8 +20,10 @@
 
 void nr_sched_limits_default(struct nr_sched_limits *l)
 {
-    *l = (struct nr_sched_limits){
-        .max_queue_requests = 4096, .max_queue_bytes = 256u << 20, .max_wait_ns = 5 * NR_S_NS};
+    *l = (struct nr_sched_limits){.max_queue_requests = 4096,
+                                  .max_queue_bytes = 256u << 20,
+                                  .max_wait_ns = 5 * NR_S_NS,
+                                  .idle_trim_ns = NR_S_NS};
 }
 
 /* --- queue and executors ----------------------------------------------------------------------- */
@@ -173,10 +175,20 @@ static struct nr_place *take_batch(struct nr_sched *s, struct taken *t)
     int64_t now_ns = nr_clock_now();
     expel_expired(s, now_ns, &t->gone);
     struct nr_batch_rules rules = s->cfg.rules;
+    int64_t fixed_ns = 0;
     if (rules.auto_size) {
-        rules.max_rows = nr_batchsize_limit(&s->batchsize, s->queue.rows, now_ns);
+        int64_t waited_ns = now_ns - nr_request_of(s->queue.order.next)->queued_ns;
+        fixed_ns = nr_batchsize_fixed(&s->batchsize, waited_ns);
+        int64_t soon = nr_hold_rows(&s->hold, s->queue.rows, fixed_ns, now_ns);
+        rules.max_rows = nr_batchsize_limit(&s->batchsize, soon, waited_ns, now_ns);
     }
     struct nr_batch_plan plan = nr_batcher_plan(&rules, &s->queue.order, now_ns);
+    if (rules.auto_size && plan.why == NR_SEAL_IDLE) {
+        t->wait_ns = nr_hold_until(&s->hold, s->queue.rows, fixed_ns, now_ns);
+        if (t->wait_ns != 0) {
+            return NULL;
+        }
+    }
     if (plan.n_requests == 0) {
         t->wait_ns = plan.wait_until_ns;
         return NULL;
@@ -185,6 +197,7 @@ static struct nr_place *take_batch(struct nr_sched *s, struct taken *t)
     p->is_inline = false;
     p->begin_ns = now_ns;
     p->rows = plan.rows;
+    nr_hold_took(&s->hold, plan.rows, fixed_ns, now_ns);
     nr_batcher_take(&rules, &plan, &s->queue, &t->batch);
     NR_LIST_FOREACH (node, &t->batch) {
         struct nr_request *r = nr_request_of(node);
@@ -210,8 +223,10 @@ static void release_place(struct nr_place *p, bool observed, int64_t cpu_ns)
     if (observed) {
         nr_sched_observe(s, p, cpu_ns);
     }
+    nr_hold_ended(&s->hold, p->rows, s->queue.rows, nr_clock_now());
     s->n_running--;
     nr_list_append(&s->idle, &p->node);
+    nr_trim_arm(s);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -376,9 +391,12 @@ static void submit(struct nr_target *t, struct nr_request *r)
     r->n_outputs = 0;
     r->leads = false;
     r->place = NULL;
-    r->only = NULL;
-    atomic_store_explicit(&r->n_answers, 0, memory_order_relaxed);
-    r->too_many = false;
+    r->again = false;
+    if (r->rounds == 0) { /* else answers of earlier rounds may be on their way */
+        r->only = NULL;
+        atomic_store_explicit(&r->n_answers, 0, memory_order_relaxed);
+        r->too_many = false;
+    }
     nr_list_init(&r->node);
     atomic_store_explicit(&r->cancelled, false, memory_order_relaxed);
     prepare(s, r);
@@ -464,6 +482,7 @@ nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, st
     pthread_mutex_init(&s->flow_lock, NULL);
     nr_clock_cond_init(&s->flow_room);
     nr_exec_init(&s->runnable, run_queue);
+    nr_exec_init(&s->trimmer, nr_trim_run);
     nr_queue_init(&s->queue, cfg->n_levels > 0 ? cfg->levels : &no_rules, NR_MAX(cfg->n_levels, 1u),
                   cfg->default_level, cfg->preserve_ordering);
     nr_admit_init(&s->admit, cfg->n_instances, cfg->rules.batching ? cfg->rules.max_rows : 1);
@@ -471,8 +490,11 @@ nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, st
     nr_list_init(&s->idle);
     nr_list_init(&s->finished);
     nr_placement_init(&s->placement, &cfg->placement);
-    nr_batchsize_init(&s->batchsize, cfg->rules.max_rows);
-    s->counters = nr_counters_new(cfg->n_loops, cfg->signature->max_batch_size);
+    nr_batchsize_init(&s->batchsize, cfg->rules.max_rows, cfg->latency_target_ns);
+    nr_hold_init(&s->hold);
+    s->counters = cfg->counters != NULL
+                      ? cfg->counters
+                      : nr_counters_new(cfg->n_loops, cfg->signature->max_batch_size);
     s->places = nr_new_array(struct nr_place, NR_MAX(cfg->n_instances, 1u));
     s->turns = nr_new_array(struct nr_turn, NR_MAX(cfg->n_loops, 1u));
     nr_status st = NARU_OK;
@@ -504,7 +526,8 @@ void nr_sched_free(struct nr_sched *s)
     if (s == NULL) {
         return;
     }
-    nr_exec_retire(s->cfg.exec, &s->runnable);
+    nr_exec_retire(s->cfg.exec, &s->runnable); /* its last act may be to arm the other … */
+    nr_exec_retire(s->cfg.exec, &s->trimmer);  /* … which wakes it for requests only */
     NR_ASSERT(s->queue.n == 0 && s->n_running == 0);
     for (unsigned i = 0; i < s->n_places; i++) {
         nr_place_done(&s->places[i]);
@@ -516,7 +539,9 @@ void nr_sched_free(struct nr_sched *s)
         }
     }
     nr_queue_done(&s->queue);
-    nr_counters_free(s->counters);
+    if (s->cfg.counters == NULL) {
+        nr_counters_free(s->counters);
+    }
     pthread_mutex_destroy(&s->lock);
     pthread_mutex_destroy(&s->finished_lock);
     pthread_mutex_destroy(&s->flow_lock);

@@ -40,6 +40,9 @@ struct nr_sched_cfg {
     struct nr_batch_rules rules;
     struct nr_placement_cfg placement;
     struct nr_sched_limits limits;
+    int64_t latency_target_ns;    /* naru.latency_target_ms; 0 none. With rules.auto_size */
+    struct nr_counters *counters; /* borrowed, for schedulers that count together; NULL: its own */
+    bool iterative; /* a model may ask for another execution of a request (nr_request.again) */
     const struct nr_queue_rules *levels; /* [n_levels] the most urgent first; copied */
     unsigned n_levels;                   /* 0: one, without rules of its own */
     unsigned default_level;              /* from 0 */

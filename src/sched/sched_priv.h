@@ -5,6 +5,7 @@
  *   flow.c   several responses to one request, at the pace of their reader
  *   turn.c   inline executions at the end of a loop's turn
  *   prove.c  runs on zeros before the first request
+ *   trim.c   memory back from a model that is idle
  *
  * INVARIANTS
  *  1. A request is in exactly one of: a turn's pending list, the queue, a place. Whoever removes it
@@ -25,6 +26,7 @@
 #include <pthread.h>
 
 #include "sched/batchsize.h"
+#include "sched/hold.h"
 #include "sched/order.h"
 #include "sched/queue.h"
 #include "sched/sched.h"
@@ -40,6 +42,7 @@ struct nr_place {
     int64_t (*shapes)[NARU_MAX_RANK];
     uint8_t *wanted;
     int64_t rows, begin_ns, infer_begin_ns, infer_end_ns;
+    int64_t wait_ns;                       /* of the first request, in the queue */
     uint64_t bytes_copied, bytes_in_place; /* of the batch, already in the scheduler's sums */
     bool is_inline;
 };
@@ -57,6 +60,7 @@ struct nr_sched {
     struct nr_sched_cfg cfg;
     struct nr_batch_rules turn_rules; /* cfg.rules, but a batch is a prefix of what is pending */
     struct nr_runnable runnable;
+    struct nr_runnable trimmer;
     struct nr_counters *counters;
     pthread_mutex_t lock;
     struct nr_queue queue;
@@ -69,11 +73,14 @@ struct nr_sched {
     struct nr_place *places;
     unsigned n_places;
     struct nr_placement placement;
-    struct nr_batchsize batchsize; /* of queued batches, with rules.auto_size */
+    struct nr_batchsize batchsize; /* of queued batches, with rules.auto_size … */
+    struct nr_hold hold;           /* … and whether they wait for clients that come back */
     _Atomic bool is_inline; /* copy of placement.is_inline that submit reads without the lock */
     uint64_t seals[NR_SEAL_COUNT];
     uint64_t refused[NR_REFUSAL_KINDS];
     uint64_t bytes_copied, bytes_in_place;
+    bool trim_armed;
+    int64_t used_ns; /* a place was given back at */
     struct nr_turn *turns;
     pthread_mutex_t flow_lock; /* decoupled models: a leaf */
     pthread_cond_t flow_room;  /* a response was ended, or a request cancelled */
@@ -109,6 +116,8 @@ void nr_place_rest(struct nr_place *p);
 uint32_t nr_place_map_shape(uint32_t rank, const int64_t *spec, const int64_t *value,
                             uint32_t to_rank, const int64_t *to_spec, int64_t *to);
 
+/* Of a request that failed: why, for the counters. */
+nr_fail_reason nr_request_fail_reason(const struct nr_request *r);
 void nr_request_fail(struct nr_request *r, nr_status status, const char *text);
 /* Loop thread. The request is the caller's again afterwards. */
 void nr_request_complete(struct nr_request *r);
@@ -130,6 +139,12 @@ void nr_flow_settle(struct nr_request *r);
 
 /* Runs what is pending on this loop, or hands it to the queue. The loop's turn hook. */
 void nr_turn_run(struct nr_turn_hook *h);
+
+/* --- trim.c --- */
+
+/* Under the lock: an execution on an executor has ended. */
+void nr_trim_arm(struct nr_sched *s);
+bool nr_trim_run(struct nr_runnable *runnable); /* of the trimmer */
 
 /* --- sched.c --- */
 

@@ -23,7 +23,7 @@ CHROMIUM = os.environ.get("NARU_CHROMIUM") or shutil.which("chromium") or shutil
 class WebSocket:
     """RFC 6455, client side: text messages over TCP to this machine."""
 
-    def __init__(self, url, timeout_s=30):
+    def __init__(self, url, timeout_s=120):
         host, path = url.removeprefix("ws://").split("/", 1)
         name, port = host.rsplit(":", 1)
         self.socket = socket.create_connection((name, int(port)), timeout_s)
@@ -140,7 +140,7 @@ class Browser:
                 pass
             self.socket.close()
         try:
-            self.process.wait(10)
+            self.process.wait(30)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, 9)
             self.process.wait()
@@ -179,7 +179,7 @@ class Page:
             raise RuntimeError(answer["exceptionDetails"].get("exception", {}).get("description") or answer)
         return answer["result"].get("value")
 
-    def wait_for(self, condition, limit_s=20):
+    def wait_for(self, condition, limit_s=60):
         end = time.monotonic() + limit_s
         while True:
             try:

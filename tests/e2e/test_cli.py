@@ -18,7 +18,7 @@ from conftest import NARU, ROOT, wait_until
 from rawhttp import H2, SERVICE
 
 
-def run(*args, env=None, timeout=20):
+def run(*args, env=None, timeout=60):
     merged = dict(os.environ, **(env or {}))
     return subprocess.run([NARU, *args], capture_output=True, text=True, timeout=timeout, env=merged, check=False)
 
@@ -219,13 +219,13 @@ def test_exit_on_error(tmp_path):
 
 
 def get(one, path):
-    return urllib.request.urlopen(one.url + path, timeout=5).read()
+    return urllib.request.urlopen(one.url + path, timeout=60).read()
 
 
 def test_sigterm_ends_with_zero(server, tmp_path):
     one = server(models=[tmp_path])
     get(one, "/v2/health/live")
-    assert one.stop(limit_s=10) == 0
+    assert one.stop() == 0
 
 
 def test_sighup_opens_the_log_again(server, tmp_path):

@@ -15,9 +15,13 @@ IO = [("INPUT0", "FP32", [1])]
 GOOD = json.dumps({"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1], "data": [3]}]})
 
 REFUSED = {
-    "sequence": (model("identity", IO, extra="sequence_batching { }\n"), "sequence_batching"),
-    "ensemble": ('platform: "ensemble"\n' + model("identity", IO).replace('backend: "identity"\n', "") +
-                 'ensemble_scheduling { step [ { model_name: "x" model_version: -1 } ] }\n', "ensembles"),
+    "ragged": (model("identity", IO, batch=4).replace("dims: [1] }", "dims: [1] allow_ragged_batch: true }", 1),
+               "allow_ragged_batch"),
+    "batch_input": (model("identity", IO, batch=4, extra='batch_input [ { kind: BATCH_ELEMENT_COUNT target_name: "n" '
+                                                         'data_type: TYPE_FP32 source_input: "INPUT0" } ]\n'),
+                    "batch_input"),
+    "batch_output": (model("identity", IO, batch=4, extra='batch_output [ { target_name: "OUTPUT0" '
+                                                          'source_input: "INPUT0" } ]\n'), "batch_output"),
     "agents": (model("identity", IO, extra='model_repository_agents { agents [ { name: "checksum" } ] }\n'),
                "model_repository_agents"),
 }

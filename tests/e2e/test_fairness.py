@@ -3,10 +3,13 @@
 Every latency here comes from naru-load at a constant rate and counts from the scheduled instant, so that
 a stall is charged for everybody it kept waiting. Beside each server under test stands another one that
 has nothing else to do and is asked the same at the same time: what a busy machine does to the one it does
-to the other, and what is left is the loop. A stall that the server causes comes back at every attempt, so
-each test takes the best of a few.
+to the other. Where this user may ask for it, the kernel serves the loops of both, and those who measure,
+before everybody else (SCHED_RR): who computes beside them, in the same process or in another one, takes no
+processor from them then, and what is left is what happens on the loop. A stall that the server causes
+comes back at every attempt, so each test takes the best of a few.
 """
 import json
+import os
 import socket
 import subprocess
 import threading
@@ -15,9 +18,10 @@ import urllib.request
 
 import pytest
 from conftest import ROOT, wait_until
+from counts import metric
 
 LOAD = ROOT / "build" / "tests" / "perf" / "naru-load"
-ATTEMPTS = 5
+ATTEMPTS = 3
 MS = 1000.0  # figures are microseconds
 
 pytestmark = pytest.mark.skipif(not LOAD.exists(), reason=f"{LOAD} is not built")
@@ -36,12 +40,49 @@ output [ {{ name: "Y" data_type: TYPE_FP32 dims: [ {dims} ] }} ]
     (folder / name / "config.pbtxt").write_text(text)
 
 
-def load(s, path, rate, seconds, body=None, connections=16, start=subprocess.run):
+def serve_first(pid, name=""):
+    """Threads of a process whose names begin so, before all others, but not the threads that they start."""
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/comm", encoding="ascii") as f:
+            if f.read().startswith(name) and MAY_SERVE_FIRST:
+                os.sched_setscheduler(int(task), *FIRST)
+
+
+FIRST = os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1)
+try:
+    own = os.sched_getscheduler(0), os.sched_getparam(0)
+    os.sched_setscheduler(0, *FIRST)
+    os.sched_setscheduler(0, *own)
+    MAY_SERVE_FIRST = True
+except PermissionError:
+    MAY_SERVE_FIRST = False
+
+
+def is_fair(here, there, more):
+    """Without that right a server that computes on another thread than its loop loses by that, where every
+    millisecond is fought for."""
+    return here < there + more or (not MAY_SERVE_FIRST and here < 2.5 * there)
+
+
+@pytest.fixture
+def pair(server, tmp_path):
+    """pair("--max-body", "80MiB"): the server under test and one that idles, with one loop each."""
+
+    def start(*options):
+        both = [server("--io-threads", 1, *options, models=[tmp_path / "models"]) for _ in range(2)]
+        for s in both:
+            serve_first(s.pid, "naru-io")
+        return both
+
+    return start
+
+
+def load(s, path, rate, seconds, body=None, connections=16):
     line = [LOAD, "--json", "--url", s.url + path, "--rate", rate, "--seconds", seconds, "--warm", 0.1,
             "--connections", connections, "--max-connections", 256]
     if body is not None:
         line += ["--body", body, "--header", "Content-Type: application/json"]
-    return start([str(word) for word in line], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([str(word) for word in line], stdout=subprocess.PIPE, text=True)
 
 
 def p99_us(out):
@@ -52,22 +93,10 @@ def p99_us(out):
 
 def p99_of_both(s, idle, path, rate, seconds, body=None):
     """(server under test, idle server), measured at the same time."""
-    runs = [load(one, path, rate, seconds, body=body, start=subprocess.Popen) for one in (s, idle)]
+    runs = [load(one, path, rate, seconds, body=body) for one in (s, idle)]
+    for run in runs:
+        serve_first(run.pid)
     return tuple(p99_us(run.communicate(timeout=60 + seconds)[0]) for run in runs)
-
-
-def is_fair(here, there, more):
-    """On an idle machine `there` is a fraction of a millisecond and the first limit counts. Where every
-    millisecond is fought for, a server that computes elsewhere than on its loop also loses by that."""
-    return here <= max(there + more, 2.5 * there)
-
-
-def metric(s, name, **labels):
-    with urllib.request.urlopen(f"http://127.0.0.1:{s.metrics}/metrics", timeout=30) as answer:
-        text = answer.read().decode()
-    wanted = [f'{k}="{v}"' for k, v in labels.items()]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines()
-               if line.startswith(name + "{") and all(w in line for w in wanted))
 
 
 def infer(s, model, body=TINY, timeout=60):
@@ -77,16 +106,16 @@ def infer(s, model, body=TINY, timeout=60):
         return json.load(answer)
 
 
-def test_a_model_that_becomes_slow_leaves_the_loop(server, tmp_path):
+@pytest.mark.timing
+def test_a_model_that_becomes_slow_leaves_the_loop(pair, tmp_path):
     """5 us that become 5 ms: one slow execution on the loop, and then none. The 5 ms are 5 of the 4,000
     health requests of a window, so its p99 does not see them; a model that stayed would delay a
-    quarter of them."""
+    quarter of them. What is counted has to be right at every attempt."""
     names = [f"jump_{i}" for i in range(ATTEMPTS)]
     for name in names:
         write_model(tmp_path / "models", name, "delay",
                     parameters={"spin_us": 5, "after_requests": 200, "spin_us_after": 5000})
-    s = server("--io-threads", 1, models=[tmp_path / "models"])
-    idle = server("--io-threads", 1, models=[tmp_path / "models"])
+    s, idle = pair()
     body = tmp_path / "body"
     body.write_bytes(TINY)
     seen = []
@@ -95,7 +124,7 @@ def test_a_model_that_becomes_slow_leaves_the_loop(server, tmp_path):
             infer(s, name)
         wait_until(lambda: metric(s, "naru_model_inline", model=name) == 1, what=f"{name} on the I/O thread")
         # asked 50 times a second all the time: the 100 or so short executions that are left last for 2 s
-        work = load(s, f"/v2/models/{name}/infer", 50, 8, body=body, connections=4, start=subprocess.Popen)
+        work = load(s, f"/v2/models/{name}/infer", 50, 8, body=body, connections=4)
         across = p99_of_both(s, idle, "/v2/health/live", 1000, 4)
         wait_until(lambda: metric(s, "naru_placement_changes_total", model=name, to="pool") > 0,
                    limit_s=30, what=f"{name} off the I/O thread")
@@ -104,29 +133,26 @@ def test_a_model_that_becomes_slow_leaves_the_loop(server, tmp_path):
         out, _ = work.communicate(timeout=60)
         assert json.loads(out)["outcomes"]["ok"] > 0
         # It left once, and nothing ran on the loop since.
-        once = (metric(s, "naru_model_inline", model=name) == 0 and
-                metric(s, "naru_placement_changes_total", model=name, to="pool") == 1 and
-                metric(s, "naru_inline_executions_total", model=name) == inline)
-        seen.append((across, after, once))
-        # That it left once is exact. The time is within 1 ms of the idle server's, or, where cores are short, below one execution of 5 ms, for which a quarter
-        # of the requests would wait if the model had stayed.
-        if once and all(is_fair(*pair, 1 * MS) or pair[0] < 4 * MS for pair in (across, after)):
+        assert metric(s, "naru_model_inline", model=name) == 0
+        assert metric(s, "naru_placement_changes_total", model=name, to="pool") == 1
+        assert metric(s, "naru_inline_executions_total", model=name) == inline
+        seen.append((across, after))
+        if all(is_fair(*both, MS) for both in seen[-1]):
             return
-    pytest.fail(f"p99 of health requests in us, here and at an idle server, across and after the jump, and whether "
-                f"the model left once: {seen}")
+    pytest.fail(f"p99 of health requests in us, here and at an idle server, across and after the jump: {seen}")
 
 
 def large_json(n):
     return b'{"inputs":[{"name":"X","shape":[1,%d],"datatype":"FP32","data":[' % n + b"0.12345," * (n - 1) + b"1]}]}"
 
 
-def test_a_large_body_does_not_delay_small_requests(server, tmp_path):
-    """64 MiB of JSON are parsed off the loop; small requests on it keep their p99 within 2 ms of
+@pytest.mark.timing
+def test_a_large_body_does_not_delay_small_requests(pair, tmp_path):
+    """64 MiB of JSON are parsed off the loop; small requests on it keep their p99 within 1 ms of
     those at a server that is idle but for them."""
     write_model(tmp_path / "models", "large", "identity", dims=-1)
     write_model(tmp_path / "models", "small", "identity")
-    s = server("--io-threads", 1, "--max-body", "80MiB", models=[tmp_path / "models"])
-    idle = server("--io-threads", 1, models=[tmp_path / "models"])
+    s, idle = pair("--max-body", "80MiB")
     body = tmp_path / "body"
     body.write_bytes(TINY)
     n = (64 << 20) // len("0.12345,")
@@ -169,7 +195,7 @@ def test_a_large_body_does_not_delay_small_requests(server, tmp_path):
         assert not trouble, trouble
         assert len(done) > before
         seen.append((here, there))
-        if is_fair(here, there, 2 * MS):
+        if is_fair(here, there, MS):
             return
     pytest.fail(f"p99 of small requests in us, beside 64 MiB of JSON and at an idle server: {seen}")
 
@@ -180,7 +206,7 @@ def test_slow_uploaders_hold_no_batch(server, tmp_path, dims):
     and so are the slow ones when the rest comes."""
     write_model(tmp_path / "models", "m", "delay", dims=dims, batch=2, parameters={"delay_us": 1000},
                 more="dynamic_batching { max_queue_delay_microseconds: 1000 }")
-    s = server("--io-threads", 1, models=[tmp_path / "models"])
+    s = server("--io-threads", 1, "--body-timeout", "1h", "--body-min-rate", 0, models=[tmp_path / "models"])
     data = b"\0\0\x80\x3f" * dims
     head = json.dumps({"inputs": [{"name": "X", "shape": [1, dims], "datatype": "FP32",
                                    "parameters": {"binary_data_size": len(data)}}]}).encode()
@@ -189,7 +215,7 @@ def test_slow_uploaders_hold_no_batch(server, tmp_path, dims):
                + head + data)
 
     def whole_answer(c):
-        c.settimeout(30)
+        c.settimeout(60)
         got = b""
         while b"\r\n\r\n" not in got:
             got += c.recv(65536)
@@ -200,18 +226,16 @@ def test_slow_uploaders_hold_no_batch(server, tmp_path, dims):
         while left > 0:
             left -= len(c.recv(65536))
 
-    slow = [socket.create_connection(("127.0.0.1", s.http), 30) for _ in range(5)]
-    fast = [socket.create_connection(("127.0.0.1", s.http), 30) for _ in range(3)]
+    slow = [socket.create_connection(("127.0.0.1", s.http), 60) for _ in range(5)]
+    fast = [socket.create_connection(("127.0.0.1", s.http), 60) for _ in range(3)]
     try:
         for c in slow:
             c.sendall(request[:len(request) - len(data) // 2])
-        began = time.monotonic()
-        for _ in range(20):
+        for _ in range(20):  # the uploads stand still all the time
             for c in fast:
                 c.sendall(request)
             for c in fast:
                 whole_answer(c)
-        assert time.monotonic() - began < 15, "requests waited for uploads that stand still"
         for c in slow:
             c.sendall(request[len(request) - len(data) // 2:])
         for c in slow:

@@ -1,13 +1,13 @@
 """gRPC as any client speaks it (grpcio with Triton's messages): health, status codes, deadlines,
 typed contents, many calls on one channel."""
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import plugin_models
+from counts import HOUR_US
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
 pb = pytest.importorskip("tritonclient.grpc.service_pb2", reason="tritonclient is not installed")
@@ -21,7 +21,7 @@ def running(module_server, tmp_path_factory):
         echo=plugin_models.model("identity", [("INPUT0", "FP32", [4])], batch=8),
         numbers=plugin_models.model("identity", [("INPUT0", "INT8", [-1])]),
         texts=plugin_models.model("identity", [("INPUT0", "BYTES", [-1])]),
-        slow=plugin_models.slow(300000))
+        slow=plugin_models.slow(HOUR_US))
     return module_server("--no-keep-gallery", models=[repo])
 
 
@@ -80,14 +80,12 @@ def test_unknown_method_and_service(running):
 
 
 def test_deadline(stub):
-    begin = time.monotonic()
     with pytest.raises(grpc.RpcError) as caught:
-        stub.ModelInfer(pb.ModelInferRequest(model_name="nope"), timeout=5)
+        stub.ModelInfer(pb.ModelInferRequest(model_name="nope"), timeout=60)
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
     with pytest.raises(grpc.RpcError) as caught:
-        slow_request(stub, timeout=0.05)
+        slow_request(stub, timeout=0.2)
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert time.monotonic() - begin < 3
 
 
 def slow_request(stub, timeout):

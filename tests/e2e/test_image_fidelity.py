@@ -422,11 +422,18 @@ def test_tiles(put, size, overlap, sig):
     tiles = tensor(run("tensor", path, sig, *params), np.uint8)
     w, h = size
     padded = np.pad(a.reshape(h, w, -1), ((0, -h % 4), (0, -w % 4), (0, 0)), mode="reflect")
-    step = (64 - overlap) // 4 * 4
+    shared = 64 - (64 - overlap) // 4 * 4
 
-    def starts(n):
-        return [0] if n <= 64 else sorted({min(i, n - 64) for i in range(0, n - 64 + step, step)})
-    want = [padded[y:y + 64, x:x + 64] for y in starts(padded.shape[0]) for x in starts(padded.shape[1])]
+    def cuts(n):
+        """(begin, end) of each tile: as few as 64 allows, and then no larger than that number needs."""
+        if n <= 64:
+            return [(0, n)]
+        count = -(-(n - 64) // (64 - shared)) + 1
+        tile = -(-(n + (count - 1) * shared) // count)
+        tile += -tile % 4
+        begins = [min(i * (tile - shared), n - tile) for i in range(-(-(n - tile) // (tile - shared)) + 1)]
+        return [(i, i + tile) for i in begins]
+    want = [padded[y:y2, x:x2] for y, y2 in cuts(padded.shape[0]) for x, x2 in cuts(padded.shape[1])]
     assert tiles.size == sum(t.size for t in want)
     for g, t in zip(tiles.reshape(len(want), -1), want):
         assert (g == (t.transpose(2, 0, 1) if gray else t).reshape(-1)).all()

@@ -17,9 +17,10 @@ import zlib
 import pytest
 
 from conftest import NARU, ROOT, wait_until
+from counts import SLOW, Held, begun, metric, one, waiting
 from plugin_models import model, repository, slow
-from rawhttp import (CONTINUATION, DATA, ENHANCE_YOUR_CALM, EXHAUSTED, H1, H2, HEADERS, PING, PRIORITY, REFUSED_STREAM,
-                     SERVICE, UNAVAILABLE, WINDOW_UPDATE, ask, field, frame, head, infer_pb, literal, message, prefixed)
+from rawhttp import (CONTINUATION, DATA, ENHANCE_YOUR_CALM, EXHAUSTED, H1, H2, HEADERS, LIMIT_S, PING, PRIORITY,
+                     REFUSED_STREAM, SERVICE, UNAVAILABLE, WINDOW_UPDATE, ask, field, frame, head, infer_pb, literal, message, prefixed)
 
 GROUPS = ("Threads and memory", "Scheduling", "Limits")
 LIVE = "/v2/health/live"
@@ -48,27 +49,21 @@ def padded(size):
     return text + " " * (size - len(text))
 
 
-def metric(s, name, **labels):
-    text = ask(s.http, "GET", "/metrics").body.decode()
-    want = [f'{k}="{v}"' for k, v in labels.items()]
-    for line in text.splitlines():
-        if re.match(re.escape(name) + r"[ {]", line) and all(w in line for w in want):
-            return float(line.split()[-1])
-    raise AssertionError(f"no {name} {labels}")
-
-
-def threads(s, name=None):
+def threads(s, name=""):
     every = []
     for task in os.listdir(f"/proc/{s.pid}/task"):
-        with open(f"/proc/{s.pid}/task/{task}/comm", encoding="ascii") as f:
-            every.append(f.read().strip())
-    return sum(name is None or t.startswith(name) for t in every)
+        try:
+            with open(f"/proc/{s.pid}/task/{task}/comm", encoding="ascii") as f:
+                every.append(f.read())
+        except FileNotFoundError:  # it has ended meanwhile
+            pass
+    return sum(t.startswith(name) for t in every)
 
 
-def took(work):
-    begin = time.monotonic()
-    work()
-    return time.monotonic() - begin
+def resident(s):
+    """Bytes of memory that are the process's own."""
+    with open(f"/proc/{s.pid}/status", encoding="ascii") as f:
+        return next(int(line.split()[1]) << 10 for line in f if line.startswith("RssAnon:"))
 
 
 def together(n, work):
@@ -144,23 +139,25 @@ def test_max_header_fields(start):
             assert c.ask("GET", LIVE, fields=[("cookie", "a=b")] * n).status == status
 
 
+DEFAULT_S = 8  # a limit that took longer was not the one of the option: the defaults are 10 s and more
+
+
 def test_header_timeout(start):
     s = start("--header-timeout", "400ms")
     for sent in (b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n", b"G", b"PRI * HT"):
+        begin = time.monotonic()
         with H1(s.http) as c:
             c.send(sent)
-            begin = time.monotonic()
             if sent[:1] == b"G" and len(sent) > 1:
                 assert c.response().status == 408
             c.closed()
-            assert 0.3 < time.monotonic() - begin < 3
+            assert 0.4 <= time.monotonic() - begin < DEFAULT_S
     with H1(s.http) as c:  # one byte now and then does not help
+        c.send(b"GET " + LIVE.encode() + b" HTTP/1.1\r\nHost: localhost\r\nX-A: ")
         begin = time.monotonic()
-        for byte in head("GET", LIVE, "X-A: " + "b" * 200):
-            if not c.try_send(bytes([byte])):
-                break
+        while c.try_send(b"b"):
+            assert time.monotonic() - begin < DEFAULT_S
             time.sleep(0.02)
-        assert time.monotonic() - begin < 3
     with H2(s.http) as c:
         assert c.ping()
         c.open([(":method", "GET")], flags=0)
@@ -173,10 +170,10 @@ def test_header_timeout(start):
 
 def test_first_byte_timeout(start):
     s = start("--first-byte-timeout", "300ms")
+    begin = time.monotonic()
     with H1(s.http) as c:
-        begin = time.monotonic()
         assert c.closed()
-        assert 0.25 < time.monotonic() - begin < 3
+        assert 0.3 <= time.monotonic() - begin < DEFAULT_S
 
 
 # --- bodies -------------------------------------------------------------------------------------
@@ -236,41 +233,42 @@ def test_body_of_a_model_with_fixed_shapes(start):
 
 
 def test_body_timeout(start):
-    s = start("--body-timeout", "400ms")
+    s = start("--body-timeout", "1500ms")
     with H1(s.http) as c:
-        c.send(head("POST", OPEN, "Content-Length: 100") + b"x" * 50)
         begin = time.monotonic()
+        c.send(head("POST", OPEN, "Content-Length: 100") + b"x" * 50)
         assert c.response().status == 408
-        assert c.closed() and 0.3 < time.monotonic() - begin < 3
-    with H1(s.http) as c:  # slow, but moving
+        assert c.closed() and 1.5 <= time.monotonic() - begin < DEFAULT_S
+    with H1(s.http) as c:  # slow, but moving: longer than the limit in all
         text = floats(1).encode()
         c.send(head("POST", OPEN, f"Content-Length: {len(text)}"))
-        for at in range(0, len(text), 10):
-            c.send(text[at : at + 10])
+        begin = time.monotonic()
+        for at in range(0, len(text), 4):
+            c.send(text[at : at + 4])
             time.sleep(0.1)
+        assert time.monotonic() - begin > 1.5
         assert c.response().status == 200
     with H2(s.grpc) as c:
-        stream = c.grpc(SERVICE + "ModelInfer", prefixed(b"x" * 10, length=100), raw=True, end=False)
         begin = time.monotonic()
+        stream = c.grpc(SERVICE + "ModelInfer", prefixed(b"x" * 10, length=100), raw=True, end=False)
         r = c.reply(stream)
-        assert r.grpc == 4 and time.monotonic() - begin < 4, r
+        assert r.grpc == 4 and 1.5 <= time.monotonic() - begin < DEFAULT_S, r
         assert c.reply(c.grpc(SERVICE + "ServerLive", b"")).grpc == 0
 
 
 def test_body_min_rate(start):
     """Below the rate when 10 s have passed; the arithmetic at other times is unit tested."""
     s = start("--body-min-rate", 1000)
-    with H1(s.http, limit_s=14) as slow_one, H1(s.http, limit_s=14) as fast:
-        for c in (slow_one, fast):
-            c.send(head("POST", OPEN, "Content-Length: 60000"))
+    with H1(s.http) as slow_one, H1(s.http) as fast:
+        for c, n in ((slow_one, 50), (fast, 40000)):
+            c.send(head("POST", OPEN, "Content-Length: 60000") + b" " * n)
         begin = time.monotonic()
-        alive = {slow_one: 50, fast: 1000}
-        while time.monotonic() - begin < 9.4:
-            for c, n in alive.items():
-                c.send(b" " * (n // 2))
-            time.sleep(0.4)
-        fast.send(b" " * 20000)
-        assert slow_one.response(limit_s=3).status == 408
+        while slow_one.open_now(wait_s=0.4):  # both move: it is not the limit of those who stand still
+            assert time.monotonic() - begin < 25
+            for c in (slow_one, fast):
+                c.try_send(b" " * 25)
+        assert slow_one.response().status == 408
+        assert time.monotonic() - begin > 9.9
         assert fast.open_now()
 
 
@@ -308,15 +306,10 @@ def test_max_connections(start):
     assert all(c.ask("GET", LIVE).status == 200 for c in open_ones)
     open_ones.pop().close()
 
-    def again():
-        with H1(s.http) as c:
-            c.try_send(message("GET", LIVE))
-            return not c.closed() and c.data.startswith(b"HTTP/1.1 200") if c.more(time.monotonic() + 5) else False
-
     def served():
         with H1(s.http) as c:
             c.try_send(message("GET", LIVE))
-            return c.more(time.monotonic() + 5) and c.data.startswith(b"HTTP/1.1 200")
+            return c.more(time.monotonic() + LIMIT_S) and c.data.startswith(b"HTTP/1.1 200")
 
     wait_until(served, what="a place for another connection")
     for c in open_ones:
@@ -331,19 +324,19 @@ def test_max_connections_per_address(start):
 
 
 def test_keep_alive(start):
-    s = start("--keep-alive", "400ms", slow=slow(700000))
-    with H1(s.http) as c, H2(s.http) as h2:
-        assert c.ask("GET", LIVE).status == 200 and h2.ask("GET", LIVE).status == 200
+    s = start("--keep-alive", "800ms", slow=slow(1600000))
+    for kind in (H1, H2):
         begin = time.monotonic()
-        assert c.closed()
-        assert 0.3 < time.monotonic() - begin < 3
-        assert h2.drain().goaway[1] == 0
+        with kind(s.http) as c:
+            assert c.ask("GET", LIVE).status == 200
+            assert c.closed() if kind is H1 else c.drain().goaway[1] == 0
+            assert 0.8 <= time.monotonic() - begin < 30, "the default is a minute"
     with H1(s.http) as c:  # not idle while a request runs
         assert c.ask("POST", "/v2/models/slow/infer", floats(1)).status == 200
 
 
 def test_write_timeout(start):
-    s = start("--write-timeout", "500ms")
+    s = start("--write-timeout", "2s")
     n = 2 << 20
     asked = {"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [n], "parameters": {"binary_data_size": 4 * n}}],
              "parameters": {"binary_data_output": True}}
@@ -351,36 +344,39 @@ def test_write_timeout(start):
     request = message("POST", OPEN, text.encode() + b"\0" * (4 * n), f"Inference-Header-Content-Length: {len(text)}")
     with H1(s.http, receive_bytes=4096) as c:
         c.send(request)
-        wait_until(lambda: metric(s, "naru_http_timeouts_total") >= 1, what="the cut")
-        assert metric(s, "naru_http_connections") == 1
+        wait_until(lambda: metric(s, "naru_http_timeouts_total") >= 1, limit_s=20, what="the cut")
+        wait_until(lambda: metric(s, "naru_http_connections") == 1, what="the end of the connection")
     with H2(s.http, window=1000) as c:  # nor does a window that never opens keep the answer
         stream = c.request("POST", OPEN, floats(2000).encode())
-        assert c.reply(stream, limit_s=6).reset is not None
-    with H1(s.http) as c:  # a reader that is slow, but reads
+        assert c.reply(stream, limit_s=20).reset is not None
+    with H1(s.http, receive_bytes=1 << 16) as c:  # a reader that is slow, but reads: longer than the limit in all
         c.send(request)
-        while len(c.data) < 4 * n:
-            c.more(time.monotonic() + 5)
-            time.sleep(0.005)
-        assert b"200 OK" in c.data[:20]
+        pieces, got, begin = [], 0, time.monotonic()
+        while got < 4 * n and c.more(time.monotonic() + LIMIT_S):
+            pieces.append(c.data[:20])
+            got, c.data = got + len(c.data), b""
+            time.sleep(min(0.02, max(0, 2.5 * got / (4 * n) - (time.monotonic() - begin))))
+        assert b"200 OK" in pieces[0] and got >= 4 * n
 
 
 def test_max_pipelined(start):
-    s = start("--max-pipelined", 2, slow=slow(300000))
+    s = start("--max-pipelined", 2, slow=slow(1000))
     with H1(s.http) as c:
-        c.send(message("POST", "/v2/models/slow/infer", floats(1)) * 4 + message("GET", LIVE))
-        time.sleep(0.15)
-        before = metric(s, "naru_http_requests_total")
-        assert before == 3, "the two of the pipeline, and this one"
+        c.send(message("POST", SLOW, one(delay_us=2000000)) + message("POST", SLOW, one()) * 3 + message("GET", LIVE))
+        wait_until(lambda: begun(s) == 1 and waiting(s) == 1, what="the two of the pipeline")
+        time.sleep(0.1)
+        seen = metric(s, "naru_http_requests_total"), metric(s, "naru_http_requests_total")
+        assert seen[1] - seen[0] == 1 and begun(s) == 1 and waiting(s) == 1, "the third is not even read"
         assert [c.response().status for _ in range(5)] == [200] * 5
 
 
 def test_half_close(start):
     """See test_cancel.py for what happens to each request."""
     for option, answers in (("--half-close", 2), ("--no-half-close", 1)):
-        s = start(option, slow=slow(300000))
+        s = start(option, slow=slow(1500000))
         with H1(s.http) as c:
-            c.send(message("POST", "/v2/models/slow/infer", floats(1)) * 2)
-            time.sleep(0.1)  # the first runs, the second waits
+            c.send(message("POST", SLOW, one()) + message("POST", SLOW, one(delay_us=1000)))
+            wait_until(lambda s=s: begun(s) == 1 and waiting(s) == 1, what="the first runs, the second waits")
             c.finish()
             got = [c.response().status for _ in range(2)]
             assert got.count(200) == answers, got
@@ -391,10 +387,11 @@ def test_half_close(start):
 
 
 def test_h2_max_streams(start):
-    s = start("--h2-max-streams", 2, slow=slow(200000))
-    with H2(s.http) as c:
-        streams = [c.request("POST", "/v2/models/slow/infer", floats(1).encode()) for _ in range(3)]
+    s = start("--h2-max-streams", 2, slow=slow(1000))
+    with H2(s.http) as c, Held(s) as busy:
+        streams = [c.request("POST", SLOW, one().encode()) for _ in range(3)]
         assert c.reply(streams[2]).reset == REFUSED_STREAM
+        busy.release()
         assert [c.reply(x).status for x in streams[:2]] == [200, 200]
         assert c.settings[3] == 2
         assert c.ask("GET", LIVE).status == 200
@@ -404,7 +401,7 @@ def test_h2_windows(start):
     s = start("--h2-stream-window", 70000, "--h2-connection-window", 200000)
     with H2(s.http) as c:
         grown = 0
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + LIMIT_S
         c.send(frame(PING, payload=b"12345678"))
         while c.pings == 0 or not grown:
             kind, _, stream, payload = c.one(deadline)
@@ -417,10 +414,10 @@ def test_h2_windows(start):
 
 
 def test_h2_resets(start):
-    s = start("--h2-resets", 5, "--h2-reset-rate", 0, slow=slow(2000000))
+    s = start("--h2-resets", 5, "--h2-reset-rate", 0, slow=slow(60000000))
     with H2(s.http) as c:
         for n in range(6):
-            c.cancel(c.request("POST", "/v2/models/slow/infer", floats(1).encode()))
+            c.cancel(c.request("POST", SLOW, one().encode()))
             if n == 4:
                 assert c.ping() and c.goaway is None
         c.drain()
@@ -440,8 +437,8 @@ def test_h2_reset_rate(start):
     with H2(s.http) as c:
         for _ in range(15):
             c.cancel(c.request("POST", OPEN, b"", end=False))
+            assert c.ping() and c.goaway is None  # it was counted before the pause begins
             time.sleep(0.03)
-        assert c.ping() and c.goaway is None
 
 
 def test_h2_glitches(start):
@@ -462,8 +459,8 @@ def test_h2_glitch_rate(start):
     with H2(s.http) as c:
         for _ in range(30):
             c.send(frame(PRIORITY, 0, 99, struct.pack(">IB", 0, 10)))
+            assert c.ping() and c.goaway is None  # counted, both, before the pause begins
             time.sleep(0.02)
-        assert c.ping() and c.goaway is None
 
 
 def test_h2_control_queue(start):
@@ -532,56 +529,69 @@ def refused(r):
     return r.status == 503 and int(r.headers["retry-after"]) >= 1 and "try again" in r.error
 
 
-def fill(s, n, path="/v2/models/slow/infer", text=None):
-    """n requests on connections of their own, sent one after another."""
+def line_up(s, n, text=None):
+    """n requests of the model slow on connections of their own, one behind the other in its queue."""
     open_ones = []
     for i in range(n):
         c = H1(s.http)
-        c.send(message("POST", path, text or floats(1)))
+        c.send(message("POST", SLOW, text or one()))
         open_ones.append(c)
-        time.sleep(0.05 if i == 0 else 0.02)
+        wait_until(lambda i=i: waiting(s) == i + 1, what=f"{i + 1} that wait")
     return open_ones
 
 
 def test_queue_max_requests(start):
-    s = start("--queue-max-requests", 2, slow=slow(500000))
-    open_ones = fill(s, 4)  # one runs, two wait
-    begin = time.monotonic()
-    assert refused(open_ones[3].response()) and time.monotonic() - begin < 0.3
-    with H2(s.grpc) as c:
-        data = infer_pb("slow", [("INPUT0", "FP32", [1])], raw=[b"\0" * 4])
-        assert c.reply(c.grpc(SERVICE + "ModelInfer", data)).grpc == UNAVAILABLE
-    assert metric(s, "nv_inference_pending_request_count", model="slow") == 2
-    assert [c.response().status for c in open_ones[:3]] == [200] * 3
+    s = start("--queue-max-requests", 2, slow=slow(1000))
+    with Held(s) as busy:
+        open_ones = line_up(s, 2)
+        assert refused(ask(s.http, "POST", SLOW, one()))  # at once: the first one runs for an hour
+        with H2(s.grpc) as c:
+            data = infer_pb("slow", [("INPUT0", "FP32", [1])], raw=[b"\0" * 4])
+            assert c.reply(c.grpc(SERVICE + "ModelInfer", data)).grpc == UNAVAILABLE
+        assert waiting(s) == 2
+        busy.release()
+        assert [c.response().status for c in open_ones] == [200] * 2
     assert metric(s, "nv_inference_request_failure", model="slow", reason="REJECTED") == 2
-    assert ask(s.http, "POST", "/v2/models/slow/infer", floats(1)).status == 200
+    assert ask(s.http, "POST", SLOW, one()).status == 200
 
 
 def test_queue_max_bytes(start):
-    s = start("--queue-max-bytes", 800, slow=model("delay", [("INPUT0", "FP32", [-1])], delay_us=400000))
-    open_ones = fill(s, 3, text=floats(100))  # 400 bytes each: one runs, 800 wait
-    last = fill(s, 1)[0]
-    assert refused(last.response())
-    assert [c.response().status for c in open_ones] == [200] * 3
-    # a request larger than the whole limit is not refused for ever: it waits alone
-    open_ones = fill(s, 2, text=floats(1000))
-    assert [c.response().status for c in open_ones] == [200] * 2
+    s = start("--queue-max-bytes", 800, slow=model("delay", [("INPUT0", "FP32", [-1])], delay_us=1000))
+    with Held(s, shape=(100,)) as busy:
+        open_ones = line_up(s, 2, text=floats(100))  # 400 bytes each
+        assert refused(ask(s.http, "POST", SLOW, floats(1)))
+        busy.release()
+        assert [c.response().status for c in open_ones] == [200] * 2
+    with Held(s) as busy:  # a request larger than the whole limit is not refused for ever: it waits alone
+        open_ones = line_up(s, 1, text=floats(1000))
+        assert refused(ask(s.http, "POST", SLOW, floats(1)))
+        busy.release()
+        assert open_ones[0].response().status == 200
 
 
 def test_queue_max_wait(start):
-    s = start("--queue-max-wait", "500ms", slow=slow(200000))
-    assert ask(s.http, "POST", "/v2/models/slow/infer", floats(1)).status == 200  # now it is known
-    open_ones = fill(s, 4)  # 200 ms each: two may wait
-    assert refused(open_ones[3].response())
-    assert [c.response().status for c in open_ones[:3]] == [200] * 3
+    s = start("--queue-max-wait", "2900ms", slow=slow(1000))
+    assert ask(s.http, "POST", SLOW, one(delay_us=1000000)).status == 200  # now it is known
+    with Held(s) as busy:
+        open_ones = line_up(s, 2)  # of 1 s each as far as is known: two may wait
+        assert refused(ask(s.http, "POST", SLOW, one()))
+        busy.release()
+        assert [c.response().status for c in open_ones] == [200] * 2
 
 
 def test_pool_queue(start):
+    """Twelve at once, until one came while one was parsed and one waited; none of them is lost."""
     s = start("--pool-queue", 1, "--pool-threads", 1)
     text = floats(300000)
-    got = together(12, lambda i: ask(s.http, "POST", OPEN, text))
-    assert all(r.status == 200 or refused(r) for r in got), got
-    assert any(r.status == 200 for r in got) and any(r.status == 503 for r in got)
+    seen = set()
+
+    def both_kinds():
+        got = together(12, lambda i: ask(s.http, "POST", OPEN, text))
+        assert all(r.status == 200 or refused(r) for r in got), got
+        seen.update(r.status for r in got)
+        return seen == {200, 503}
+
+    wait_until(both_kinds, what="an answer and a refusal")
     assert ask(s.http, "POST", OPEN, text).status == 200
 
 
@@ -607,6 +617,25 @@ def test_memory_is_not_held_for_the_next_run(start):
             assert r.status == 200 and r.body.endswith(b"\1" * (5 << 19)), r
 
 
+def test_idle_trim(start):
+    """What is kept for the next run goes back after that long without one, and not at all with 0."""
+    models = {f"m{i}": model("identity", [("INPUT0", "UINT8", [-1])]) for i in range(4)}
+    kept = {}
+    for after in ("200ms", "0s"):
+        s = start("--idle-trim", after, **models)
+        before = resident(s)
+        for name in models:
+            r = ask(s.http, "POST", f"/v2/models/{name}/infer", b"\1" * (8 << 20), "Inference-Header-Content-Length: 0")
+            assert r.status == 200
+        if after == "200ms":
+            wait_until(lambda s=s, before=before: resident(s) < before + (6 << 20), what="the memory of idle models")
+        else:
+            time.sleep(1)
+        kept[after] = resident(s) - before
+        assert ask(s.http, "POST", "/v2/models/m0/infer", b"\1" * 100, "Inference-Header-Content-Length: 0").status == 200
+    assert kept["0s"] > (24 << 20), kept
+
+
 def test_cache_size(start):
     """An answer of 4,000 bytes is kept in 64 KiB, not in 1 KiB, and not without a cache."""
     for size, hits in (("64KiB", 1), ("1KiB", 0), (0, 0)):
@@ -628,24 +657,41 @@ def test_io_threads(start):
 
 def test_exec_threads(start):
     few, many = start("--exec-threads", 1), start("--exec-threads", 5)
-    assert threads(many) - threads(few) == 4
+    wait_until(lambda: threads(many) - threads(few) == 4, what="four threads more")
 
 
 def test_pool_threads(start):
+    """Threads come with work, up to the limit."""
     few, many = start("--pool-threads", 1), start("--pool-threads", 4)
-    for s in (few, many):
-        together(8, lambda i, s=s: ask(s.http, "POST", OPEN, floats(100000)))
-    assert 0 < threads(many) - threads(few) <= 3
+    most = {}
+    for s, enough in ((few, 1), (many, 2)):
+        def grown(s=s, enough=enough):
+            together(8, lambda i: ask(s.http, "POST", OPEN, floats(100000)))
+            most[s] = max(most.get(s, 0), threads(s, "naru-pool"))
+            return most[s] >= enough
+        wait_until(grown, what=f"{enough} threads of the pool")
+    assert most[few] == 1 and 2 <= most[many] <= 4, most
 
 
 def test_max_exec_threads(start):
     """Models that block get more threads up to the limit; the others wait, and are answered."""
-    models = {f"m{i}": slow(400000) for i in range(4)}
-    times = {}
+    models = {f"m{i}": slow(1000) for i in range(4)}
     for most in (2, 8):  # one more than --exec-threads is the least
         s = start("--exec-threads", 1, "--max-exec-threads", most, **models)
-        times[most] = took(lambda s=s: together(4, lambda i: ask(s.http, "POST", f"/v2/models/m{i}/infer", floats(1))))
-    assert times[2] > 0.75 and times[8] < 0.75, times
+        held = [Held(s, model=f"m{i}") for i in range(2)]
+        others = [H1(s.http) for _ in range(2)]
+        for i, c in enumerate(others):
+            c.send(message("POST", f"/v2/models/m{i + 2}/infer", one()))
+        if most == 2:
+            wait_until(lambda s=s: [waiting(s, "m2"), waiting(s, "m3")] == [1, 1], what="two that wait")
+            time.sleep(0.3)
+            assert [begun(s, "m2"), begun(s, "m3")] == [0, 0], "two threads, and both are taken for an hour"
+            for h in held:
+                h.release()
+        assert [c.response().status for c in others] == [200] * 2
+        for h in held:
+            h.release()
+        s.stop()
 
 
 def test_max_instances(start):
@@ -663,38 +709,50 @@ def spinning(us, **more):
     return model("delay", [("INPUT0", "FP32", [1])], spin_us=us, **more)
 
 
+def runs_inline(s, n=400):
+    """Whether the model id is, or within n requests comes, onto the I/O thread. What could not be proved
+    while it was loaded, because the machine was busy elsewhere, traffic proves."""
+    with H1(s.http) as c:
+        for i in range(n):
+            if i % 20 == 0 and metric(s, "naru_model_inline", model="id") == 1:
+                return True
+            assert c.ask("POST", "/v2/models/id/infer", floats(1)).status == 200
+    return False
+
+
 def test_inline(start):
-    assert metric(start(id=spinning(1)), "naru_model_inline", model="id") == 1
-    assert metric(start("--no-inline", id=spinning(1)), "naru_model_inline", model="id") == 0
+    assert runs_inline(start(id=spinning(1)))
+    s = start("--no-inline", id=spinning(1))
+    assert not runs_inline(s) and metric(s, "naru_inline_executions_total", model="id") == 0
 
 
 def test_inline_short(start):
-    for option, inline in (("5ms", 1), ("50us", 0)):
+    for option, inline in (("5ms", True), ("50us", False)):
         s = start("--inline-short", option, "--inline-budget", "1s", "--inline-slow", "1s", id=spinning(100))
-        assert metric(s, "naru_model_inline", model="id") == inline
+        assert runs_inline(s) == inline
 
 
 def test_inline_slow(start):
-    slower = {"spin_us_after": 20000, "after_requests": 60}
-    for option, moved in (("3ms", 1), ("5s", 0)):
-        s = start("--inline-slow", option, "--inline-short", "2ms", "--inline-budget", "1s", id=spinning(100, **slower))
-        with H1(s.http) as c:
-            # one execution over the limit is enough; without it the mean decides much later
-            while metric(s, "nv_inference_exec_count", model="id") < 62:
-                assert c.ask("POST", "/v2/models/id/infer", floats(1)).status == 200
-        changes = metric(s, "naru_placement_changes_total", model="id", to="pool")
-        assert changes >= 1 if moved else changes <= 1
+    """One execution over the limit is enough; below it the mean decides, much later."""
+    for option, stays in (("3ms", 0), ("5s", 1)):
+        s = start("--inline-slow", option, "--inline-short", "2ms", "--inline-budget", "1s", id=spinning(100))
+        assert runs_inline(s)
+        once = json.loads(floats(1)) | {"parameters": {"spin_us": 20000}}
+        assert ask(s.http, "POST", "/v2/models/id/infer", json.dumps(once)).status == 200
+        assert metric(s, "naru_model_inline", model="id") == stays
+        assert metric(s, "naru_placement_changes_total", model="id", to="pool") >= 1 - stays
 
 
 def test_inline_budget(start):
-    ran = {}
-    for budget in ("1us", "1s"):
+    for budget, inline in (("1us", False), ("1s", True)):
         s = start("--inline-budget", budget, "--inline-short", "5ms", "--inline-slow", "1s", id=spinning(100))
+        assert runs_inline(s) == inline
+        before = metric(s, "naru_inline_executions_total", model="id")
         with H1(s.http) as c:
             c.send(message("POST", "/v2/models/id/infer", floats(1)) * 20)
             assert [c.response().status for _ in range(20)] == [200] * 20
-        ran[budget] = metric(s, "naru_inline_executions_total", model="id")
-    assert ran["1us"] < ran["1s"] <= 20, ran
+        ran = metric(s, "naru_inline_executions_total", model="id") - before
+        assert 0 < ran <= 20 if inline else before == ran == 0
 
 
 # --- the table ----------------------------------------------------------------------------------
@@ -707,6 +765,7 @@ LIMITS = {
     "pool-queue": test_pool_queue,
     "max-instances": test_max_instances,
     "memory-budget": test_memory_budget,
+    "idle-trim": test_idle_trim,
     "cache-size": test_cache_size,
     "queue-max-requests": test_queue_max_requests,
     "queue-max-bytes": test_queue_max_bytes,

@@ -26,15 +26,23 @@ def running(module_server, tmp_path_factory):
     return s
 
 
-@pytest.fixture(params=["http", "grpc"])
-def api(request, running):
-    if request.param == "http":
-        client = httpclient.InferenceServerClient(f"127.0.0.1:{running.http}", concurrency=4)
-        yield httpclient, client
-    else:
-        client = grpcclient.InferenceServerClient(f"127.0.0.1:{running.grpc}")
-        yield grpcclient, client
+@pytest.fixture
+def http(running):
+    client = httpclient.InferenceServerClient(f"127.0.0.1:{running.http}", concurrency=4)
+    yield httpclient, client
     client.close()
+
+
+@pytest.fixture
+def grpc(running):
+    client = grpcclient.InferenceServerClient(f"127.0.0.1:{running.grpc}")
+    yield grpcclient, client
+    client.close()
+
+
+@pytest.fixture(params=["http", "grpc"])
+def api(request):
+    return request.getfixturevalue(request.param)
 
 
 def tensor(lib, name, array, dtype, **how):
@@ -64,12 +72,10 @@ def test_config(api):
     assert [int(d) for d in config["input"][0]["dims"]] == [16]
 
 
-@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("protocol, binary", [("http", True), ("http", False), ("grpc", True)])  # gRPC has no JSON form
 @pytest.mark.parametrize("rows", [1, 3, 64])
-def test_add_sub(api, binary, rows):
-    lib, client = api
-    if lib is grpcclient and not binary:
-        pytest.skip("gRPC has no JSON form")
+def test_add_sub(request, protocol, binary, rows):
+    lib, client = request.getfixturevalue(protocol)
     how = {"binary_data": binary} if lib is httpclient else {}
     a = np.random.default_rng(rows).normal(size=(rows, 16)).astype(np.float32)
     b = np.arange(rows * 16, dtype=np.float32).reshape(rows, 16)
@@ -228,7 +234,7 @@ def test_asynchronous_requests(api):
         for i, v in enumerate(x):
             client.async_infer("id_fp32", [tensor(lib, "IN", v, "FP32")],
                                callback=lambda result, error, i=i: done.put((i, result, error)))
-        got = [done.get(timeout=20) for _ in x]
+        got = [done.get(timeout=60) for _ in x]
         assert all(error is None for _, _, error in got)
         answers = [r for _, r, _ in sorted(got, key=lambda g: g[0])]
     for v, a in zip(x, answers):

@@ -218,6 +218,9 @@ static void open_session(OrtEnv *env)
 int main(int argc, char **argv)
 {
     read_args(argc, argv);
+    if (setenv("ORT_DISABLE_TELEMETRY", "1", 0) != 0) { /* as the plug-in does */
+        return 1;
+    }
     void *so = dlopen(opt.library, RTLD_NOW | RTLD_LOCAL);
     void *symbol = so ? dlsym(so, "OrtGetApiBase") : NULL;
     if (!symbol) {

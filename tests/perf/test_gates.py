@@ -8,12 +8,13 @@ cost: scripts/perf-baseline, and say why in the commit. NARU_PERF_BUILDS=build,b
 other builds too.
 """
 import os
+import subprocess
 import sys
 
 import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
-from bench import counts, process  # noqa: E402
+from bench import counts, process, rows  # noqa: E402
 
 FIGURES = ("instructions", "system calls", "allocations", "bytes copied")
 BUILDS = os.environ.get("NARU_PERF_BUILDS", "build").split(",")
@@ -53,6 +54,46 @@ def test_cost(build, scenario, figure):
     assert not counts.worse(figure, value, limit), (
         f"{scenario}: {value:.2f} {figure} per request, the baseline of {compiler} is {limit:.2f} "
         f"({100 * (value / limit - 1) if limit else 100:+.1f} %); if it is worth it: scripts/perf-baseline")
+
+
+@pytest.fixture(scope="module")
+def context():
+    """For rows of the bench that are gates as well: they measure build/ under the generator's load."""
+    if not rows.LOAD.exists():
+        pytest.skip(f"{rows.LOAD} is not built")
+    if not (process.BUILD / "backends" / "naru-onnxruntime.so").exists():
+        pytest.skip("the onnxruntime plug-in is not built")
+    process.WORK.mkdir(parents=True, exist_ok=True)
+    made = subprocess.run([sys.executable, process.ROOT / "tests" / "perf" / "make_models.py", process.WORK / "models"],
+                          capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no models: {made.stderr.strip().splitlines()[-1]}")
+    return rows.Context(1, 1.0, lambda text: None)
+
+
+@pytest.mark.parametrize("case", rows.MALLOC_CASES)
+def test_no_malloc_under_load(context, case):
+    """Requests as they come from a busy client, on every loop: memory for them is there after the first."""
+    try:
+        per = rows.count_mallocs(context, *rows.MALLOC_CASES[case], requests=4096, tries=6)
+    except process.Unavailable as e:
+        pytest.skip(str(e))
+    assert per.own + per.library < 0.001, per
+
+
+@pytest.mark.parametrize("title, ratio", [("one tiny model", 0.85), ("33 tiny models", 0.9)])
+def test_memory_beside_the_bare_runtime(context, title, ratio):
+    """A server at work takes less than a process that holds ONNX Runtime and the sessions and nothing else.
+    Beside it, because how much of a library counts as resident depends on the page cache (4 MB here)."""
+    if not os.access("/proc/self/pagemap", os.R_OK):
+        pytest.skip("without /proc/self/pagemap the code of loading is not unmapped")
+    try:
+        held = rows.tiny_memory(context, title, seconds=0.05)
+    except process.Unavailable as e:
+        pytest.skip(str(e))
+    assert held.used <= ratio * held.bare, held
+    assert held.used <= rows.TINY_MODELS[title][2], held
+    assert held.threads <= 16, held
 
 
 def test_a_regression_is_seen():

@@ -58,6 +58,7 @@ int main(void)
     say("pool-queue", cfg.pool_queue);
     say("max-instances", cfg.max_instances);
     say("memory-budget", cfg.memory_budget_bytes);
+    say("idle-trim", NR_MIN(cfg.http.idle_trim_ns, (uint64_t)cfg.queue.idle_trim_ns));
     say("cache-size", cfg.cache_bytes);
     say("queue-max-requests", cfg.queue.max_queue_requests);
     say("queue-max-bytes", cfg.queue.max_queue_bytes);

@@ -68,6 +68,11 @@ def main():
     save("gather", [node("Gather", ["table", "I"], ["Y"])], [info("I", TensorProto.INT64, ["N", 1])],
          [info("Y", f, ["N", 1, 2])], [numpy_helper.from_array(np.array([[1, 2], [3, 4]], np.float32), "table")])
     # One output that is no tensor, as exporters of classifiers make them.
+    i64 = TensorProto.INT64
+    save("horner", [node("Mul", ["S_IN", "three"], ["M"]), node("Add", ["M", "X"], ["Y"]),
+                    node("Identity", ["Y"], ["S_OUT"])],
+         [info("X", i64, ["N", 1]), info("S_IN", i64, ["N", 1])], [info("Y", i64, ["N", 1]), info("S_OUT", i64, ["N", 1])],
+         [numpy_helper.from_array(np.array(3, np.int64), "three")])
     save("sequence", [node("Identity", ["X"], ["Y"]), node("SequenceConstruct", ["X"], ["Z"])],
          [info("X", f, ["N", 2])],
          [info("Y", f, ["N", 2]), helper.make_tensor_sequence_value_info("Z", f, None)])

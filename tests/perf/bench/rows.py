@@ -81,8 +81,8 @@ def load(server, *arguments, **options):
     if bad or not r["outcomes"]["ok"]:
         raise Unavailable(f"{server.name} did not answer well: {r['outcomes']}")
     n = r["answered"]
-    return {"cpu_us": r["watched_cpu_ns"] / n / 1e3, "rate": r["rate"], "p50_us": r["response_us"]["p50"],
-            "p99_us": r["response_us"]["p99"], "client_us": r["client_cpu_ns"] / n / 1e3,
+    return {"cpu_us": r["watched_cpu_ns"] / n / 1e3, "rate": r["rate"], "one_rate": n / r["answered_s"],
+            "p50_us": r["response_us"]["p50"], "p99_us": r["response_us"]["p99"], "client_us": r["client_cpu_ns"] / n / 1e3,
             "late_us": r["send_delay_us"]["p99"], "late_p50_us": r["send_delay_us"]["p50"]}
 
 
@@ -421,22 +421,40 @@ def use(server, model, connections=32, seconds=0.5):
          connections=connections, seconds=seconds)
 
 
+# title -> repository, names of its models, most that it may take (MB)
+TINY_MODELS = {"one tiny model": ("tiny", ["linear"], 36),
+               "33 tiny models": ("many", [f"linear_{i:02}" for i in range(33)], 40)}
+
+
+@dataclass
+class Held:
+    """MB resident: naru with no request yet, naru right after traffic, a process that holds ONNX Runtime and
+    as many sessions; and the threads of naru."""
+    idle: float
+    used: float
+    bare: float
+    threads: int
+
+
+def tiny_memory(ctx, title, seconds=0.2):
+    repository, names, _ = TINY_MODELS[title]
+    tiny = ctx.models("tiny") / "linear" / "1" / "model.onnx"
+    bare = ort_raw(tiny, seconds=1, sessions=len(names))["rss_kb"] * 1.024 / 1000
+    with servers.Naru(ctx.models(repository), cores=()) as naru:
+        idle = process.rss_mb(naru.pids())
+        for name in names:
+            use(naru, name, seconds=seconds)
+        return Held(idle, process.rss_mb(naru.pids()), bare, process.threads(naru.pids()))
+
+
 def memory(ctx):
     """Resident memory after traffic, beside a process that holds ONNX Runtime and the model only."""
-    rows, verdicts, bare = [], [], {}
-    tiny = ctx.models("tiny") / "linear" / "1" / "model.onnx"
-    bare["one"] = ort_raw(tiny, seconds=1)["rss_kb"] * 1.024 / 1000
-    bare["many"] = ort_raw(tiny, seconds=1, sessions=33)["rss_kb"] * 1.024 / 1000
-    for key, title, repository, names, limit in (("one", "one tiny model", "tiny", ["linear"], 36),
-                                                 ("many", "33 tiny models", "many", [f"linear_{i:02}" for i in range(33)], 40)):
-        with servers.Naru(ctx.models(repository), cores=()) as naru:
-            for name in names:
-                use(naru, name, seconds=min(0.2, ctx.seconds))
-            mb = process.rss_mb(naru.pids())
-            if key == "many":
-                n = process.threads(naru.pids())
-        rows.append([title, number(mb), number(bare[key]), number(mb / bare[key])])
-        verdicts.append((f"memory, {title}", f"{number(mb)} MB", f"≤ {limit} MB", mb <= limit))
+    rows, verdicts = [], []
+    for title, (_, names, limit) in TINY_MODELS.items():
+        held = tiny_memory(ctx, title, min(0.2, ctx.seconds))
+        rows.append([title, number(held.used), number(held.bare), number(held.used / held.bare)])
+        verdicts.append((f"memory, {title}", f"{number(held.used)} MB", f"≤ {limit} MB", held.used <= limit))
+        n = held.threads
     model = ctx.models("resnet_n") / "resnet50" / "1" / "model.onnx"
     fields, body = bodies.binary_tensor("gpu_0/data_0", bodies.PICTURE, [0.5] * (3 * 224 * 224))
     file = request_file("resnet", body)
@@ -453,7 +471,8 @@ def memory(ctx):
     return Table("memory", "Resident memory after traffic, and threads", "36 MB, 40 MB, 1.15 × bare; 16 threads",
                  ["serving", "naru MB", "ONNX Runtime alone MB", "ratio"], rows, verdicts,
                  [f"threads of the server with 33 models on {len(process.CORES)} cores: {n}",
-                  "traffic: JSON, binary and gRPC from 32 connections on every tiny model"])
+                  "traffic: JSON, binary and gRPC from 32 connections on every tiny model",
+                  "naru unmaps code that only opening models needed, ONNX Runtime alone keeps it; both without telemetry"])
 
 
 def ready_ms(ctx, repository):
@@ -491,29 +510,106 @@ def start(ctx):
                  ["files in the page cache"])
 
 
-def mallocs(ctx):
+MALLOC_KINDS = {"HTTP/1.1 JSON": "json", "HTTP/1.1 binary": "binary", "gRPC": "grpc"}
+MALLOC_CASES = {f"{name}, {n} connection{'s' * (n > 1)}": (kind, n) for name, kind in MALLOC_KINDS.items() for n in (1, 32)}
+MALLOC_CASES["gRPC, 32 connections, 10 streams each"] = ("grpc", 32, 10)
+
+
+def count_mallocs(ctx, kind, connections, streams=1, requests=4096, tries=1):
     """Calls of malloc and its family per request, by difference of two counts of requests."""
-    fields, body = tiny_request("json")
-    binary_fields, binary = tiny_request("binary")
-    message = bodies.grpc_message("linear", "X", (1, 16), X)
-    cases = {"HTTP/1.1 JSON": ("http", INFER, body, fields), "HTTP/1.1 binary": ("http", INFER, binary, binary_fields),
-             "gRPC": ("grpc", GRPC_INFER, message, [])}
+    if kind == "grpc":
+        path, scheme, head, content = GRPC_INFER, "grpc", [], bodies.grpc_message("linear", "X", (1, 16), X)
+    else:
+        path, scheme, (head, content) = INFER, "http", tiny_request(kind)
+    file = request_file(f"mallocs-{kind}", content)
+    many = {"streams": streams} if streams > 1 else {}
+    return counts.mallocs_per_request(ctx.models("tiny"), lambda server, n: load(
+        server, path, file, head, scheme=scheme, connections=connections, requests=n, warm=0, seconds=60,
+        **many), requests, tries)
+
+
+def mallocs(ctx):
     rows, verdicts = [], []
-    for name, (scheme, path, content, head) in cases.items():
-        file = request_file("mallocs", content)
-        for connections in (1, 32):
-            per = counts.mallocs_per_request(ctx.models("tiny"), lambda server, n: load(
-                server, path, file, head, scheme=scheme, connections=connections, requests=n, warm=0, seconds=60))
-            rows.append([f"{name}, {connections} connection{'s' * (connections > 1)}", number(per.own), number(per.library),
-                         number(per.runtime)])
-            total = per.own + per.library
-            verdicts.append((f"{name}, {connections} connection{'s' * (connections > 1)}", number(round(total, 2)), "0",
-                             total < 0.005))
+    for name, case in MALLOC_CASES.items():
+        per = count_mallocs(ctx, *case)
+        rows.append([name, number(per.own), number(per.library), number(per.runtime)])
+        total = per.own + per.library
+        verdicts.append((name, number(round(total, 2)), "0", total < 0.005))
     return Table("mallocs", "malloc calls per tiny request in steady state", "0 without ONNX Runtime's",
                  ["request", "naru's", "other libraries'", "ONNX Runtime's"], rows, verdicts)
+
+
+# ---------------------------------------------------------------- self-tuning
+
+TUNED = {"fixed_us": 10_000, "row_us": 500}  # what a batch of the model costs
+FIXED = [(1, 0), *((rows, us) for rows in (4, 16, 64) for us in (0, 1000, 5000))]  # max_batch_size, delay
+SHAPES = {  # (connections, part of the seconds); 0 connections: a pause
+    "steady": [(16, 2.0)],
+    "bursts": [(32, 0.7), (0, 0.3)] * 3,
+    "ramps": [(n, 0.3) for n in (2, 4, 8, 16, 32, 48, 32, 16, 8, 4)],
+}
+
+
+def tuned_models():
+    """One model that says nothing about batching, and one for each fixed setting."""
+    where = WORK / "models" / "autotune"
+    settings = {"default": ""}
+    for rows, us in FIXED:
+        settings[f"max {rows}, delay {us / 1000:g} ms"] = (
+            f"max_batch_size: {rows} dynamic_batching {{ max_queue_delay_microseconds: {us} }}")
+    for i, text in enumerate(settings.values()):
+        folder = where / f"m{i}"
+        (folder / "1").mkdir(parents=True, exist_ok=True)
+        parameters = {"io": "FP32[-1,1]", "delay_us": TUNED["fixed_us"], "row_us": TUNED["row_us"]}
+        (folder / "config.pbtxt").write_text('backend: "delay" ' + text + "".join(
+            f' parameters {{ key: "{k}" value {{ string_value: "{v}" }} }}' for k, v in parameters.items()))
+    return where, {name: f"/v2/models/m{i}/infer" for i, name in enumerate(settings)}
+
+
+def shaped(ctx, server, path, file, shape):
+    """Answers a second over the parts of a traffic shape, each by Little's law (see load/client.h)."""
+    answers = seconds = 0
+    for connections, part in SHAPES[shape]:
+        if connections == 0:
+            time.sleep(part * ctx.seconds)
+            continue
+        r = load(server, path, file, JSON_TYPE, connections=connections, seconds=part * ctx.seconds, warm=0.05)
+        answers += connections * r["one_rate"] * part
+        seconds += part
+    return {"rate": answers / seconds}
+
+
+def autotune(ctx):
+    """No configuration beside fixed ones."""
+    repository, paths = tuned_models()
+    file = request_file("autotune", bodies.json_tensor("INPUT0", (1, 1), [1.0]))
+    names, rows, verdicts = list(paths), [], []
+    # A model without any file of configuration may batch as far; one that has a file and leaves the size open gets 4, as
+    # Triton does it. Here a file must name the plug-in, so the size is said on the command line.
+    server = servers.Naru(repository, cores=(), flags=("--backend-config", "default-max-batch-size=64"))
+    try:
+        for shape in SHAPES:
+            run = {name: lambda p=paths[name], s=shape: shaped(ctx, server, p, file, s) for name in names}
+            run["default"]()  # learns, as it does within the first second of its life
+            results = compete(ctx, run)
+            rates = {name: column(results, name, "rate") for name in results}
+            best = max((name for name in rates if name != "default"), key=lambda name: figures.median(rates[name]))
+            ratio = ratios(rates["default"], rates[best])
+            rows += [[shape if name == "default" else "", name, spread(rates[name]),
+                      number(figures.median(ratios(rates["default"], rates[name])))] for name in rates]
+            verdicts.append((f"{shape}: default / best fixed ({best})", spread(ratio), "≥ 0.95", figures.median(ratio) >= 0.95))
+    finally:
+        server.stop()
+    table = Table("autotune", "Self-tuning beside fixed settings", "default ≥ 0.95 × best fixed setting",
+                  ["traffic", "setting", "requests/s", "default / it"], rows, verdicts)
+    table.notes.append(f"a model that takes {TUNED['fixed_us'] / 1000:g} ms a batch and {TUNED['row_us'] / 1000:g} ms a row "
+                       "(delay plug-in); closed loops; steady: 16 connections; bursts: 32 of them, on and off; ramps: 2 to 48 "
+                       "and back")
+    return table
 
 
 ALL = {"tiny-json": tiny_json, "tiny-binary": tiny_binary, "single-json": single_json, "single-binary": single_binary,
        "one-json": one_json, "one-binary": one_binary, "poisson": poisson, "grpc": grpc, "grpc-streams": grpc_streams,
        "picture": picture,
-       "resnet": resnet, "resnet-n": resnet_n, "memory": memory, "start": start, "mallocs": mallocs}
+       "resnet": resnet, "resnet-n": resnet_n, "memory": memory, "start": start, "mallocs": mallocs,
+       "autotune": autotune}

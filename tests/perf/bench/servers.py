@@ -27,6 +27,9 @@ def find(tool, package):
     return path
 
 
+NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": 1}  # for peers, as naru does by itself: a thread less, and no uploads
+
+
 class Server:
     name = "?"
     grpc = None
@@ -166,7 +169,7 @@ class FastApi(Server):
         self.process = process.start(
             [peer_python("fastapi"), "-m", "uvicorn", "peer_fastapi:app", "--app-dir", HERE, "--host", "127.0.0.1",
              "--port", self.http, "--no-access-log", "--log-level", "warning"],
-            cores, self.log, env=process.clean_env(MODEL=model, PYTHONDONTWRITEBYTECODE=1))
+            cores, self.log, env=process.clean_env(MODEL=model, PYTHONDONTWRITEBYTECODE=1, **NO_TELEMETRY))
         self.wait_http("/v2/health/ready", 60)
 
 
@@ -184,7 +187,7 @@ class MlServer(Server):
         (where / "model-settings.json").write_text(json.dumps(
             {"name": "linear", "implementation": "peer_mlserver.Linear", "parameters": {"uri": str(model)}}))
         self.process = process.start([python.parent / "mlserver", "start", where], cores, self.log, cwd=where,
-                                     env=process.clean_env(PYTHONPATH=HERE, PYTHONDONTWRITEBYTECODE=1))
+                                     env=process.clean_env(PYTHONPATH=HERE, PYTHONDONTWRITEBYTECODE=1, **NO_TELEMETRY))
         self.wait_http("/v2/models/linear/ready", 90)
 
 
@@ -223,6 +226,6 @@ dynamic_batching {} instance_group [ { count: 1 kind: KIND_CPU } ]
              self.grpc, "--metrics-port", process.free_port(), "--metrics-address", "127.0.0.1", "--allow-gpu-metrics",
              "false", "--log-info", "false"],
             cores, self.log,
-            env=process.clean_env(PYTHONPATH=package.parents[1], PYTHONDONTWRITEBYTECODE=1, LD_LIBRARY_PATH=libraries,
+            env=process.clean_env(PYTHONPATH=package.parents[1], PYTHONDONTWRITEBYTECODE=1, LD_LIBRARY_PATH=libraries, **NO_TELEMETRY,
                                   PATH=f"{python.parent}:{os.environ['PATH']}"))
         self.wait_http("/v2/health/ready", 60)

@@ -90,11 +90,14 @@ static void test_tile_positions(void **state)
         struct nr_image_job job;
         assert_int_equal(nr_image_job_init(p, w, 64, &job, NULL), NARU_OK);
         assert_int_equal(job.tiles_y, 1);
-        uint32_t last = 0, x, y;
+        uint32_t last = 0, x, y, n = w <= 64 ? 1 : (job.padded_w - 64 + 39) / 40 + 1;
+        assert_int_equal(job.n_tiles, n); /* no more than tiles of the full size would be */
+        assert_true(job.tile_w % 8 == 0 && job.tile_w <= 64);
+        assert_true(job.tile_w * n - 24 * (n - 1) < job.padded_w + 8 * n); /* and no larger */
         for (uint32_t i = 0; i < job.n_tiles; i++) {
             nr_image_tile_at(&job, i, &x, &y);
             assert_int_equal(x % 8, 0);
-            assert_true(i == 0 ? x == 0 : x > last && x + 20 <= last + 64);
+            assert_true(i == 0 ? x == 0 : x > last && x + 20 <= last + job.tile_w);
             last = x;
         }
         assert_int_equal(last + job.tile_w, job.padded_w);
@@ -248,7 +251,7 @@ static void test_tiles_must_agree(void **state)
     static const uint8_t data[64 * 64] = {0};
     struct nr_image_plan *p = PLAN(&io, true, "naru.image.tile=32");
     struct nr_image_job job;
-    assert_int_equal(nr_image_job_init(p, 100, 40, &job, NULL), NARU_OK);
+    assert_int_equal(nr_image_job_init(p, 104, 56, &job, NULL), NARU_OK);
     struct nr_image_stitch s;
     nr_image_stitch_init(&s, &job);
     assert_int_equal(

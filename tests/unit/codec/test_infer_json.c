@@ -897,6 +897,42 @@ static void test_large(void **state)
     }
 }
 
+/* A tiny answer lies in the request's arena, whatever the names: a buffer for each of the requests of
+ * one turn would cost memory, and malloc where the pool is at its bound. */
+static void test_tiny_answers_take_no_buffer(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *id, *dtype;
+        unsigned name_len;
+    } cases[] = {{"", "FP32", 1},
+                 {"0123456789abcdef0123456789abcdef0123", "FP64", 64},
+                 {"\\u0001\\u0002\\u0003\\u0004", "INT64", 64},
+                 {"1", "BOOL", 1}};
+    for (size_t i = 0; i < NR_COUNT(cases); i++) {
+        struct kit k;
+        char name[80], json[400];
+        kit_init(&k, nr_dtype_from_name(nr_str_from(cases[i].dtype)), 0, DIMS(-1, -1));
+        memset(name, 'n', cases[i].name_len);
+        name[cases[i].name_len] = '\0';
+        k.in[0].name = k.out[0].name = nr_str_from(name);
+        const char *one = strcmp(cases[i].dtype, "BOOL") == 0 ? "true" : "1";
+        (void)snprintf(json, sizeof(json),
+                       "{\"id\":\"%s\",\"inputs\":[{\"name\":\"%s\",\"datatype\":\"%s\",\"shape\":"
+                       "[1,4],\"data\":[%s,%s,%s,%s]}]}",
+                       cases[i].id, name, cases[i].dtype, one, one, one, one);
+        assert_int_equal(kit_json(&k, json, NULL, 0), NARU_OK);
+        for (int binary = 0; binary <= 1; binary++) {
+            struct nr_infer_body body;
+            uint64_t live = nr_buf_live_bytes();
+            free(echo(&k, binary, &body));
+            assert_int_equal(nr_buf_live_bytes(), live);
+            assert_int_equal(body.n_parts, 1 + binary);
+        }
+        kit_done(&k);
+    }
+}
+
 /* A shape that promises more than the text holds takes no memory for it. */
 static void test_no_memory_for_promises(void **state)
 {
@@ -1026,6 +1062,7 @@ int main(void)
         cmocka_unit_test(test_raw),
         cmocka_unit_test(test_classification),
         cmocka_unit_test(test_large),
+        cmocka_unit_test(test_tiny_answers_take_no_buffer),
         cmocka_unit_test(test_no_memory_for_promises),
         cmocka_unit_test(test_linear_time),
         cmocka_unit_test(test_out_of_memory),

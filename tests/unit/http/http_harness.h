@@ -60,7 +60,7 @@ struct fix {
     enum answer_mode mode;
     struct nr_turn_hook hook;
     struct seen seen[SEEN_MAX];
-    unsigned n_seen, n_done, n_cancel;
+    unsigned n_seen, n_done, n_cancel, n_idle;
     bool cancel_leaves_open; /* on_cancel does not answer */
     struct nr_iov reply;
     int reply_status, reply_grpc;
@@ -244,6 +244,12 @@ static inline void fix_connect(struct fix *f)
     assert_non_null(f->c);
 }
 
+static inline void fix_on_idle(void *ctx)
+{
+    struct fix *f = ctx;
+    f->n_idle++;
+}
+
 static inline struct fix *fix_new(void)
 {
     struct fix *f = nr_new(struct fix);
@@ -254,7 +260,8 @@ static inline struct fix *fix_new(void)
                                   .on_head = fix_on_head,
                                   .on_request = fix_on_request,
                                   .on_cancel = fix_on_cancel,
-                                  .on_done = fix_on_done};
+                                  .on_done = fix_on_done,
+                                  .on_idle = fix_on_idle};
     nr_engine_init(&f->e, f->loop, &f->limits, &f->app, 0);
     f->hook.on_turn = fix_on_turn;
     f->reply = (struct nr_iov){"ok", 2};

@@ -959,6 +959,45 @@ static void test_no_allocation(void **state)
     assert_null(f->c->out);
 }
 
+static bool holds_pools(const struct fix *f)
+{
+    return f->e.free_blocks != NULL || !nr_list_empty(&f->e.free_exchanges) ||
+           !nr_list_empty(&f->e.free_conns);
+}
+
+/* A loop that has nothing to do gives its pools back, once, and no sooner; then no timer is left. */
+static void test_idle_gives_memory_back(void **state)
+{
+    struct fix *f = *state;
+    for (unsigned round = 1; round <= 3; round++) {
+        fix_hangup(f);
+        fix_connect(f);
+        for (unsigned i = 0; i < 5; i++) { /* requests 700 ms apart: never idle for a second */
+            nr_text_clear(&f->in);
+            f->in_at = 0;
+            feedz(f, "GET /1 HTTP/1.1\r\n" H "\r\n");
+            pump(f);
+            nr_clock_fake_advance(700 * NR_MS_NS);
+            (void)nr_loop_turn(f->loop, 0);
+            assert_true(holds_pools(f));
+            assert_int_equal(f->n_idle, round - 1);
+        }
+        for (unsigned i = 0; i < 10; i++) {
+            nr_clock_fake_advance(NR_S_NS);
+            (void)nr_loop_turn(f->loop, 0);
+        }
+        assert_false(holds_pools(f));
+        assert_int_equal(f->n_idle, round);
+        assert_int_equal(f->e.idle_timer.heap_index, 0);
+        assert_false(f->closed);
+    }
+    f->limits.idle_trim_ns = 0;
+    feedz(f, "GET /1 HTTP/1.1\r\n" H "\r\n");
+    pump(f);
+    assert_true(holds_pools(f));
+    assert_int_equal(f->e.idle_timer.heap_index, 0);
+}
+
 /* Every allocation that may fail is failed once: an answer or a closed connection, never a crash,
  * and the next connection works. */
 static void test_failing_memory(void **state)
@@ -1024,6 +1063,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_drain, setup, teardown),
         cmocka_unit_test_setup_teardown(test_one_send_per_turn, setup, teardown),
         cmocka_unit_test_setup_teardown(test_no_allocation, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_idle_gives_memory_back, setup, teardown),
         cmocka_unit_test_setup_teardown(test_failing_memory, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

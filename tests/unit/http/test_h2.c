@@ -1012,6 +1012,79 @@ static void test_stream_numbers(void **state)
     assert_int_equal(goaway, NGHTTP2_PROTOCOL_ERROR + 1);
     assert_true(f->shut);
     assert_int_equal(f->n_seen, 1);
+
+    again(f);
+    request("GET", "/");
+    send_headers(f, 1, END_STREAM);
+    run(f);
+    assert_string_equal(reply(1)->status, "200");
+    send_headers(f, 1, END_STREAM); /* it had said that nothing would follow */
+    run(f);
+    assert_int_equal(goaway, NGHTTP2_STREAM_CLOSED + 1);
+    assert_true(f->shut);
+    assert_int_equal(f->n_seen, 1);
+}
+
+/* Trailers of a stream that the server has reset meanwhile are passed over, and what came between
+ * does not matter; of a stream that is long forgotten they are an error. */
+static void test_late_trailers(void **state)
+{
+    struct fix *f = *state;
+    f->mode = ANSWER_IN_HEAD;
+    f->reply_status = 404;
+    request("POST", "/");
+    send_headers(f, 1, 0);
+    run(f);
+    assert_int_equal(reply(1)->reset, NGHTTP2_NO_ERROR + 1);
+    f->mode = ANSWER_NOW;
+    f->reply_status = 200;
+    for (uint32_t i = 1; i < NR_H2_ENDED; i++) {
+        request("GET", "/");
+        send_headers(f, 2 * i + 1, END_STREAM);
+        run(f);
+        assert_string_equal(reply(2 * i + 1)->status, "200");
+    }
+    nr_text_clear(&block);
+    literal(&block, "x-checksum", "1");
+    send_headers(f, 1, END_STREAM);
+    run(f);
+    assert_false(f->closed);
+    assert_int_equal(goaway, 0);
+    request("GET", "/");
+    send_headers(f, 2 * NR_H2_ENDED + 1, END_STREAM);
+    run(f);
+    assert_string_equal(reply(2 * NR_H2_ENDED + 1)->status, "200");
+    nr_text_clear(&block);
+    literal(&block, "x-checksum", "1");
+    send_headers(f, 1, END_STREAM);
+    run(f);
+    assert_int_equal(goaway, NGHTTP2_PROTOCOL_ERROR + 1);
+}
+
+/* What a connection holds does not grow with the streams that it has had. */
+static void test_ended_streams_hold_nothing(void **state)
+{
+    struct fix *f = *state;
+    f->mode = ANSWER_NOW;
+    uint64_t before = 0;
+    for (uint32_t i = 0; i < 90; i++) {
+        if (i == 10) {
+            before = nr_mem_allocs();
+        }
+        request("GET", "/");
+        send_headers(f, 2 * i + 1, END_STREAM);
+        run(f);
+        assert_string_equal(reply(2 * i + 1)->status, "200");
+    }
+    assert_true(nr_mem_allocs() - before <
+                100); /* one each is the harness's; a kept stream has more */
+    assert_true(f->e.h2_pool->held_bytes > 0);
+    assert_true(nr_h2_pool_trim(f->e.h2_pool) > 0);
+    assert_int_equal(f->e.h2_pool->held_bytes, 0);
+    request("GET", "/");
+    send_headers(f, 201, END_STREAM);
+    run(f);
+    assert_string_equal(reply(201)->status, "200");
 }
 
 static void test_no_allocation(void **state)
@@ -1104,6 +1177,8 @@ int main(void)
         TEST(test_half_close),
         TEST(test_refused_by_app),
         TEST(test_stream_numbers),
+        TEST(test_late_trailers),
+        TEST(test_ended_streams_hold_nothing),
         TEST(test_no_allocation),
         TEST(test_failing_memory),
     };

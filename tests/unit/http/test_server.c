@@ -113,13 +113,13 @@ static void pause_ms(long ms)
     (void)nanosleep(&t, NULL);
 }
 
-#define wait_until(cond)                     \
-    do {                                     \
-        int tries_ = 0;                      \
-        while (!(cond) && tries_++ < 5000) { \
-            pause_ms(1);                     \
-        }                                    \
-        assert_true(cond);                   \
+#define wait_until(cond)                      \
+    do {                                      \
+        int tries_ = 0;                       \
+        while (!(cond) && tries_++ < 60000) { \
+            pause_ms(1);                      \
+        }                                     \
+        assert_true(cond);                    \
     } while (0)
 
 static void stop(void)
@@ -150,7 +150,7 @@ static int dial(void)
     struct sockaddr_in sa = {.sin_family = AF_INET, .sin_port = htons(port)};
     sa.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     assert_int_equal(connect(fd, (struct sockaddr *)&sa, sizeof(sa)), 0);
-    const struct timeval t = {5, 0};
+    const struct timeval t = {60, 0};
     assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &t, sizeof(t)), 0);
     return fd;
 }

@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "io/file.h"
+#include "model/ensemble.h"
 #include "model/repository.h"
 
 /* --- folders ---------------------------------------------------------------------------------- */
@@ -89,12 +90,13 @@ static nr_status stub_open(void *ctx, struct nr_version *v, struct nr_err *err)
     for (unsigned most = atomic_load(&stub.most_running);
          now > most && !atomic_compare_exchange_weak(&stub.most_running, &most, now);) {
     }
-    while (atomic_load(&stub.hold)) {
+    const naru_model_info *known = v->config->ensemble ? NULL : &info;
+    while (known && atomic_load(&stub.hold)) {
         (void)usleep(1000);
     }
     nr_status st = strncmp(v->name, "bad", 3) == 0
                        ? nr_fail(err, NARU_INVALID, "the stub cannot open %s", v->name)
-                       : nr_version_complete(v, &info, err);
+                       : nr_version_complete(v, known, err);
     if (st == NARU_OK) {
         v->runtime = &stub;
         v->memory_bytes = 1000;
@@ -557,10 +559,13 @@ static void test_states_while_loading(void **state)
     assert_has(err.text, "is being loaded now: try again later");
     assert_false(nr_repository_wait(r, nr_clock_now() + 20 * NR_MS_NS));
     assert_has(index_text(r, false), "m5/1 LOADING;");
+    while (atomic_load(&stub.running) < 2) { /* side by side */
+        (void)usleep(1000);
+    }
     stub.hold = 0;
     assert_true(nr_repository_wait(r, 0));
     assert_int_equal(stub.opened, 6);
-    assert_in_range(stub.most_running, 2, 4); /* side by side, on no more threads than asked for */
+    assert_in_range(stub.most_running, 2, 4); /* on no more threads than asked for */
     assert_int_equal(nr_catalog_lookup(nr_catalog_get(&rd), NR_STR("m0"), NR_STR(""), &v, &err),
                      NARU_OK);
     assert_true(v->load_ns > 0);
@@ -754,6 +759,68 @@ static void test_publish_is_told(void **state)
     nr_repository_free(r);
 }
 
+/* --- ensembles -------------------------------------------------------------------------------- */
+
+#define ENSEMBLE(member)                                                                        \
+    "platform: 'ensemble' max_batch_size: 8 input { name: 'in' data_type: TYPE_FP32 dims: 4 } " \
+    "output { name: 'out' data_type: TYPE_FP32 dims: 2 } ensemble_scheduling { step { "         \
+    "model_name: '" member "' input_map { key: 'x' value: 'in' } output_map { key: 'y' value: " \
+    "'out' } } }"
+
+/* Open before its member, an ensemble is LOADING until that is READY; nobody is told before. */
+static void test_ensemble_waits_for_its_member(void **state)
+{
+    (void)state;
+    put("early/config.pbtxt", ENSEMBLE("late")); /* no version folder: version 1 */
+    put("lame/config.pbtxt", ENSEMBLE("bad"));
+    put("lame/1/", "");
+    put("late/config.pbtxt", CONFIG_X);
+    put("late/1/", "");
+    put("bad/config.pbtxt", CONFIG_X);
+    put("bad/1/", "");
+    stub.hold = 1;
+    struct nr_repository *r = open_at("", NULL, NULL);
+    nr_repository_load_all(r);
+    while (atomic_load(&stub.opened) < 2) { /* both ensembles */
+        (void)usleep(1000);
+    }
+    (void)usleep(20000);
+    assert_has(index_text(r, false), "early/1 LOADING;");
+    assert_has(index_text(r, false), "lame/1 LOADING;");
+    struct nr_catalog_reader rd;
+    struct nr_version *v = NULL;
+    struct nr_err err = {0};
+    nr_catalog_reader_init(&rd, r);
+    assert_int_equal(nr_catalog_lookup(nr_catalog_get(&rd), NR_STR("early"), NR_STR(""), &v, &err),
+                     NARU_UNAVAILABLE);
+    assert_has(err.text, "is being loaded now");
+    assert_false(told("early"));
+    stub.hold = 0;
+    assert_true(nr_repository_wait(r, 0));
+    assert_has(index_text(r, false), "early/1 READY;");
+    assert_has(index_text(r, false),
+               "lame/1 UNAVAILABLE step 0 needs model \"bad\", which is not ready: the stub cannot "
+               "open bad;");
+    assert_true(told("late 1 READY") && told("early 1 READY"));
+    assert_true(told("bad 1 UNAVAILABLE") && told("lame 1 UNAVAILABLE step 0"));
+    assert_int_equal(stub.n_states, 4); /* each once */
+    assert_int_equal(nr_catalog_lookup(nr_catalog_get(&rd), NR_STR("early"), NR_STR("1"), &v, &err),
+                     NARU_OK);
+    const struct nr_catalog_version *entry =
+        nr_catalog_version(nr_catalog_get(&rd), NR_STR("early"), 1);
+    assert_non_null(entry->members);
+    assert_string_equal(entry->members[0].version->name, "late");
+    assert_int_equal(entry->depth, 1);
+    assert_null(nr_catalog_version(nr_catalog_get(&rd), NR_STR("early"), 2));
+    /* unloaded itself, it is gone for its own sake */
+    assert_int_equal(nr_repository_unload(r, "early", &err), NARU_OK);
+    nr_catalog_refresh(&rd);
+    assert_true(nr_repository_wait(r, 0));
+    assert_has(index_text(r, false), "early/1 UNAVAILABLE unloaded;");
+    nr_catalog_reader_done(&rd);
+    nr_repository_free(r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -774,6 +841,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_free_while_loading, setup, teardown),
         cmocka_unit_test_setup_teardown(test_readers_and_unload, setup, teardown),
         cmocka_unit_test_setup_teardown(test_publish_is_told, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_ensemble_waits_for_its_member, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

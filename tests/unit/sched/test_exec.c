@@ -1,11 +1,14 @@
 /* Executor threads: no wake is lost, blocked work does not stop others, retiring waits. */
 #include "sched/exec.h"
 
+#include <pthread.h>
 #include <sched.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <time.h>
 
 #include <cmocka.h>
@@ -18,6 +21,7 @@ struct work {
     struct nr_exec *exec;
     _Atomic int todo, done, inside, most_inside;
     int64_t block_ns;
+    sem_t *gate; /* passed by every piece of work; NULL: none */
 };
 
 static void nap(int64_t ns)
@@ -44,6 +48,9 @@ static bool run(struct nr_runnable *r)
         if (w->block_ns > 0) {
             nap(w->block_ns);
         }
+        if (w->gate != NULL) {
+            sem_wait(w->gate);
+        }
         atomic_fetch_add(&w->done, 1);
         more = atomic_load(&w->todo) > 0;
     }
@@ -59,7 +66,7 @@ static void start(struct work *w, struct nr_exec *e, int64_t block_ns)
 
 static bool wait_done(struct work *w, int n)
 {
-    int64_t until = nr_clock_now() + 10 * NR_S_NS;
+    int64_t until = nr_clock_now() + 60 * NR_S_NS;
     while (atomic_load(&w->done) < n && nr_clock_now() < until) {
         nap(100 * NR_US_NS);
     }
@@ -86,42 +93,110 @@ static void test_blocked_threads_are_replaced(void **state)
     (void)state;
     struct nr_exec *e = nr_exec_new(1, 8);
     struct work slow, quick;
-    start(&slow, e, 400 * NR_MS_NS);
+    sem_t gate;
+    assert_int_equal(sem_init(&gate, 0, 0), 0);
+    start(&slow, e, 0);
     start(&quick, e, 0);
+    slow.gate = &gate;
     atomic_store(&slow.todo, 2);
     nr_exec_wake(e, &slow.runnable);
-    nap(20 * NR_MS_NS);
-    int64_t begin = nr_clock_now();
     atomic_store(&quick.todo, 1);
     nr_exec_wake(e, &quick.runnable);
-    assert_true(wait_done(&quick, 1));
-    assert_true(nr_clock_now() - begin < 300 * NR_MS_NS); /* not behind the sleepers */
+    assert_true(wait_done(&quick, 1)); /* not behind those who wait at the gate */
+    assert_int_equal(atomic_load(&slow.done), 0);
+    sem_post(&gate);
+    sem_post(&gate);
     assert_true(wait_done(&slow, 2));
     assert_true(nr_exec_threads(e) <= 8);
     nr_exec_retire(e, &slow.runnable);
     nr_exec_retire(e, &quick.runnable);
     nr_exec_free(e);
+    sem_destroy(&gate);
 }
 
+/* A thread of nobody's that answers as fast as this machine lets a sleeper answer. */
+struct sleeper {
+    sem_t wake;
+    _Atomic int done;
+    _Atomic bool stop;
+};
+
+static void *sleeper_run(void *arg)
+{
+    struct sleeper *s = arg;
+    for (;;) {
+        sem_wait(&s->wake);
+        if (atomic_load(&s->stop)) {
+            return NULL;
+        }
+        atomic_fetch_add(&s->done, 1);
+    }
+}
+
+static int64_t until_done(_Atomic int *done, int n, int64_t begin_ns)
+{
+    while (atomic_load(done) < n && nr_clock_now() - begin_ns < 60 * NR_S_NS) {
+        sched_yield();
+    }
+    assert_int_equal(atomic_load(done), n);
+    return nr_clock_now() - begin_ns;
+}
+
+static int order(const void *a, const void *b)
+{
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+#define WAKES 50
+
+/* The medians of WAKES wakes of the executor and, in turn with them, of the sleeper. */
+static void measure_wakes(struct work *w, struct sleeper *s, int64_t *ret_ours, int64_t *ret_its)
+{
+    int64_t ours[WAKES], its[WAKES];
+    int done = atomic_load(&w->done), slept = atomic_load(&s->done);
+    for (int i = 0; i < WAKES; i++) {
+        nap(2 * NR_MS_NS); /* so that they are idle, not still awake */
+        int64_t begin = nr_clock_now();
+        atomic_fetch_add(&w->todo, 1);
+        nr_exec_wake(w->exec, &w->runnable);
+        ours[i] = until_done(&w->done, done + i + 1, begin);
+        nap(2 * NR_MS_NS);
+        begin = nr_clock_now();
+        sem_post(&s->wake);
+        its[i] = until_done(&s->done, slept + i + 1, begin);
+    }
+    qsort(ours, WAKES, sizeof(ours[0]), order);
+    qsort(its, WAKES, sizeof(its[0]), order);
+    *ret_ours = ours[WAKES / 2];
+    *ret_its = its[WAKES / 2];
+}
+
+/* The spare's patience of 5 ms is not part of the way. Where others keep the processors busy any
+ * wake takes long, so an ordinary thread is woken in turn with the executor and their medians are
+ * compared, again when they disagree: what is slow by itself is slow every time. */
 static void test_idle_workers_take_work_at_once(void **state)
 {
     (void)state;
     struct nr_exec *e = nr_exec_new(2, 4);
     struct work w;
+    struct sleeper s = {.done = 0};
+    pthread_t thread;
     start(&w, e, 0);
-    unsigned quick = 0;
-    for (int i = 0; i < 50; i++) {
-        nap(2 * NR_MS_NS); /* so that they are idle, not still awake */
-        int64_t begin = nr_clock_now();
-        atomic_fetch_add(&w.todo, 1);
-        nr_exec_wake(e, &w.runnable);
-        while (atomic_load(&w.done) <= i && nr_clock_now() - begin < NR_S_NS) {
-            sched_yield();
-        }
-        quick += nr_clock_now() - begin < 3 * NR_MS_NS;
+    assert_int_equal(sem_init(&s.wake, 0, 0), 0);
+    assert_int_equal(pthread_create(&thread, NULL, sleeper_run, &s), 0);
+    int64_t ours = INT64_MAX, its = 0;
+    for (int tries = 0; tries < 5 && ours >= its + 3 * NR_MS_NS; tries++) {
+        measure_wakes(&w, &s, &ours, &its);
     }
-    assert_int_equal(atomic_load(&w.done), 50);
-    assert_true(quick > 25); /* the spare's patience of 5 ms is not part of the way */
+    if (ours >= its + 3 * NR_MS_NS) {
+        fail_msg("a wake took %lld us, that of an ordinary thread %lld us",
+                 (long long)(ours / NR_US_NS), (long long)(its / NR_US_NS));
+    }
+    atomic_store(&s.stop, true);
+    sem_post(&s.wake);
+    pthread_join(thread, NULL);
+    sem_destroy(&s.wake);
     nr_exec_retire(e, &w.runnable);
     nr_exec_free(e);
 }
@@ -135,11 +210,9 @@ static void test_timed_wake(void **state)
     atomic_store(&w.todo, 1);
     int64_t begin = nr_clock_now();
     nr_exec_wake_at(e, &w.runnable, begin + 30 * NR_MS_NS);
-    nr_exec_wake_at(e, &w.runnable, begin + 900 * NR_MS_NS); /* a later time changes nothing */
+    nr_exec_wake_at(e, &w.runnable, begin + 3600 * NR_S_NS); /* a later time changes nothing */
     assert_true(wait_done(&w, 1));
-    int64_t took = nr_clock_now() - begin;
-    assert_true(took >= 30 * NR_MS_NS);
-    assert_true(took < 800 * NR_MS_NS);
+    assert_true(nr_clock_now() - begin >= 30 * NR_MS_NS);
     nr_exec_retire(e, &w.runnable);
     nr_exec_free(e);
 }
