@@ -122,9 +122,9 @@ extern const struct nr_route nr_routes_predict[];
 extern const struct nr_route nr_routes_metrics[];
 extern const struct nr_route nr_routes_page[];
 extern const struct nr_route nr_routes_gallery[];
+extern const struct nr_route nr_routes_why[];
 extern const struct nr_route nr_routes_control[];
 extern const struct nr_route nr_routes_labels[];
-extern const struct nr_route nr_routes_why[];
 
 /* predict.c: what a ready version does with pictures; the version's. NARU_PRECONDITION: the model takes
  * none, and why. Any thread. */

@@ -21,7 +21,7 @@ struct nr_router {
 
 static const struct nr_route *const tables[] = {
     nr_routes_v2_http, nr_routes_v2_grpc, nr_routes_v2_stream, nr_routes_predict, nr_routes_metrics,
-    nr_routes_page,    nr_routes_gallery, nr_routes_why,       nr_routes_control, nr_routes_labels};
+    nr_routes_page,    nr_routes_gallery, nr_routes_control,   nr_routes_labels,  nr_routes_why};
 
 nr_status nr_router_new(struct nr_router **ret, struct nr_err *err)
 {

@@ -30,20 +30,16 @@ static void list(struct nr_text *t, const struct field *fields, size_t n)
     }
 }
 
-/* Models whose runs need more than a warm-up entry can say. */
-static bool is_fed_by_server(const Inference__ModelConfig *pb)
-{
-    return (pb->model_transaction_policy && pb->model_transaction_policy->decoupled) ||
-           pb->scheduling_choice_case ==
-               INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_SEQUENCE_BATCHING ||
-           pb->n_batch_input > 0;
-}
-
 static void list_model(const Inference__ModelConfig *pb, struct nr_text *t)
 {
     bool cache = pb->response_cache && pb->response_cache->enable;
     const struct field fields[] = {
-        {pb->n_model_warmup > 0 && is_fed_by_server(pb), "model_warmup"},
+        {pb->n_model_warmup > 0 &&
+             ((pb->model_transaction_policy && pb->model_transaction_policy->decoupled) ||
+              pb->scheduling_choice_case ==
+                  INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_SEQUENCE_BATCHING ||
+              pb->n_batch_input > 0),
+         "model_warmup"},
         {pb->n_metric_tags > 0, "metric_tags"},
         {pb->model_metrics, "model_metrics"},
         {pb->runtime[0] != '\0', "runtime"},

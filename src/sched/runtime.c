@@ -256,7 +256,7 @@ static nr_status warm_up(const struct nr_runtime_host *host, struct nr_runtime *
     const Inference__ModelConfig *pb = v->config->pb;
     nr_status st = NARU_OK;
     if (rt->sequencer != NULL || pb->n_batch_input > 0) {
-        return NARU_OK; /* runs that nobody sent would lack what the server adds to each */
+        return NARU_OK; /* its inputs are not all the client's: the proving runs must do */
     }
     if (pb->n_model_warmup == 0 && host->warm_up) {
         nr_sched_warm_auto(rt->sched);

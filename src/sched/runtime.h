@@ -34,8 +34,8 @@ struct nr_runtime {
     struct nr_version *version; /* back pointer; the version owns the runtime */
     struct nr_target *target;   /* where requests of the version go */
     struct nr_counters *counters;
-    struct nr_plugin
-        *plugin; /* opened before the model: see nr_version_ops.prepare; NULL for an ensemble */
+    struct nr_plugin *plugin; /* opened before the model: see nr_version_ops.prepare; NULL for an
+                                 ensemble */
     struct nr_plugin_model *model;  /* NULL for an ensemble */
     struct nr_sched *sched;         /* runs the model's batches; with a sequencer: its first one;
                                        NULL for an ensemble */

@@ -360,7 +360,7 @@ void nr_sched_enqueue(struct nr_sched *s, struct nr_request *r)
     int64_t wait_ns = 0;
     if (why != NR_REFUSAL_NONE) {
         s->refused[why]++;
-        wait_ns = nr_admit_wait(&s->admit, s->queue.rows, now_ns);
+        wait_ns = nr_admit_wait(&s->admit, s->queue.rows);
     }
     pthread_mutex_unlock(&s->lock);
     answer_gone(&gone);

@@ -49,7 +49,7 @@ IGNORED = {
                      '{ key: "precision_mode" value: "FP16" } } ] cpu_execution_accelerator [ { name: "openvino" } ] } }\n',
                      "optimization.execution_accelerators.gpu_execution_accelerator, "
                      "optimization.execution_accelerators.cpu_execution_accelerator"),
-    "several": ('metric_tags { key: "team" value: "a" }\noptimization { eager_batching: true }\n',
+    "several": ('optimization { eager_batching: true }\nmetric_tags { key: "team" value: "a" }\n',
                 "metric_tags, optimization.eager_batching"),
 }
 
