@@ -458,6 +458,7 @@ static void start(struct run *run, uint32_t i)
     c->request.arena = &s->arena;
     c->request.arrival_ns = nr_clock_now();
     c->request.deadline_ns = run->r->deadline_ns;
+    c->request.client = run->r->client;
     nr_status st = run->pipeline->graph->steps[i].kind == NULL ? start_model(run, i, c, &err)
                                                                : start_own(run, i, c, &err);
     if (st != NARU_OK) {
