@@ -51,8 +51,9 @@ static void set_state(struct nr_repository *r, struct nr_version *v, nr_version_
                       const char *reason)
 {
     struct nr_slot *s = nr_container_of(v, struct nr_slot, v);
-    r->n_ready -= nr_version_state_of(v) == NR_VERSION_READY;
-    r->n_ready += to == NR_VERSION_READY;
+    bool computes = !v->config || !v->config->ensemble; /* an ensemble is nothing by itself */
+    r->n_ready -= computes && nr_version_state_of(v) == NR_VERSION_READY;
+    r->n_ready += computes && to == NR_VERSION_READY;
     r->n_loading += to == NR_VERSION_LOADING;
     r->n_closing += to == NR_VERSION_UNLOADING;
     s->n_jobs += is_busy(to);

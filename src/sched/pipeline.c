@@ -413,6 +413,7 @@ static nr_status start_model(struct run *run, uint32_t i, struct child *c, struc
         return st;
     }
     struct nr_request *q = &c->request;
+    nr_version_used(run->members[i].version, nr_loop_now(q->loop)); /* it is not idle */
     q->target = nr_runtime_of(run->members[i].version)->target;
     q->in = &c->in;
     q->options = run->r->options;
