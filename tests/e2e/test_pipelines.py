@@ -319,6 +319,9 @@ def test_a_member_is_unloaded_and_reloaded(server, tmp_path):
     assert index()["echo"] == ("UNAVAILABLE", 'step 0 needs model "member", which is not ready: unloaded')
     with pytest.raises(InferenceServerException, match='step 0 needs model "echo"'):
         ask_outer()
+    client.unload_model("outer")
+    with pytest.raises(InferenceServerException, match='step 0 needs model "echo".*becomes ready with its members'):
+        client.load_model("outer")
     client.load_model("member")
     assert client.is_model_ready("echo") and client.is_model_ready("outer")
     np.testing.assert_array_equal(ask_outer(), x)
