@@ -51,6 +51,12 @@ bool nr_call_demand(struct nr_call *c)
     if (m == NULL || m->best != NULL) {
         return false;
     }
+    /* an ensemble waits for one member after the other */
+    m = nr_catalog_missing(nr_call_catalog(c), m);
+    if (m == NULL) {
+        return false;
+    }
+    name = nr_str_from(m->name);
     c->waiter = (struct nr_waiter){.done = on_loaded};
     switch (nr_repository_demand(c->api->cfg.repository, name, &c->waiter)) {
     case NR_DEMAND_WAITS:

@@ -237,6 +237,10 @@ struct nr_catalog_view *nr_catalog_pin(struct nr_catalog_reader *rd, const struc
 void nr_catalog_unpin(struct nr_catalog_view *view, struct nr_version *v);
 
 const struct nr_catalog_model *nr_catalog_find(const struct nr_catalog *c, struct nr_str name);
+/* What must be loaded before m can be READY: m itself, or, of an ensemble that is open, a member that
+ * is not loaded. NULL: no load would help. */
+const struct nr_catalog_model *nr_catalog_missing(const struct nr_catalog *c,
+                                                  const struct nr_catalog_model *m);
 /* A version of a model by its number; NULL when there is none. */
 const struct nr_catalog_version *nr_catalog_version(const struct nr_catalog *c, struct nr_str name,
                                                     int64_t number);

@@ -51,8 +51,9 @@ static void set_state(struct nr_repository *r, struct nr_version *v, nr_version_
                       const char *reason)
 {
     struct nr_slot *s = nr_container_of(v, struct nr_slot, v);
-    r->n_ready -= nr_version_state_of(v) == NR_VERSION_READY;
-    r->n_ready += to == NR_VERSION_READY;
+    bool computes = !v->config || !v->config->ensemble; /* an ensemble is nothing by itself */
+    r->n_ready -= computes && nr_version_state_of(v) == NR_VERSION_READY;
+    r->n_ready += computes && to == NR_VERSION_READY;
     r->n_loading += to == NR_VERSION_LOADING;
     r->n_closing += to == NR_VERSION_UNLOADING;
     s->n_jobs += is_busy(to);
@@ -512,10 +513,27 @@ static void change_told(struct nr_repository *r, struct drops *ready)
 }
 
 /* The change's last act: the operation ends. */
+/* Who loads an ensemble is told what keeps it from being ready. Not under the lock. */
+static void check_members(struct nr_repository *r, const struct nr_model *m, struct nr_err *err)
+{
+    nr_repository_lock(r);
+    for (size_t i = 0; i < m->n_slots && err->status == NARU_OK; i++) {
+        const struct nr_version *v = &m->slots[i]->v;
+        struct nr_catalog_version now = nr_repository_seen(r, v);
+        if (is_open_ensemble(v) && now.state == NR_VERSION_UNAVAILABLE) {
+            (void)nr_fail(err, NARU_PRECONDITION,
+                          "%s; the ensemble is loaded and becomes ready with its members",
+                          now.reason);
+        }
+    }
+    nr_repository_unlock(r);
+}
+
 static void change_done(struct nr_repository *r, struct nr_change *c, struct nr_op *op)
 {
     if (op) {
         op->err = c->err;
+        check_members(r, c->model, &op->err);
     }
     op_end(r, c->model, op);
     nr_free(c->slots);

@@ -211,3 +211,38 @@ void nr_catalog_settle(struct nr_catalog *c)
         all[i].entry->state = all[i].settled ? all[i].entry->state : NR_VERSION_UNAVAILABLE;
     }
 }
+
+/* The graph of the newest version that is an open ensemble without its members; NULL: none is. */
+static const struct nr_ensemble *blocked_ensemble(const struct nr_catalog_model *m)
+{
+    for (uint32_t i = m->n_versions; i > 0; i--) {
+        const struct nr_catalog_version *v = &m->versions[i - 1];
+        if (v->open && !v->version) {
+            return v->open->config->ensemble;
+        }
+    }
+    return NULL;
+}
+
+const struct nr_catalog_model *nr_catalog_missing(const struct nr_catalog *c,
+                                                  const struct nr_catalog_model *m)
+{
+    const struct nr_ensemble *e;
+    for (unsigned depth = 0; depth <= NR_ENSEMBLE_MAX_DEPTH; depth++) {
+        const struct nr_catalog_model *next = NULL;
+        e = blocked_ensemble(m);
+        if (!e) {
+            return m;
+        }
+        for (uint32_t i = 0; i < e->n_steps && !next; i++) {
+            const struct nr_catalog_model *member =
+                e->steps[i].kind ? NULL : nr_catalog_find(c, nr_str_from(e->steps[i].model));
+            next = member && !member->best ? member : NULL;
+        }
+        if (!next) {
+            return NULL;
+        }
+        m = next;
+    }
+    return NULL; /* it contains itself */
+}

@@ -413,6 +413,7 @@ static nr_status start_model(struct run *run, uint32_t i, struct child *c, struc
         return st;
     }
     struct nr_request *q = &c->request;
+    nr_version_used(run->members[i].version, nr_loop_now(q->loop)); /* it is not idle */
     q->target = nr_runtime_of(run->members[i].version)->target;
     q->in = &c->in;
     q->options = run->r->options;
@@ -458,6 +459,7 @@ static void start(struct run *run, uint32_t i)
     c->request.arena = &s->arena;
     c->request.arrival_ns = nr_clock_now();
     c->request.deadline_ns = run->r->deadline_ns;
+    c->request.client = run->r->client;
     nr_status st = run->pipeline->graph->steps[i].kind == NULL ? start_model(run, i, c, &err)
                                                                : start_own(run, i, c, &err);
     if (st != NARU_OK) {

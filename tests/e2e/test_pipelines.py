@@ -293,6 +293,93 @@ def test_metrics_and_page(running):
     assert why.status == 400 and "ask the models of its steps: add_sub, add_sub" in why.error
 
 
+# --- members that come and go ------------------------------------------------------------------------------------------
+
+ECHO = ensemble([("IN", "FP32", [4])], [("OUT", "FP32", [4])], [step("member", {"INPUT0": "IN"}, {"OUTPUT0": "OUT"})])
+OUTER = ensemble([("IN", "FP32", [4])], [("OUT", "FP32", [4])], [step("echo", {"IN": "IN"}, {"OUT": "OUT"})])
+
+
+def test_a_member_is_unloaded_and_reloaded(server, tmp_path):
+    """In explicit mode: unready with its member and ready again; a member that does not fit any more; a reload is seen by
+    the next request, while one under way ends with the old one."""
+    member = lambda dims, us=0: plugin_models.model(  # noqa: E731
+        "delay", [("INPUT0", "FP32", dims)], batch=8, delay_us=us)
+    write(tmp_path, "echo", ECHO)
+    write(tmp_path, "outer", OUTER)
+    plugin_models.repository(tmp_path, member=member([4]))
+    s = server("--model-control-mode", "explicit", "--load-model", "*", models=[tmp_path])
+    client = httpclient.InferenceServerClient(f"127.0.0.1:{s.http}", concurrency=2)
+    index = lambda: {m["name"]: (m["state"], m.get("reason", "")) for m in client.get_model_repository_index()}  # noqa: E731
+    x = np.arange(4, dtype=np.float32).reshape(1, 4)
+    ask_outer = lambda: infer((httpclient, client), "outer", IN=x).as_numpy("OUT")  # noqa: E731
+    np.testing.assert_array_equal(ask_outer(), x)
+
+    client.unload_model("member")
+    assert not client.is_model_ready("echo") and not client.is_model_ready("outer") and not client.is_server_ready()
+    assert index()["echo"] == ("UNAVAILABLE", 'step 0 needs model "member", which is not ready: unloaded')
+    with pytest.raises(InferenceServerException, match='step 0 needs model "echo"'):
+        ask_outer()
+    client.unload_model("outer")
+    with pytest.raises(InferenceServerException, match='step 0 needs model "echo".*becomes ready with its members'):
+        client.load_model("outer")
+    client.load_model("member")
+    assert client.is_model_ready("echo") and client.is_model_ready("outer")
+    np.testing.assert_array_equal(ask_outer(), x)
+
+    (tmp_path / "member" / "config.pbtxt").write_text(member([5]))
+    client.load_model("member")
+    state, reason = index()["outer"]
+    assert state == "UNAVAILABLE" and "needs model" in reason and "FP32 [-1,5]" in reason
+
+    (tmp_path / "member" / "config.pbtxt").write_text(member([4], us=700000))
+    client.load_model("member")
+    assert client.is_model_ready("outer")
+    slow = client.async_infer("outer", [tensor_of("IN", x)])
+    page = lambda: {m["name"]: m for m in ask(s.http, "GET", "/naru/models").json()["models"]}  # noqa: E731
+    while page()["member"]["running"] == 0:
+        pass
+    (tmp_path / "member" / "config.pbtxt").write_text(member([4]) + "# changed\n")
+    client.load_model("member")  # returns when the new one serves
+    np.testing.assert_array_equal(ask_outer(), x)
+    np.testing.assert_array_equal(slow.get_result().as_numpy("OUT"), x)
+    client.close()
+
+
+def tensor_of(name, array):
+    t = httpclient.InferInput(name, list(array.shape), "FP32")
+    t.set_data_from_numpy(array)
+    return t
+
+
+def test_members_are_loaded_on_demand(server, tmp_path):
+    """With a budget nothing is loaded at the start: a pipeline gets its members, one after the other."""
+    for name in "abcd":
+        models.add_sub(tmp_path, name, config="max_batch_size: 8\n")
+    for x, y in ("ab", "cd"):
+        write(tmp_path, x + y, ensemble([("A", "FP32", [16])], [("X", "FP32", [16])], [
+            step(x, {"INPUT0": "A", "INPUT1": "A"}, {"OUTPUT0": "t"}),
+            step(y, {"INPUT0": "t", "INPUT1": "t"}, {"OUTPUT0": "X"})]))
+    s = server("--model-memory-budget", "3MiB", "--model-resident-min", "50ms", models=[tmp_path])
+    wrong = []
+    pages = {m["name"]: m for m in ask(s.http, "GET", "/naru/models").json()["models"]}
+    assert not any(pages[n]["ready"] for n in "abcd")
+
+    def ask_both(first):
+        client = httpclient.InferenceServerClient(f"127.0.0.1:{s.http}")
+        for k in range(8):
+            r = infer((httpclient, client), ("ab", "cd")[(k // 4 + first) % 2], A=np.ones((1, 16), np.float32))
+            if r.as_numpy("X")[0, 0] != 4:
+                wrong.append(k)
+        client.close()
+
+    threads = [threading.Thread(target=ask_both, args=(i,)) for i in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
 # --- docs/pipelines.md ------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
