@@ -57,7 +57,6 @@ static void list_sequences(const Inference__ModelSequenceBatching *s, struct nr_
     bool oldest =
         s->strategy_choice_case == INFERENCE__MODEL_SEQUENCE_BATCHING__STRATEGY_CHOICE_OLDEST;
     const struct field fields[] = {
-        {oldest && s->oldest->preserve_ordering, "preserve_ordering"},
         {oldest && s->oldest->n_preferred_batch_size > NR_CONFIG_MAX_PREFERRED,
          "preferred_batch_size above the 16 smallest"},
     };

@@ -270,6 +270,17 @@ nr_status nr_config_check_sequence(const struct nr_model_config *c, struct nr_er
             "sequence_batching: state of a decoupled model is not served by this version "
             "of naru: let the model keep it by itself, by its correlation id");
     }
+    bool ragged = c->pb->n_batch_input > 0 || c->pb->n_batch_output > 0;
+    for (size_t i = 0; i < c->pb->n_input; i++) {
+        ragged = ragged || c->pb->input[i]->allow_ragged_batch;
+    }
+    if (ragged) {
+        return nr_fail(
+            err, NARU_UNSUPPORTED,
+            "sequence_batching together with allow_ragged_batch, batch_input or "
+            "batch_output is not served by this version of naru: without them, sequences "
+            "whose requests differ in shape run one after another");
+    }
     nr_status st = check_kinds(s, err);
     for (size_t i = 0; i < s->n_state && st == NARU_OK; i++) {
         st = check_state(s->state[i], err);

@@ -147,7 +147,8 @@ static bool may_inline(const struct nr_runtime_host *host, const struct nr_runti
         return false;
     }
     const struct nr_signature *sig = c->sequence != NULL ? &c->sequence->sig : &c->sig;
-    if (c->sequence != NULL && (c->sequence->direct || c->sequence->delay_ns > 0)) {
+    if (c->sequence != NULL &&
+        (c->sequence->direct || c->sequence->delay_ns > 0 || c->sequence->preserve_ordering)) {
         return false;
     }
     for (unsigned i = 0; i < sig->n_inputs; i++) {

@@ -174,8 +174,10 @@ static void leave(struct nr_sequencer *q)
 static struct nr_batch_rules rules_of(const struct nr_sequence_config *c)
 {
     int64_t most = c->sig.max_batch_size;
-    struct nr_batch_rules rules = {
-        .max_rows = NR_MAX(most, 1), .batching = most > 1, .delay_ns = (int64_t)c->delay_ns};
+    struct nr_batch_rules rules = {.max_rows = NR_MAX(most, 1),
+                                   .batching = most > 1,
+                                   .in_order = c->preserve_ordering,
+                                   .delay_ns = (int64_t)c->delay_ns};
     for (uint32_t i = 0; i < c->n_preferred && rules.n_preferred < NR_BATCH_MAX_PREFERRED; i++) {
         rules.preferred[rules.n_preferred++] = c->preferred[i];
     }
@@ -199,6 +201,7 @@ static nr_status open_scheds(struct nr_sequencer *q, const struct nr_sched_cfg *
     cfg.loop_instances = cfg.placement.allowed ? base->loop_instances : NULL;
     cfg.counters = q->counters;
     cfg.iterative = c->iterative;
+    cfg.preserve_ordering = c->preserve_ordering;
     q->scheds = nr_new_array(struct nr_sched *, n);
     for (unsigned i = 0; i < n; i++) {
         cfg.n_instances = c->direct ? 0 : one ? base->n_instances : 1;
@@ -316,6 +319,9 @@ static void add_sched(struct nr_sched_state *sum, const struct nr_sched_state *o
     sum->running += one->running;
     sum->places += one->places;
     sum->queued_bytes += one->queued_bytes;
+    sum->queued_rows += one->queued_rows;
+    sum->row_limit += one->row_limit;
+    sum->n_levels = NR_MAX(sum->n_levels, one->n_levels);
     sum->is_inline = sum->is_inline || one->is_inline;
     sum->may_inline = sum->may_inline || one->may_inline;
     sum->n_promoted += one->n_promoted;
@@ -325,6 +331,12 @@ static void add_sched(struct nr_sched_state *sum, const struct nr_sched_state *o
     sum->bytes_in_place += one->bytes_in_place;
     for (unsigned i = 0; i < NR_SEAL_COUNT; i++) {
         sum->seals[i] += one->seals[i];
+    }
+    for (unsigned i = 0; i < NR_REFUSAL_KINDS; i++) {
+        sum->refused[i] += one->refused[i];
+    }
+    for (unsigned i = 0; i < one->n_levels; i++) {
+        sum->levels[i] += one->levels[i];
     }
 }
 

@@ -234,6 +234,7 @@ struct how {
     unsigned flags, loop;
     int64_t version, deadline_ns;
     int64_t rows;
+    const naru_option *option;
 };
 
 static struct one *send_one(const struct how *how)
@@ -272,6 +273,8 @@ static struct one *send_one(const struct how *how)
                                .in = &o->in,
                                .arrival_ns = nr_clock_now(),
                                .deadline_ns = how->deadline_ns,
+                               .options = how->option,
+                               .n_options = how->option != NULL,
                                .on_complete = on_complete};
     nr_loop_turn(w.loops[how->loop], 0); /* this thread is that loop's for now */
     nr_request_submit(&o->r);
@@ -649,6 +652,31 @@ static void test_cancels(void **state)
                         "direct { }"));
 }
 
+/* --- order of answers across sequences ---------------------------------------------------------- */
+
+static bool slow_one_is_first(const char *config)
+{
+    static const naru_option slow = {"delay_us", "60000"};
+    world_init_loaded(config, 1, false);
+    struct one *a = SEND(.id = 1, .flags = START, .option = &slow);
+    struct one *b =
+        SEND(.id = 2, .flags = START); /* the same loop: between loops there is no order */
+    expect_controls(b, 6, 0, 2);
+    expect_controls(a, 6, 0, 1);
+    bool first = a->r.end_ns != 0 && a->when < b->when;
+    world_done();
+    return first;
+}
+
+static void test_preserve_ordering(void **state)
+{
+    (void)state;
+    assert_false(
+        slow_one_is_first(CONTROLS("delay", 0, "instance_group [ { count: 2 } ]", "oldest { }")));
+    assert_true(slow_one_is_first(CONTROLS("delay", 0, "instance_group [ { count: 2 } ]",
+                                           "oldest { preserve_ordering: true }")));
+}
+
 /* --- direct ----------------------------------------------------------------------------------- */
 
 static void test_direct_waits_for_slots(void **state)
@@ -837,6 +865,7 @@ int main(void)
         cmocka_unit_test(test_idle_time),
         cmocka_unit_test(test_idle_time_by_itself),
         cmocka_unit_test(test_cancels),
+        cmocka_unit_test(test_preserve_ordering),
         cmocka_unit_test(test_direct_waits_for_slots),
         cmocka_unit_test(test_iterative),
         cmocka_unit_test(test_other_version),

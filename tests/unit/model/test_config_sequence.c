@@ -82,6 +82,11 @@ static void test_rules(void **state)
         {"direct { minimum_slot_utilization: -0.1 }", "must be from 0 to 1", NARU_INVALID},
         {"oldest { max_candidate_sequences: -1 }", "must be 1 or more, found -1", NARU_INVALID},
         {"iterative_sequence: true", "", NARU_OK},
+        {"} input { name: 'r' data_type: TYPE_FP32 dims: -1 allow_ragged_batch: true",
+         "together with allow_ragged_batch", NARU_UNSUPPORTED},
+        {"} batch_input { kind: BATCH_ELEMENT_COUNT target_name: 'n' data_type: TYPE_FP32 "
+         "source_input: 'x'",
+         "together with allow_ragged_batch", NARU_UNSUPPORTED},
     };
     for (size_t i = 0; i < NR_COUNT(cases); i++) {
         char text[1024];
