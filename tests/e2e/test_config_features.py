@@ -15,13 +15,9 @@ IO = [("INPUT0", "FP32", [1])]
 GOOD = json.dumps({"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1], "data": [3]}]})
 
 REFUSED = {
-    "ragged": (model("identity", IO, batch=4).replace("dims: [1] }", "dims: [1] allow_ragged_batch: true }", 1),
+    "ragged": (model("identity", IO, batch=4, extra='batch_output [ { target_name: "OUTPUT0" source_input: "INPUT0" } ]\n')
+               .replace("dims: [1] }", "dims: [1] reshape { shape: [1] } allow_ragged_batch: true }", 1),
                "allow_ragged_batch"),
-    "batch_input": (model("identity", IO, batch=4, extra='batch_input [ { kind: BATCH_ELEMENT_COUNT target_name: "n" '
-                                                         'data_type: TYPE_FP32 source_input: "INPUT0" } ]\n'),
-                    "batch_input"),
-    "batch_output": (model("identity", IO, batch=4, extra='batch_output [ { target_name: "OUTPUT0" '
-                                                          'source_input: "INPUT0" } ]\n'), "batch_output"),
     "agents": (model("identity", IO, extra='model_repository_agents { agents [ { name: "checksum" } ] }\n'),
                "model_repository_agents"),
 }
