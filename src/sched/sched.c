@@ -238,6 +238,10 @@ static void on_batch_done(struct nr_batch *b, void *arg)
     (void)b;
     struct nr_place *p = arg;
     struct nr_sched *s = p->sched;
+    if (p->awaited != NULL) {
+        (void)sem_post(p->awaited);
+        return;
+    }
     /* Not s->lock: a cancel, which holds that one, may be what ends the run. */
     pthread_mutex_lock(&s->finished_lock);
     nr_list_append(&s->finished, &p->node);
