@@ -174,6 +174,9 @@ static struct nr_place *take_batch(struct nr_sched *s, struct taken *t)
     }
     int64_t now_ns = nr_clock_now();
     expel_expired(s, now_ns, &t->gone);
+    if (s->queue.n == 0) {
+        return NULL;
+    }
     struct nr_batch_rules rules = s->cfg.rules;
     int64_t fixed_ns = 0;
     if (rules.auto_size) {

@@ -146,7 +146,7 @@ def test_size_of_a_level(one):
 @pytest.mark.parametrize("name, order", [("ordered", [0, 1, 2]), ("unordered", [1, 2, 0])])
 def test_order_of_answers(one, name, order):
     """Four instances; the first request takes the longest."""
-    delays = [400000, 200000, 300000]
+    delays = [1200000, 100000, 600000]
     sent = [send(one, name, delay_us=d) for d in delays]
     got = answers(sent)
     assert [i for i, _ in got] == order and all(r.status == 200 for _, r in got)
