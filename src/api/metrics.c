@@ -356,6 +356,59 @@ static void write_cache(struct nr_text *t, struct nr_api *a)
     }
 }
 
+/* Of the snapshot, so that no model's state is touched. */
+static void write_labels(struct nr_text *t, const struct nr_catalog *catalog)
+{
+    static const struct {
+        nr_label_event event;
+        const char *name, *help;
+    } rows[] = {
+        {NR_LABEL_REQUESTS, "naru_label_requests_total",
+         "Requests that were addressed to a label, or got by its weight"},
+        {NR_LABEL_SHADOWS, "naru_label_shadows_total", "Copies of requests sent to a label"},
+        {NR_LABEL_SHADOW_FAILED, "naru_label_shadow_failures_total",
+         "Copies that were not answered well"},
+        {NR_LABEL_SHADOW_SKIPPED, "naru_label_shadow_skipped_total", "Copies that were not sent"}};
+    for (unsigned r = 0; r < NR_COUNT(rows); r++) {
+        head(t, rows[r].name, "counter", rows[r].help);
+        for (uint32_t i = 0; i < catalog->n_models; i++) {
+            const struct nr_catalog_model *m = &catalog->models[i];
+            for (uint32_t k = 0; k < m->n_labels; k++) {
+                uint64_t n = nr_label_count(m->labels[k].label, rows[r].event);
+                nr_text_fmt(t, "%s{model=\"%s\",label=\"%s\"} %llu\n", rows[r].name, m->name,
+                            m->labels[k].label->name, (unsigned long long)n);
+            }
+        }
+    }
+}
+
+/* Only where there is a budget. */
+static void write_residency(struct nr_text *t, struct nr_api *a)
+{
+    struct nr_residency s;
+    if (!a->cfg.on_demand) {
+        return;
+    }
+    nr_repository_residency(a->cfg.repository, &s);
+    const struct {
+        const char *name, *type, *help;
+        uint64_t value;
+    } rows[] = {
+        {"naru_model_memory_budget_bytes", "gauge", "Memory that loaded models may use",
+         s.budget_bytes},
+        {"naru_model_memory_used_bytes", "gauge", "Memory of models that are open", s.used_bytes},
+        {"naru_model_demand_loads_total", "counter", "Loads because a request asked for the model",
+         s.loads},
+        {"naru_model_evictions_total", "counter", "Models closed to make room", s.evictions},
+        {"naru_model_demand_waiting", "gauge", "Requests that wait for their model to be loaded",
+         s.waiters},
+    };
+    for (unsigned i = 0; i < NR_COUNT(rows); i++) {
+        head(t, rows[i].name, rows[i].type, rows[i].help);
+        nr_text_fmt(t, "%s %llu\n", rows[i].name, (unsigned long long)rows[i].value);
+    }
+}
+
 static unsigned collect(struct nr_call *c, struct row **ret)
 {
     struct nr_arena *a = &c->x->arena;
@@ -402,6 +455,8 @@ static void handle_metrics(struct nr_call *c)
             write_stage(&t, &rows[i], (nr_stage)s);
         }
     }
+    write_labels(&t, nr_call_catalog(c));
+    write_residency(&t, c->api);
     write_http(&t, c->api);
     write_cache(&t, c->api);
     write_process(&t, c->api);

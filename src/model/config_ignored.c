@@ -34,7 +34,11 @@ static void list_model(const Inference__ModelConfig *pb, struct nr_text *t)
 {
     bool cache = pb->response_cache && pb->response_cache->enable;
     const struct field fields[] = {
-        {pb->n_model_warmup > 0, "model_warmup"},
+        {pb->n_model_warmup > 0 &&
+             ((pb->model_transaction_policy && pb->model_transaction_policy->decoupled) ||
+              pb->scheduling_choice_case ==
+                  INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_SEQUENCE_BATCHING),
+         "model_warmup"},
         {pb->n_metric_tags > 0, "metric_tags"},
         {pb->model_metrics, "model_metrics"},
         {pb->runtime[0] != '\0', "runtime"},

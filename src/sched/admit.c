@@ -6,8 +6,9 @@
  * take no longer than the ones seen: a burst to an idle model must not be refused because batches
  * of one were all it had formed so far, and if it is slower, the first takes tell. Each run without
  * a queue draws the pace towards that, so one learned beside a busy neighbour is soon forgotten.
- * A batch that takes longer than the pace foretold adds what it is overdue to everybody's wait: a
- * stall passes, a model that hangs fills its queue no further.
+ * A batch that takes longer than the pace foretold shortens the limit by what it is overdue: a stall
+ * passes, a model that hangs fills its queue no further. It does not make single requests hopeless:
+ * their own time limit tells them soon enough, and the stall may end before.
  */
 #include "sched/admit.h"
 
@@ -82,13 +83,10 @@ static int64_t overdue(const struct nr_admit *a, int64_t now_ns)
     return NR_MAX(now_ns - a->took_ns - usual_ns, 0);
 }
 
-int64_t nr_admit_wait(const struct nr_admit *a, int64_t rows, int64_t now_ns)
+int64_t nr_admit_wait(const struct nr_admit *a, int64_t rows)
 {
     int64_t wait_ns;
-    return __builtin_mul_overflow(pace(a), rows, &wait_ns) ||
-                   __builtin_add_overflow(wait_ns, overdue(a, now_ns), &wait_ns)
-               ? INT64_MAX
-               : wait_ns;
+    return __builtin_mul_overflow(pace(a), rows, &wait_ns) ? INT64_MAX : wait_ns;
 }
 
 int64_t nr_admit_rows(const struct nr_admit *a, int64_t max_wait_ns, int64_t now_ns)
@@ -127,7 +125,7 @@ static nr_refusal check(const struct nr_admit *a, const struct nr_sched_limits *
 static bool is_hopeless(const struct nr_admit *a, const struct nr_queue *q,
                         const struct nr_request *r, int64_t rows, int64_t now_ns)
 {
-    int64_t wait_ns = nr_admit_wait(a, rows, now_ns);
+    int64_t wait_ns = nr_admit_wait(a, rows);
     bool leaves = r->expires_ns != 0 && !q->levels[r->level].rules.delays;
     if (leaves && wait_ns > r->expires_ns - now_ns) {
         return true;

@@ -56,7 +56,7 @@ void nr_admit_took(struct nr_admit *a, int64_t rows, int64_t waiting, int64_t no
 /* A batch of `rows` took run_ns. */
 void nr_admit_ran(struct nr_admit *a, int64_t rows, int64_t run_ns);
 /* How long a request waits that has `rows` before it. 0 when nothing is known yet. */
-int64_t nr_admit_wait(const struct nr_admit *a, int64_t rows, int64_t now_ns);
+int64_t nr_admit_wait(const struct nr_admit *a, int64_t rows);
 /* Rows that the queue may hold by max_wait_ns now; INT64_MAX when nothing is known yet. */
 int64_t nr_admit_rows(const struct nr_admit *a, int64_t max_wait_ns, int64_t now_ns);
 /* Puts r into q, or says why not. It gets the place of another one where that one's client has more

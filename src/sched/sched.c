@@ -235,6 +235,10 @@ static void on_batch_done(struct nr_batch *b, void *arg)
     (void)b;
     struct nr_place *p = arg;
     struct nr_sched *s = p->sched;
+    if (p->awaited != NULL) {
+        (void)sem_post(p->awaited);
+        return;
+    }
     /* Not s->lock: a cancel, which holds that one, may be what ends the run. */
     pthread_mutex_lock(&s->finished_lock);
     nr_list_append(&s->finished, &p->node);
@@ -356,7 +360,7 @@ void nr_sched_enqueue(struct nr_sched *s, struct nr_request *r)
     int64_t wait_ns = 0;
     if (why != NR_REFUSAL_NONE) {
         s->refused[why]++;
-        wait_ns = nr_admit_wait(&s->admit, s->queue.rows, now_ns);
+        wait_ns = nr_admit_wait(&s->admit, s->queue.rows);
     }
     pthread_mutex_unlock(&s->lock);
     answer_gone(&gone);

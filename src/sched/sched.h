@@ -14,6 +14,7 @@
 #include "base/status.h"
 #include "host/batch.h"
 #include "host/plugin.h"
+#include "proto/model_config.pb-c.h"
 #include "sched/admit.h"
 #include "sched/batcher.h"
 #include "sched/counters.h"
@@ -57,6 +58,14 @@ void nr_sched_free(struct nr_sched *s);
 /* Runs the model with zeros until its placement is known; only for small fixed shapes. Loading
  * thread, before the first request. */
 void nr_sched_prove(struct nr_sched *s);
+
+/* One entry of model_warmup, on every place. model_fd: of input_data_file, beneath warmup/. On a
+ * loading thread, before the first request; not for decoupled models. */
+nr_nodiscard nr_status nr_sched_warm(struct nr_sched *s, const Inference__ModelWarmup *w,
+                                     int model_fd, struct nr_err *err);
+/* A few runs on zeros where they make later ones faster; bounded in time. Loading thread, after
+ * nr_sched_prove. */
+void nr_sched_warm_auto(struct nr_sched *s);
 
 /* Where its requests go; lives as long as the scheduler. */
 struct nr_target *nr_sched_target(struct nr_sched *s);

@@ -4,7 +4,8 @@
  *   place.c  a place: filling its batch, results back to requests, completion
  *   flow.c   several responses to one request, at the pace of their reader
  *   turn.c   inline executions at the end of a loop's turn
- *   prove.c  runs on zeros before the first request
+ *   prove.c  runs on zeros before the first request: is it short?
+ *   warm.c   runs before the first request, so that it finds a warm model
  *   trim.c   memory back from a model that is idle
  *
  * INVARIANTS
@@ -24,6 +25,7 @@
 #define NR_SCHED_SCHED_PRIV_H
 
 #include <pthread.h>
+#include <semaphore.h>
 
 #include "sched/batchsize.h"
 #include "sched/hold.h"
@@ -45,6 +47,7 @@ struct nr_place {
     int64_t wait_ns;                       /* of the first request, in the queue */
     uint64_t bytes_copied, bytes_in_place; /* of the batch, already in the scheduler's sums */
     bool is_inline;
+    sem_t *awaited; /* a run of warm.c: told instead of the queue when it ends later */
 };
 
 struct nr_turn { /* one per loop; loop thread only */
@@ -134,6 +137,13 @@ nr_status nr_flow_on_room(void *arg, void *user, int64_t timeout_ns);
 void nr_flow_cancelled(struct nr_sched *s);
 /* Loop thread, at completion. Makes a single response the request's outputs. */
 void nr_flow_settle(struct nr_request *r);
+
+/* --- prove.c --- */
+
+/* A request of `rows` rows of zeros for every input, in the arena. False when shapes are open, have no
+ * fixed size, or an input has more than most_bytes. */
+bool nr_sched_zeros(const struct nr_signature *sig, int64_t rows, uint64_t most_bytes,
+                    struct nr_arena *a, struct nr_infer_request *in);
 
 /* --- turn.c --- */
 

@@ -25,9 +25,7 @@ REFUSED = {
     "agents": (model("identity", IO, extra='model_repository_agents { agents [ { name: "checksum" } ] }\n'),
                "model_repository_agents"),
 }
-WARMUP = ('model_warmup [ { name: "w" inputs { key: "INPUT0" value { data_type: TYPE_FP32 dims: 1 zero_data: true } } } ]\n')
 IGNORED = {
-    "warmup": (WARMUP, "model_warmup"),
     "rate": ('instance_group [ { rate_limiter { resources [ { name: "R" count: 4 } ] priority: 2 } } ]\n', "rate_limiter"),
     "policy": ('instance_group [ { host_policy: "numa_0" } ]\n', "host_policy"),
     "tags": ('metric_tags { key: "team" value: "a" }\n', "metric_tags"),
@@ -51,7 +49,8 @@ IGNORED = {
                      '{ key: "precision_mode" value: "FP16" } } ] cpu_execution_accelerator [ { name: "openvino" } ] } }\n',
                      "optimization.execution_accelerators.gpu_execution_accelerator, "
                      "optimization.execution_accelerators.cpu_execution_accelerator"),
-    "several": (WARMUP + "optimization { eager_batching: true }\n", "model_warmup, optimization.eager_batching"),
+    "several": ('optimization { eager_batching: true }\nmetric_tags { key: "team" value: "a" }\n',
+                "metric_tags, optimization.eager_batching"),
 }
 
 
@@ -95,7 +94,7 @@ PICTURE = [("INPUT0", "FP32", [3, 8, 8])]
 WRONG = {
     "seize": ({"naru.image.seize": "8x8"}, 'unknown parameter "naru.image.seize": did you mean "naru.image.size"?'),
     "case": ({"naru.Image.size": "8x8"}, 'did you mean "naru.image.size"?'),
-    "bare": ({"naru.": "1"}, 'unknown parameter "naru.": did you mean "naru.output'),
+    "bare": ({"naru.": "1"}, 'unknown parameter "naru.": did you mean "naru.'),
     "long": ({"naru." + "x" * 300: "1"}, 'unknown parameter "naru.xxx'),
     "symbol": ({"naru.check_symbol": "false"}, 'did you mean "naru.check_symbols"?'),
     "symbols": ({"naru.check_symbols": "maybe"}, 'parameter "naru.check_symbols" is "maybe"; "true" or "false"'),

@@ -7,6 +7,7 @@ after on fresh servers, so the prediction is held against what clients see.
 """
 import contextlib
 import json
+import os
 import re
 import signal
 import socket
@@ -105,7 +106,7 @@ SITUATIONS = {
     "shapes": (delay(16, 20 * MS, width=-1), [Load(8, width=w) for w in (1, 2, 3, 4)], (), 0),
     "instances": (delay(4, 10 * MS, per="row"), [Load(12)], (), 0),
     "neighbours": (model("delay", [("INPUT0", "FP32", [1])], batch=8, spin_us=3000, extra="dynamic_batching { }"), [Load(3)],
-                   ("--no-inline",), 6),
+                   ("--no-inline",), (os.cpu_count() or 1) + 1),
     "queue_full": (delay(2, 20 * MS, extra="dynamic_batching { default_queue_policy { max_queue_size: 3 } }"), [Load(16)], (), 0),
     "preferred_size": (delay(32, 2 * MS, extra="dynamic_batching { preferred_batch_size: [16, 32] "
                                                "max_queue_delay_microseconds: 40000 }"), [Load(6)], (), 0),

@@ -759,7 +759,7 @@ static void test_ignored(void **state)
     } cases[] = {
         {"model_warmup { name: 'w' inputs { key: 'x' value { data_type: TYPE_FP32 dims: 16 "
          "zero_data: true } } }",
-         "model_warmup"},
+         ""},
         {"response_cache { enable: true }", ""},
         {"response_cache { }", ""},
         {"dynamic_batching { priority_levels: 2 default_priority_level: 1 }", ""},
