@@ -221,7 +221,7 @@ static struct one *submit(struct world *w, unsigned index, const char *model, in
 
 static void wait_for(struct world *w, struct one *o)
 {
-    int64_t until = nr_clock_now() + 20 * NR_S_NS;
+    int64_t until = nr_clock_now() + 60 * NR_S_NS;
     while (o->completed == 0 && nr_clock_now() < until) {
         nr_loop_turn(w->loop, NR_MS_NS);
     }
@@ -388,7 +388,7 @@ static void test_error_in_a_step(void **state)
 
 static void wait_running(struct world *w, const char *model)
 {
-    int64_t until = nr_clock_now() + 20 * NR_S_NS;
+    int64_t until = nr_clock_now() + 60 * NR_S_NS;
     while (running(w, model) == 0 && nr_clock_now() < until) {
         nr_loop_turn(w->loop, NR_MS_NS);
     }
@@ -432,7 +432,7 @@ static void test_deadline(void **state)
     (void)state;
     static struct world w;
     world_begin(&w);
-    put(&w, "slow", SLOW("60000"));
+    put(&w, "slow", SLOW("1000000"));
     put(&w, "last", MODEL("identity"));
     put(&w, "chain", HEAD OUT STEPS(STEP("slow", "in", "t") STEP("last", "t", "out")));
     world_load(&w);
@@ -442,10 +442,10 @@ static void test_deadline(void **state)
     assert_int_equal(o->completed, 1);
     expect_error(o, NARU_DEADLINE, "before its first step");
     /* it passes while the first step runs: the second one is not begun */
-    o = ask(&w, 1, "chain", 1, 0, 1, nr_clock_now() + 20 * NR_MS_NS);
+    o = ask(&w, 1, "chain", 1, 0, 1, nr_clock_now() + 300 * NR_MS_NS);
     nr_request_submit(&o->r);
     /* and while this one waits for its first step */
-    struct one *queued = ask(&w, 2, "chain", 1, 0, 1, nr_clock_now() + 20 * NR_MS_NS);
+    struct one *queued = ask(&w, 2, "chain", 1, 0, 1, nr_clock_now() + 300 * NR_MS_NS);
     wait_running(&w, "slow");
     nr_request_submit(&queued->r);
     wait_for(&w, queued);

@@ -217,9 +217,9 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.timeout(TRIES * 180))  # for all tries
 
 
-def _first_line(report):
+def _in_short(report):
     text = getattr(getattr(report.longrepr, "reprcrash", None), "message", None) or report.longreprtext
-    return (text.strip().splitlines() or ["no text"])[0][:400]
+    return " ".join(text.split())[:400]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -234,7 +234,7 @@ def pytest_runtest_protocol(item, nextitem):
         failed = [r for r in reports if r.failed]
         if not failed:
             break
-        failures.append(_first_line(failed[0]))
+        failures.append(_in_short(failed[0]))
     if failures and not failed:
         line = f"{name} passed at the {('2nd', '3rd')[n - 2]} try: first failure: {failures[0]}"
         _retried.append(line)

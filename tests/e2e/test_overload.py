@@ -2,17 +2,20 @@
 one client's flood is his own, and who only wants to know how the server is never waits.
 
 The model sleeps, so what it can do is known and the same on every machine: 100 requests a second, one at a
-time. Loads are open loops of naru-load at multiples of that; all limits are ratios within one run.
+time. Loads are open loops of naru-load at multiples of that; all limits are ratios within one run. Servers
+and loads are served before others on this machine where that is allowed (priority.py).
 """
 import json
 import subprocess
 import threading
 import time
 
+import priority
 import pytest
 from conftest import ROOT, wait_until
+from counts import begun, metric
 from plugin_models import repository, slow
-from rawhttp import H1, H2, SERVICE, UNAVAILABLE, ask, infer_pb, message
+from rawhttp import H1, H2, SERVICE, UNAVAILABLE, infer_pb, message
 
 LOAD = ROOT / "build" / "tests" / "perf" / "naru-load"
 DEADLINE_EXCEEDED = 4
@@ -33,6 +36,7 @@ def start(server, tmp_path):
         s = server("--io-threads", 1, "--no-keep-gallery", models=[repository(
             folder, m=slow(RUN_MS * 1000, extra=policy, batch=1), n=slow(RUN_MS * 1000, extra=policy, batch=1),
             busy=slow(100000, extra="dynamic_batching { }\n", batch=1))])
+        priority.serve_first(s.pid, children=True)
         s.body = tmp_path / "body"
         s.body.write_text(BODY)
         return s
@@ -57,7 +61,9 @@ def start_load(s, rate, seconds, path="/v2/models/m/infer", warm=0.5, connection
             "--connections", connections, "--max-connections", 512, *more]
     if path.endswith("infer"):
         line += ["--body", s.body, "--header", "content-type: application/json"]
-    return subprocess.Popen([str(word) for word in line], stdout=subprocess.PIPE, text=True)
+    run = subprocess.Popen([str(word) for word in line], stdout=subprocess.PIPE, text=True)
+    priority.serve_first(run.pid, children=True)
+    return run
 
 
 def result(run):
@@ -83,13 +89,6 @@ def resident(pid):
         return next(int(line.split()[1]) for line in f if line.startswith("VmRSS")) * 1024
 
 
-def metric(s, name, **labels):
-    text = ask(s.http, "GET", "/metrics").body.decode()
-    want = [f'{k}="{v}"' for k, v in labels.items()]
-    return sum(float(line.split()[-1]) for line in text.splitlines()
-               if line.startswith(name + "{") and all(w in line for w in want))
-
-
 class Prober:
     """Asks for something again and again on a connection of its own; .ms are the times of the answers."""
 
@@ -100,6 +99,7 @@ class Prober:
 
     def run(self):
         port, method, path, status, text = self.args
+        priority.serve_me_first()
         c = H1(port)
         while not self.over.wait(0.01):
             begin = time.monotonic()
@@ -169,7 +169,7 @@ def test_no_work_for_who_cannot_be_answered_in_time(one):
     first = H1(one.http)
     first.send(message("POST", "/v2/models/busy/infer", json.dumps(
         {**json.loads(BODY), "parameters": {"delay_us": 2000000}})))
-    wait_until(lambda: metric(one, "nv_inference_pending_request_count", model="busy") == 0)
+    wait_until(lambda: begun(one, "busy") == 1, what="the first one")
     data = infer_pb("busy", [("INPUT0", "FP32", [1, 1])], raw=[b"\0" * 4])
     late = []
     for timeout in ("1n", "100m") * 5:

@@ -2,7 +2,6 @@
 the configurations and commands of docs/pipelines.md."""
 
 import io
-import json
 import re
 import shutil
 import subprocess

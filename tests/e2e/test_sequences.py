@@ -312,7 +312,7 @@ def test_backlog_is_bounded(server, tmp_path):
     assert "2 more sequences wait, which is the maximum" in refused(a, 503, "one", [[1, 1]], 4, start=True)
     assert a.infer("one", [[1, 1]], 1, end=True).as_numpy("Y").tolist() == [[4, 4]]
     for t in waiting:
-        t.join(20)
+        t.join(60)
     assert metric(s, "backlog", "one") == 0 and metric(s, "ended_total", "one") == 3
 
 

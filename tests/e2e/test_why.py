@@ -7,6 +7,7 @@ after on fresh servers, so the prediction is held against what clients see.
 """
 import contextlib
 import json
+import os
 import re
 import signal
 import socket
@@ -16,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 
+import priority
 import pytest
 from conftest import NARU, ROOT
 from plugin_models import model, repository
@@ -55,7 +57,9 @@ def start(s, folder, load, seconds, warm=0.4, name="m"):
             "--header", "Content-Type: application/json"]
     if load.rate is not None:
         line += ["--rate", load.rate, "--max-connections", 512]
-    return subprocess.Popen([str(word) for word in line], stdout=subprocess.PIPE, text=True)
+    run = subprocess.Popen([str(word) for word in line], stdout=subprocess.PIPE, text=True)
+    priority.serve_first(run.pid, children=True)
+    return run
 
 
 def ask(s, seconds=1.0, accept=None, path="m"):
@@ -76,9 +80,12 @@ def busy_processes(n):
 
 
 def explain(server, folder, text, loads, options=(), neighbours=0):
-    """What `why` says while the loads run, and the rate of good answers that clients saw."""
+    """What `why` says while the loads run, and the rate of good answers that clients saw. The server and its
+    clients are served before others on this machine, but for neighbours that are wanted."""
     folder.mkdir(exist_ok=True)
-    s = server("--port", 0, *options, ports=False, models=[repository(folder, m=text)])
+    s = server(*options, models=[repository(folder, m=text)])
+    if not neighbours:
+        priority.serve_first(s.pid, children=True)
     with busy_processes(neighbours):
         # alone and one after the other first, as any service sees it: single rows are known, too
         for load in loads[:1]:
@@ -99,7 +106,7 @@ SITUATIONS = {
     "shapes": (delay(16, 20 * MS, width=-1), [Load(8, width=w) for w in (1, 2, 3, 4)], (), 0),
     "instances": (delay(4, 10 * MS, per="row"), [Load(12)], (), 0),
     "neighbours": (model("delay", [("INPUT0", "FP32", [1])], batch=8, spin_us=3000, extra="dynamic_batching { }"), [Load(3)],
-                   ("--no-inline",), 6),
+                   ("--no-inline",), (os.cpu_count() or 1) + 1),
     "queue_full": (delay(2, 20 * MS, extra="dynamic_batching { default_queue_policy { max_queue_size: 3 } }"), [Load(16)], (), 0),
     "preferred_size": (delay(32, 2 * MS, extra="dynamic_batching { preferred_batch_size: [16, 32] "
                                                "max_queue_delay_microseconds: 40000 }"), [Load(6)], (), 0),
@@ -113,6 +120,7 @@ SITUATIONS = {
 }
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("cause", SITUATIONS)
 def test_the_first_cause_is_the_true_one(server, tmp_path, cause):
     text, loads, options, neighbours = SITUATIONS[cause]
@@ -133,6 +141,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("setting", CHANGES)
 def test_a_predicted_effect_is_the_measured_one(server, tmp_path, setting):
     """Within 15 % of what clients get from a new server with that setting."""
@@ -147,6 +156,7 @@ def test_a_predicted_effect_is_the_measured_one(server, tmp_path, setting):
     assert effect["requests_per_s"] == pytest.approx(rate, rel=0.15), (effect, results)
 
 
+@pytest.mark.timing
 def test_a_model_without_settings_tunes_itself(server, tmp_path):
     """16 clients end up in one batch (two groups by turns would get half of it), nothing is said against sizes
     that nobody set, and the simulation knows how that works."""
@@ -162,7 +172,7 @@ def test_a_model_without_settings_tunes_itself(server, tmp_path):
 
 @pytest.mark.parametrize("value", ["0", "-5", "soon", "", "1e9", "10ms"])
 def test_a_wrong_latency_target_is_said_at_load(server, tmp_path, value):
-    s = server("--port", 0, "--no-strict-readiness", ports=False,
+    s = server("--no-strict-readiness",
                models=[repository(tmp_path / "models", m=model("identity", [("INPUT0", "FP32", [1])], naru__latency_target_ms=value))])
     assert any("naru.latency_target_ms" in line and "NOT ready" in line for line in s.banner), s.banner
 
@@ -178,7 +188,7 @@ def naru_why(*words):
 
 def test_answers_have_their_fields(server, tmp_path):
     """Every field of docs/why.md is there, with and without traffic, for a version, too."""
-    s = server("--port", 0, ports=False, models=[repository(tmp_path / "models", m=ECHO)])
+    s = server(models=[repository(tmp_path / "models", m=ECHO)])
     quiet = ask(s, 0.1)
     assert [f["cause"] for f in quiet["findings"]] == ["no_traffic"]
     run = start(s, tmp_path, Load(2), 2)
@@ -201,14 +211,14 @@ def test_answers_have_their_fields(server, tmp_path):
 
 @pytest.mark.parametrize("path,status", [("nope", 404), ("m/versions/7", 404)])
 def test_unknown_models_are_404(server, tmp_path, path, status):
-    s = server("--port", 0, ports=False, models=[repository(tmp_path / "models", m=ECHO)])
+    s = server(models=[repository(tmp_path / "models", m=ECHO)])
     with pytest.raises(urllib.error.HTTPError) as e:
         ask(s, path=path)
     assert e.value.code == status
 
 
 def test_windows_out_of_range_are_refused(server, tmp_path):
-    s = server("--port", 0, ports=False, models=[repository(tmp_path / "models", m=ECHO)])
+    s = server(models=[repository(tmp_path / "models", m=ECHO)])
     for text in ("0", "0.05", "61", "-1", "x", "", "nan", "1e9"):
         with pytest.raises(urllib.error.HTTPError) as e:
             ask(s, text)
@@ -217,7 +227,7 @@ def test_windows_out_of_range_are_refused(server, tmp_path):
 
 def test_a_client_that_goes_and_a_drain_end_the_window(server, tmp_path):
     """Neither keeps the server: 60 s of watching are given up at once, or answered with what there is."""
-    s = server("--port", 0, ports=False, models=[repository(tmp_path / "models", m=ECHO)])
+    s = server(models=[repository(tmp_path / "models", m=ECHO)])
     gone = [socket.create_connection(("127.0.0.1", s.http), 10) for _ in range(5)]
     for c in gone:
         c.sendall(b"GET /v2/models/m/why?seconds=60 HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -235,7 +245,7 @@ def test_a_client_that_goes_and_a_drain_end_the_window(server, tmp_path):
 
 
 def test_the_command_prints_what_the_server_says(server, tmp_path):
-    s = server("--port", 0, ports=False, models=[repository(tmp_path / "models", m=ECHO)])
+    s = server(models=[repository(tmp_path / "models", m=ECHO)])
     done = naru_why("m", "--url", s.url, "--seconds", "0.2")
     assert done.returncode == 0 and done.stdout.startswith("m version 1, 0.2 s\n"), done
     assert "1. no_traffic (100 %): no request" in done.stdout and "   try: " in done.stdout
@@ -244,7 +254,7 @@ def test_the_command_prints_what_the_server_says(server, tmp_path):
 
 
 def test_the_command_says_what_is_wrong(server, tmp_path):
-    s = server("--port", 0, ports=False, models=[repository(tmp_path / "models", m=ECHO)])
+    s = server(models=[repository(tmp_path / "models", m=ECHO)])
     done = naru_why("nope", "--url", s.url)
     assert done.returncode == 1 and "404" in done.stderr and "unknown model" in done.stderr
     done = naru_why("../m?x", "--url", s.url)  # stays one segment of the path
@@ -277,7 +287,7 @@ def test_the_page_names_every_cause_and_its_example_is_true(server, tmp_path):
     assert len(causes) >= 16 and set(SITUATIONS) <= set(causes)
     assert sorted(re.findall(r"^\| `(\w+)` \|", page, re.M)) == sorted(causes)
     config, text = (re.search(rf"```{kind}\n(.*?)```", page, re.S)[1] for kind in ("pbtxt", "text"))
-    s = server("--port", 0, ports=False, models=[repository(tmp_path / "models", slow=config)])
+    s = server(models=[repository(tmp_path / "models", slow=config)])
     start(s, tmp_path, Load(1), 0.3, warm=0, name="slow").communicate(timeout=60)
     run = start(s, tmp_path, Load(32), 3, name="slow")
     time.sleep(1)
