@@ -78,7 +78,7 @@ def busy_processes(n):
 def explain(server, folder, text, loads, options=(), neighbours=0):
     """What `why` says while the loads run, and the rate of good answers that clients saw."""
     folder.mkdir(exist_ok=True)
-    s = server("--port", 0, *options, ports=False, models=[repository(folder, m=text)])
+    s = server(*options, models=[repository(folder, m=text)])
     with busy_processes(neighbours):
         # alone and one after the other first, as any service sees it: single rows are known, too
         for load in loads[:1]:
@@ -113,6 +113,7 @@ SITUATIONS = {
 }
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("cause", SITUATIONS)
 def test_the_first_cause_is_the_true_one(server, tmp_path, cause):
     text, loads, options, neighbours = SITUATIONS[cause]
@@ -133,6 +134,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("setting", CHANGES)
 def test_a_predicted_effect_is_the_measured_one(server, tmp_path, setting):
     """Within 15 % of what clients get from a new server with that setting."""
@@ -147,6 +149,7 @@ def test_a_predicted_effect_is_the_measured_one(server, tmp_path, setting):
     assert effect["requests_per_s"] == pytest.approx(rate, rel=0.15), (effect, results)
 
 
+@pytest.mark.timing
 def test_a_model_without_settings_tunes_itself(server, tmp_path):
     """16 clients end up in one batch (two groups by turns would get half of it), nothing is said against sizes
     that nobody set, and the simulation knows how that works."""
@@ -162,7 +165,7 @@ def test_a_model_without_settings_tunes_itself(server, tmp_path):
 
 @pytest.mark.parametrize("value", ["0", "-5", "soon", "", "1e9", "10ms"])
 def test_a_wrong_latency_target_is_said_at_load(server, tmp_path, value):
-    s = server("--port", 0, "--no-strict-readiness", ports=False,
+    s = server("--no-strict-readiness",
                models=[repository(tmp_path / "models", m=model("identity", [("INPUT0", "FP32", [1])], naru__latency_target_ms=value))])
     assert any("naru.latency_target_ms" in line and "NOT ready" in line for line in s.banner), s.banner
 
@@ -178,7 +181,7 @@ def naru_why(*words):
 
 def test_answers_have_their_fields(server, tmp_path):
     """Every field of docs/why.md is there, with and without traffic, for a version, too."""
-    s = server("--port", 0, ports=False, models=[repository(tmp_path / "models", m=ECHO)])
+    s = server(models=[repository(tmp_path / "models", m=ECHO)])
     quiet = ask(s, 0.1)
     assert [f["cause"] for f in quiet["findings"]] == ["no_traffic"]
     run = start(s, tmp_path, Load(2), 2)
@@ -201,14 +204,24 @@ def test_answers_have_their_fields(server, tmp_path):
 
 @pytest.mark.parametrize("path,status", [("nope", 404), ("m/versions/7", 404)])
 def test_unknown_models_are_404(server, tmp_path, path, status):
-    s = server("--port", 0, ports=False, models=[repository(tmp_path / "models", m=ECHO)])
+    s = server(models=[repository(tmp_path / "models", m=ECHO)])
     with pytest.raises(urllib.error.HTTPError) as e:
         ask(s, path=path)
     assert e.value.code == status
 
 
+def test_an_ensemble_points_to_its_models(server, tmp_path):
+    whole = ('platform: "ensemble" max_batch_size: 8 input { name: "I" data_type: TYPE_FP32 dims: [1] } '
+             'output { name: "O" data_type: TYPE_FP32 dims: [1] } ensemble_scheduling { step { model_name: "m" '
+             'model_version: -1 input_map { key: "INPUT0" value: "I" } output_map { key: "OUTPUT0" value: "O" } } }')
+    s = server(models=[repository(tmp_path / "models", m=ECHO, whole=whole)])
+    with pytest.raises(urllib.error.HTTPError) as e:
+        ask(s, path="whole")
+    assert e.value.code == 400 and "ask the models of its steps: m" in e.value.read().decode()
+
+
 def test_windows_out_of_range_are_refused(server, tmp_path):
-    s = server("--port", 0, ports=False, models=[repository(tmp_path / "models", m=ECHO)])
+    s = server(models=[repository(tmp_path / "models", m=ECHO)])
     for text in ("0", "0.05", "61", "-1", "x", "", "nan", "1e9"):
         with pytest.raises(urllib.error.HTTPError) as e:
             ask(s, text)
@@ -217,7 +230,7 @@ def test_windows_out_of_range_are_refused(server, tmp_path):
 
 def test_a_client_that_goes_and_a_drain_end_the_window(server, tmp_path):
     """Neither keeps the server: 60 s of watching are given up at once, or answered with what there is."""
-    s = server("--port", 0, ports=False, models=[repository(tmp_path / "models", m=ECHO)])
+    s = server(models=[repository(tmp_path / "models", m=ECHO)])
     gone = [socket.create_connection(("127.0.0.1", s.http), 10) for _ in range(5)]
     for c in gone:
         c.sendall(b"GET /v2/models/m/why?seconds=60 HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -235,7 +248,7 @@ def test_a_client_that_goes_and_a_drain_end_the_window(server, tmp_path):
 
 
 def test_the_command_prints_what_the_server_says(server, tmp_path):
-    s = server("--port", 0, ports=False, models=[repository(tmp_path / "models", m=ECHO)])
+    s = server(models=[repository(tmp_path / "models", m=ECHO)])
     done = naru_why("m", "--url", s.url, "--seconds", "0.2")
     assert done.returncode == 0 and done.stdout.startswith("m version 1, 0.2 s\n"), done
     assert "1. no_traffic (100 %): no request" in done.stdout and "   try: " in done.stdout
@@ -244,7 +257,7 @@ def test_the_command_prints_what_the_server_says(server, tmp_path):
 
 
 def test_the_command_says_what_is_wrong(server, tmp_path):
-    s = server("--port", 0, ports=False, models=[repository(tmp_path / "models", m=ECHO)])
+    s = server(models=[repository(tmp_path / "models", m=ECHO)])
     done = naru_why("nope", "--url", s.url)
     assert done.returncode == 1 and "404" in done.stderr and "unknown model" in done.stderr
     done = naru_why("../m?x", "--url", s.url)  # stays one segment of the path
@@ -270,6 +283,7 @@ def test_the_command_is_in_help_man_and_completion():
 
 # --- docs/why.md ---
 
+@pytest.mark.timing
 def test_the_page_names_every_cause_and_its_example_is_true(server, tmp_path):
     page = (ROOT / "docs" / "why.md").read_text()
     code = (ROOT / "src" / "sched" / "why.h").read_text()
@@ -277,7 +291,7 @@ def test_the_page_names_every_cause_and_its_example_is_true(server, tmp_path):
     assert len(causes) >= 16 and set(SITUATIONS) <= set(causes)
     assert sorted(re.findall(r"^\| `(\w+)` \|", page, re.M)) == sorted(causes)
     config, text = (re.search(rf"```{kind}\n(.*?)```", page, re.S)[1] for kind in ("pbtxt", "text"))
-    s = server("--port", 0, ports=False, models=[repository(tmp_path / "models", slow=config)])
+    s = server(models=[repository(tmp_path / "models", slow=config)])
     start(s, tmp_path, Load(1), 0.3, warm=0, name="slow").communicate(timeout=60)
     run = start(s, tmp_path, Load(32), 3, name="slow")
     time.sleep(1)
