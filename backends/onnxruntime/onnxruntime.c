@@ -412,6 +412,7 @@ static void lib_close(naru_backend_lib *lib)
     if (lib->env) {
         a->ReleaseEnv(lib->env);
     }
+    ort_spawner_free(lib->spawner);
     free(lib);
 }
 
@@ -457,6 +458,7 @@ static naru_status lib_open(const naru_host *host, const naru_option *options, u
     }
     st = read_lib_options(lib, options, n_options, err);
     if (st == NARU_OK) {
+        lib->spawner = ort_spawner_new();
         st = make_env(lib, err);
     }
     if (st != NARU_OK) {

@@ -6,6 +6,7 @@
  *   ort_run.c      instances and execution
  *   ort_string.c   BYTES ↔ string tensors
  *   ort_gpu.c      GPUs of the machine
+ *   ort_threads.c  makes the threads of sessions' own pools
  *   ort_trim.c     memory back from an idle session
  */
 #ifndef NR_BACKENDS_ONNXRUNTIME_ORT_H
@@ -23,6 +24,8 @@
 #define ORT_MAX_PATH 4096
 #define ORT_MAX_TEXT 400 /* of what the library says, in bytes */
 
+struct ort_spawner;
+
 struct naru_backend_lib {
     const naru_host *host;
     const OrtApi *api;
@@ -32,9 +35,10 @@ struct naru_backend_lib {
     char version[32];          /* "1.31.1" */
     char **providers;          /* GetAvailableProviders */
     int n_providers;
-    int cores;                 /* threads of the global pool, the caller's included */
-    int spin_us;               /* of pools of single sessions; 0: do not spin */
-    bool shared_arena;         /* sessions allocate from one arena */
+    int cores;         /* threads of the global pool, the caller's included */
+    int spin_us;       /* of pools of single sessions; 0: do not spin */
+    bool shared_arena; /* sessions allocate from one arena */
+    struct ort_spawner *spawner;
     _Atomic int pool_threads;  /* started for pools of single sessions */
     _Atomic unsigned opening;  /* model_open calls under way, for the estimate of memory */
     _Atomic unsigned openings; /* ever begun */
@@ -96,6 +100,11 @@ naru_status ort_options_make(struct naru_backend_lib *lib, const naru_model_args
                              const struct ort_graph *graph, OrtSessionOptions **ret,
                              struct ort_threads *threads, naru_text *err);
 
+/* The thread that makes threads; NULL when none can be had. Free accepts NULL, after all sessions. */
+struct ort_spawner *ort_spawner_new(void);
+void ort_spawner_free(struct ort_spawner *s);
+/* Sessions made with `so` get their threads from it. */
+OrtStatus *ort_spawner_use(struct ort_spawner *s, const OrtApi *a, OrtSessionOptions *so);
 /* Which of naru.opt.* it reads: naru_model_info::used_options. */
 const char *const *ort_options_used(const naru_model_args *args);
 

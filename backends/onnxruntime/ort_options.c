@@ -88,6 +88,7 @@ static naru_status set_threads(struct naru_backend_lib *lib, const naru_model_ar
         s = s ? s : a->SetIntraOpNumThreads(so, ret->intra > 0 ? ret->intra : lib->cores);
         s = s ? s : a->SetInterOpNumThreads(so, inter > 0 ? (int)inter : mode ? lib->cores : 1);
         s = s ? s : set_spin(lib, so);
+        s = s ? s : ort_spawner_use(lib->spawner, a, so);
     }
     return ort_status(lib, s, NULL, 0, err);
 }

@@ -80,6 +80,9 @@ static void print_models(struct nr_node *node, const struct nr_catalog *catalog,
         for (uint32_t k = 0; k < m->n_versions; k++) {
             if (m->versions[k].version != NULL) {
                 print_version(out, m->versions[k].version);
+            } else if (m->versions[k].state == NR_VERSION_UNKNOWN) {
+                fprintf(out, "  %s version %lld: not loaded\n", m->name,
+                        (long long)m->versions[k].number);
             } else {
                 fprintf(out, "  %s version %lld: NOT ready: %s\n", m->name,
                         (long long)m->versions[k].number, m->versions[k].reason);

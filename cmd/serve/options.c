@@ -33,8 +33,60 @@ static const struct option_def defs[] = {
      .kind = OPTION_CHOICE,
      .offset = O(control_mode),
      .preset = "none",
-     .choices = "none",
-     .help = "none: all models are loaded once at the start"},
+     .choices = "none|poll|explicit",
+     .help =
+         "none: all models are loaded once at the start; poll: the files are looked at, what is "
+         "new, changed or gone is loaded or unloaded; explicit: by --load-model and the "
+         "repository API"},
+    {.name = "load-model",
+     .kind = OPTION_LIST,
+     .offset = O(load_models),
+     .arg = "NAME",
+     .help = "in explicit mode, load this model at the start; may be repeated, * alone: all"},
+    {.name = "repository-poll-secs",
+     .alias = "repository-poll",
+     .kind = OPTION_DURATION,
+     .offset = O(poll_ns),
+     .preset = "15s",
+     .arg = "TIME",
+     .unit_ns = S,
+     .help = "in poll mode, time between two looks at the files"},
+    {.name = "repository-quiet",
+     .kind = OPTION_DURATION,
+     .offset = O(quiet_ns),
+     .preset = "2s",
+     .arg = "TIME",
+     .unit_ns = S,
+     .help = "in poll mode, files must have rested for so long before a change is taken"},
+    {.name = "model-memory-budget",
+     .kind = OPTION_BYTES,
+     .offset = O(model_budget),
+     .preset = "0",
+     .arg = "BYTES",
+     .help =
+         "for loaded models; above 0 they are loaded when asked for, and the one used longest ago "
+         "is closed when another needs the room (naru.pin keeps one); 0: all at the start"},
+    {.name = "model-wait-max",
+     .kind = OPTION_UINT,
+     .offset = O(model_waiters),
+     .preset = "1024",
+     .arg = "N",
+     .min = 1,
+     .help = "with a budget, requests that may wait for their model to be loaded"},
+    {.name = "model-wait",
+     .kind = OPTION_DURATION,
+     .offset = O(model_wait_ns),
+     .preset = "10s",
+     .arg = "TIME",
+     .unit_ns = S,
+     .help = "and how long, while no other model can go"},
+    {.name = "model-resident-min",
+     .kind = OPTION_DURATION,
+     .offset = O(model_resident_ns),
+     .preset = "1s",
+     .arg = "TIME",
+     .unit_ns = S,
+     .help = "with a budget, a model that was loaded stays at least so long"},
     {.name = "exit-on-error",
      .kind = OPTION_BOOL,
      .offset = O(exit_on_error),
@@ -58,6 +110,13 @@ static const struct option_def defs[] = {
      .arg = "N",
      .max = 64,
      .help = "models loaded at the same time; 0: as many as cores, 4 at most"},
+    {.name = "warm-up",
+     .kind = OPTION_BOOL,
+     .offset = O(warm_up),
+     .preset = "true",
+     .help =
+         "run a model on zeros before it serves, where its first runs are slower than later ones "
+         "(300 ms at most); model_warmup of a configuration is always done"},
     {.name = "backend-directory",
      .kind = OPTION_LIST,
      .offset = O(backend_dirs),
@@ -712,6 +771,7 @@ static void configure_rest(const struct serve_options *o, struct nr_node_cfg *cf
     cfg->pool_threads = o->pool_threads;
     cfg->pool_queue = o->pool_queue;
     cfg->max_instances = o->max_instances;
+    cfg->warm_up = o->warm_up;
     cfg->memory_budget_bytes = o->memory_budget;
     cfg->cache_bytes = o->cache_size;
     cfg->queue.max_queue_requests = o->queue_requests;
@@ -723,6 +783,17 @@ static void configure_rest(const struct serve_options *o, struct nr_node_cfg *cf
     cfg->placement.slow_ns = (int64_t)o->inline_slow_ns;
     cfg->placement.budget_ns = (int64_t)o->inline_budget_ns;
     cfg->repository.config_name = o->config_name;
+    cfg->repository.mode = strcmp(o->control_mode, "poll") == 0       ? NR_CONTROL_POLL
+                           : strcmp(o->control_mode, "explicit") == 0 ? NR_CONTROL_EXPLICIT
+                                                                      : NR_CONTROL_NONE;
+    cfg->repository.load = o->load_models.items;
+    cfg->repository.n_load = o->load_models.n;
+    cfg->repository.poll_ns = (int64_t)o->poll_ns;
+    cfg->repository.quiet_ns = (int64_t)o->quiet_ns;
+    cfg->repository.budget_bytes = o->model_budget;
+    cfg->repository.max_waiters = o->model_waiters;
+    cfg->repository.demand_patience_ns = (int64_t)o->model_wait_ns;
+    cfg->repository.min_resident_ns = (int64_t)o->model_resident_ns;
     cfg->repository.load_threads = o->load_threads;
     cfg->repository.config.auto_complete = !o->disable_auto_complete;
     cfg->api.server_name = o->id;
@@ -764,6 +835,9 @@ nr_status serve_configure(const struct serve_options *o, const struct option_lis
         return nr_fail(err, NARU_INVALID,
                        "no model: give a model file, a model's folder or a repository, e.g. naru "
                        "serve model.onnx");
+    }
+    if (o->load_models.n > 0 && strcmp(o->control_mode, "explicit") != 0) {
+        return nr_fail(err, NARU_INVALID, "--load-model needs --model-control-mode=explicit");
     }
     cfg->repository.paths = paths->items;
     cfg->repository.n_paths = paths->n;

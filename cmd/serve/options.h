@@ -10,7 +10,11 @@ struct serve_options {
     /* models */
     struct option_list repositories;
     const char *config_name, *control_mode;
-    bool exit_on_error, strict_readiness, disable_auto_complete;
+    struct option_list load_models;
+    uint64_t poll_ns, quiet_ns;
+    uint64_t model_budget, model_wait_ns, model_resident_ns;
+    unsigned model_waiters;
+    bool exit_on_error, strict_readiness, disable_auto_complete, warm_up;
     unsigned load_threads;
     struct option_list backend_dirs, backend_config;
     /* listening */

@@ -10,6 +10,7 @@
 #include <linux/capability.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -35,6 +36,7 @@ struct serve {
     struct nr_node *node;
     int log_fd;
     int64_t since_ns;
+    _Atomic bool serving; /* between banner and drain; read by on_state on loading threads */
     sigset_t signals;
 };
 
@@ -69,10 +71,13 @@ static void log_each(nr_log_level level, const char *msg, const struct nr_kv *kv
 static void on_state(void *ctx, const struct nr_version *v, nr_version_state state,
                      const char *reason)
 {
-    (void)ctx;
+    const struct serve *s = ctx;
     bool ready = state == NR_VERSION_READY, unloaded = strcmp(reason, "unloaded") == 0;
     const char *what = ready ? "loaded" : unloaded ? "unloaded" : "not loaded";
-    log_each(ready || unloaded ? NR_LOG_DEBUG : NR_LOG_ERROR, what,
+    /* At the start and the end the banner and the operator know; in between it is news. */
+    bool news = atomic_load_explicit(&s->serving, memory_order_relaxed);
+    nr_log_level calm = news ? NR_LOG_INFO : NR_LOG_DEBUG;
+    log_each(ready || unloaded ? calm : NR_LOG_ERROR, what,
              (struct nr_kv[]){NR_KV_TEXT("model", v->name),
                               NR_KV_INT("version", v->number), /* -1: the model as a whole */
                               NR_KV_DBL("ms", (double)v->load_ns / 1e6),
@@ -308,7 +313,9 @@ static int serve(struct serve *s)
         return 1;
     }
     serve_notify("READY=1");
+    atomic_store(&s->serving, true);
     wait_for_end(s);
+    atomic_store(&s->serving, false);
     drain(s);
     return 0;
 }

@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "api/call.h"
+#include "api/shadow.h"
 #include "api/state.h"
 #include "base/clock.h"
 #include "base/log.h"
@@ -326,7 +327,7 @@ static void on_request(void *ctx, struct nr_exchange *x)
     c->begun = true;
     if (c->stream != NULL) {
         c->stream->last(c);
-    } else {
+    } else if (NR_LIKELY(!c->api->cfg.on_demand) || !nr_call_demand(c)) {
         c->route->handle(c);
     }
 }
@@ -337,10 +338,17 @@ nr_status nr_call_lookup(struct nr_call *c, struct nr_str model, struct nr_str v
                          struct nr_err *err)
 {
     struct nr_catalog_reader *reader = &c->api->readers[nr_loop_index(c->x->loop)];
-    nr_status st = nr_catalog_lookup(nr_catalog_get(reader), model, version, &c->version, err);
+    const struct nr_catalog *catalog = nr_catalog_get(reader);
+    nr_status st =
+        c->route->scope == NR_SCOPE_INFER
+            ? nr_catalog_route(reader, model, version, &c->version, &c->wants_shadow, err)
+            : nr_catalog_lookup(catalog, model, version, &c->version, err);
     if (st == NARU_OK) {
-        c->pin = nr_catalog_pin(reader);
+        c->pin = nr_catalog_pin(reader, c->version);
         c->runtime = nr_runtime_of(c->version);
+        if (NR_UNLIKELY(c->api->cfg.on_demand)) {
+            nr_version_used(c->version, nr_loop_now(c->x->loop));
+        }
     }
     return st;
 }
@@ -417,6 +425,7 @@ void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena)
     c->request.arrival_ns = x->start_ns;
     c->request.deadline_ns = x->deadline_ns;
     c->request.catalog = c->pin->catalog;
+    c->request.client = x->peer->client;
     c->request.on_complete = on_complete;
     nr_call_options(&c->in, &x->arena, &c->request);
     if (c->in.has_id) { /* the log needs it when the body is gone */
@@ -427,6 +436,9 @@ void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena)
         return;
     }
     c->submitted = true;
+    if (NR_UNLIKELY(c->wants_shadow)) {
+        nr_shadow_send(c);
+    }
     nr_request_submit(&c->request);
 }
 
@@ -520,7 +532,7 @@ static void on_done(void *ctx, struct nr_exchange *x)
         access_log(c); /* an error of ours is always worth its one line */
     }
     if (c->pin != NULL) {
-        nr_catalog_unpin(c->pin);
+        nr_catalog_unpin(c->pin, c->version);
         c->pin = NULL;
     }
 }
@@ -579,6 +591,11 @@ void nr_api_set_draining(struct nr_api *a)
     atomic_store(&a->draining, true);
 }
 
+unsigned nr_api_shadows(const struct nr_api *a)
+{
+    return atomic_load_explicit(&a->n_shadows, memory_order_acquire);
+}
+
 void nr_api_set_server(struct nr_api *a, struct nr_server *server)
 {
     a->server = server;
@@ -607,6 +624,7 @@ nr_status nr_api_new(const struct nr_api_cfg *cfg, struct nr_api **ret, struct n
     a->catalog_msgs = nr_new_array(struct nr_catalog_msg, cfg->n_loops);
     for (unsigned i = 0; i < cfg->n_loops; i++) {
         nr_catalog_reader_init(&a->readers[i], cfg->repository);
+        a->readers[i].slot = i;
         a->catalog_msgs[i].api = a;
         a->catalog_msgs[i].loop = i;
     }

@@ -31,6 +31,7 @@ struct nr_api_cfg {
     struct nr_gallery *gallery; /* NULL: nothing is stored */
     uint64_t max_body_bytes;    /* when the model's signature does not say */
     size_t inline_json_bytes;   /* larger JSON is parsed and written on the pool; 64 KiB */
+    bool on_demand;             /* models are loaded when asked for: the repository has a budget */
     bool strict_readiness;      /* ready only when every model is */
     bool access_log;
     bool check_browser; /* Host and Origin on loopback listeners */
@@ -53,6 +54,8 @@ const struct nr_http_app *nr_api_app(struct nr_api *a);
 void nr_api_set_server(struct nr_api *a, struct nr_server *server);
 /* /v2/health/ready answers "no" from now on. Any thread. */
 void nr_api_set_draining(struct nr_api *a);
+/* Shadow requests under way, which no connection waits for. Any thread. */
+unsigned nr_api_shadows(const struct nr_api *a);
 /* Calls on_publish of the repository's configuration: tells every loop to look at the new catalog. */
 void nr_api_catalog_changed(struct nr_api *a);
 

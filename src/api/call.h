@@ -61,7 +61,9 @@ struct nr_call {
     struct nr_runtime *runtime;
     struct nr_infer_request in;
     struct nr_request request;
-    bool begun; /* the body is complete and the handler was called */
+    struct nr_waiter waiter; /* demand.c: the model is being loaded */
+    bool wants_shadow;       /* the model's shadow shall have a copy */
+    bool begun;              /* the body is complete and the handler was called */
     bool submitted, completed, cancelled;
     nr_status cancel_status; /* why, when cancelled */
     struct nr_err err;
@@ -121,11 +123,17 @@ extern const struct nr_route nr_routes_metrics[];
 extern const struct nr_route nr_routes_page[];
 extern const struct nr_route nr_routes_gallery[];
 extern const struct nr_route nr_routes_why[];
+extern const struct nr_route nr_routes_control[];
+extern const struct nr_route nr_routes_labels[];
 
 /* predict.c: what a ready version does with pictures; the version's. NARU_PRECONDITION: the model takes
  * none, and why. Any thread. */
 nr_nodiscard nr_status nr_predict_plan(const struct nr_version *v, const struct nr_image_plan **ret,
                                        struct nr_err *err);
+
+/* demand.c: true when the call waits for its model to be loaded, or was refused; then its handler is
+ * called later, or never. Loop. */
+bool nr_call_demand(struct nr_call *c);
 
 /* --- route.c --- */
 struct nr_router;

@@ -205,6 +205,49 @@ static void write_sequences(struct nr_text *t, const struct row *rows, unsigned 
     }
 }
 
+/* Queues: who waits, what the limit of time is worth now, who was turned away and why. */
+static void write_queues(struct nr_text *t, const struct row *rows, unsigned n)
+{
+    head(t, "naru_queue_requests", "gauge", "Requests that wait, by level of priority");
+    for (unsigned i = 0; i < n; i++) {
+        for (unsigned k = 0; k < rows[i].state.n_levels; k++) {
+            nr_text_fmt(t, "naru_queue_requests{" NR_STR_FMT ",level=\"%u\"} %u\n",
+                        NR_STR_ARG(rows[i].labels), k + 1, rows[i].state.levels[k]);
+        }
+    }
+    head(t, "naru_queue_bytes", "gauge", "Bytes of inputs that wait");
+    for (unsigned i = 0; i < n; i++) {
+        nr_text_fmt(t, "naru_queue_bytes{" NR_STR_FMT "} %llu\n", NR_STR_ARG(rows[i].labels),
+                    (unsigned long long)rows[i].state.queued_bytes);
+    }
+    head(t, "naru_queue_rows", "gauge", "Rows that wait");
+    for (unsigned i = 0; i < n; i++) {
+        nr_text_fmt(t, "naru_queue_rows{" NR_STR_FMT "} %lld\n", NR_STR_ARG(rows[i].labels),
+                    (long long)rows[i].state.queued_rows);
+    }
+    head(t, "naru_queue_rows_limit", "gauge",
+         "Rows that may wait at the pace measured now (--queue-max-wait); +Inf before the first "
+         "execution");
+    for (unsigned i = 0; i < n; i++) {
+        int64_t limit = rows[i].state.row_limit;
+        nr_text_fmt(t, "naru_queue_rows_limit{" NR_STR_FMT "} ", NR_STR_ARG(rows[i].labels));
+        if (limit == INT64_MAX) {
+            nr_text_str(t, "+Inf\n");
+        } else {
+            nr_text_fmt(t, "%lld\n", (long long)limit);
+        }
+    }
+    head(t, "naru_queue_refused_total", "counter",
+         "Requests that left the queue, or never entered it, without having run");
+    for (unsigned i = 0; i < n; i++) {
+        for (unsigned k = NR_REFUSAL_NONE + 1; k < NR_REFUSAL_KINDS; k++) {
+            nr_text_fmt(t, "naru_queue_refused_total{" NR_STR_FMT ",why=\"%s\"} %llu\n",
+                        NR_STR_ARG(rows[i].labels), nr_refusal_text((nr_refusal)k),
+                        (unsigned long long)rows[i].state.refused[k]);
+        }
+    }
+}
+
 /* One histogram of each stage. Buckets without a new count are left out but for +Inf: cumulative
  * counts stay right, and a quiet model costs two lines. */
 static void write_stage(struct nr_text *t, const struct row *r, nr_stage stage)
@@ -313,6 +356,59 @@ static void write_cache(struct nr_text *t, struct nr_api *a)
     }
 }
 
+/* Of the snapshot, so that no model's state is touched. */
+static void write_labels(struct nr_text *t, const struct nr_catalog *catalog)
+{
+    static const struct {
+        nr_label_event event;
+        const char *name, *help;
+    } rows[] = {
+        {NR_LABEL_REQUESTS, "naru_label_requests_total",
+         "Requests that were addressed to a label, or got by its weight"},
+        {NR_LABEL_SHADOWS, "naru_label_shadows_total", "Copies of requests sent to a label"},
+        {NR_LABEL_SHADOW_FAILED, "naru_label_shadow_failures_total",
+         "Copies that were not answered well"},
+        {NR_LABEL_SHADOW_SKIPPED, "naru_label_shadow_skipped_total", "Copies that were not sent"}};
+    for (unsigned r = 0; r < NR_COUNT(rows); r++) {
+        head(t, rows[r].name, "counter", rows[r].help);
+        for (uint32_t i = 0; i < catalog->n_models; i++) {
+            const struct nr_catalog_model *m = &catalog->models[i];
+            for (uint32_t k = 0; k < m->n_labels; k++) {
+                uint64_t n = nr_label_count(m->labels[k].label, rows[r].event);
+                nr_text_fmt(t, "%s{model=\"%s\",label=\"%s\"} %llu\n", rows[r].name, m->name,
+                            m->labels[k].label->name, (unsigned long long)n);
+            }
+        }
+    }
+}
+
+/* Only where there is a budget. */
+static void write_residency(struct nr_text *t, struct nr_api *a)
+{
+    struct nr_residency s;
+    if (!a->cfg.on_demand) {
+        return;
+    }
+    nr_repository_residency(a->cfg.repository, &s);
+    const struct {
+        const char *name, *type, *help;
+        uint64_t value;
+    } rows[] = {
+        {"naru_model_memory_budget_bytes", "gauge", "Memory that loaded models may use",
+         s.budget_bytes},
+        {"naru_model_memory_used_bytes", "gauge", "Memory of models that are open", s.used_bytes},
+        {"naru_model_demand_loads_total", "counter", "Loads because a request asked for the model",
+         s.loads},
+        {"naru_model_evictions_total", "counter", "Models closed to make room", s.evictions},
+        {"naru_model_demand_waiting", "gauge", "Requests that wait for their model to be loaded",
+         s.waiters},
+    };
+    for (unsigned i = 0; i < NR_COUNT(rows); i++) {
+        head(t, rows[i].name, rows[i].type, rows[i].help);
+        nr_text_fmt(t, "%s %llu\n", rows[i].name, (unsigned long long)rows[i].value);
+    }
+}
+
 static unsigned collect(struct nr_call *c, struct row **ret)
 {
     struct nr_arena *a = &c->x->arena;
@@ -352,12 +448,15 @@ static void handle_metrics(struct nr_call *c)
     write_failures(&t, rows, n);
     write_gauges(&t, rows, n);
     write_sequences(&t, rows, n);
+    write_queues(&t, rows, n);
     head(&t, "naru_stage_duration_seconds", "histogram", "Time of successful requests by stage");
     for (unsigned i = 0; i < n; i++) {
         for (unsigned s = 0; s < NR_STAGE_COUNT; s++) {
             write_stage(&t, &rows[i], (nr_stage)s);
         }
     }
+    write_labels(&t, nr_call_catalog(c));
+    write_residency(&t, c->api);
     write_http(&t, c->api);
     write_cache(&t, c->api);
     write_process(&t, c->api);

@@ -41,8 +41,11 @@ struct nr_node {
 
 void nr_node_cfg_default(struct nr_node_cfg *cfg)
 {
-    *cfg = (struct nr_node_cfg){
-        .max_exec_threads = 64, .pool_queue = 256, .max_instances = 64, .cache_bytes = 64u << 20};
+    *cfg = (struct nr_node_cfg){.max_exec_threads = 64,
+                                .pool_queue = 256,
+                                .max_instances = 64,
+                                .cache_bytes = 64u << 20,
+                                .warm_up = true};
     nr_http_limits_default(&cfg->http);
     nr_sched_limits_default(&cfg->queue);
     nr_placement_cfg_default(&cfg->placement);
@@ -177,6 +180,7 @@ static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
                                           .limits = n->cfg.queue,
                                           .placement = n->cfg.placement,
                                           .max_instances = n->cfg.max_instances,
+                                          .warm_up = n->cfg.warm_up,
                                           .cache = make_cache(n->cfg.cache_bytes, budget),
                                           .sequences = nr_sequence_book_new()};
     n->runtime.images.max_pixels = n->cfg.api.max_image_pixels;
@@ -194,6 +198,7 @@ static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
     }
     struct nr_api_cfg ac = n->cfg.api;
     ac.repository = n->repository;
+    ac.on_demand = rc.budget_bytes > 0;
     ac.runtime = &n->runtime;
     ac.pool = n->pool;
     ac.loops = n->loops;
@@ -293,7 +298,7 @@ static void nap(int64_t ns)
 
 static bool wait_connections(struct nr_node *n, int64_t deadline_ns)
 {
-    while (nr_server_connections(n->server) > 0) {
+    while (nr_server_connections(n->server) > 0 || nr_api_shadows(n->api) > 0) {
         if (nr_clock_now() >= deadline_ns) {
             return false;
         }
@@ -343,7 +348,7 @@ void nr_node_free(struct nr_node *n)
     /* A load may still be under way, and what it publishes goes through the edge: let it end. Then
      * the readers' snapshots go first, or the repository would wait for them. */
     if (n->repository != NULL) {
-        nr_repository_wait(n->repository, 0);
+        nr_repository_stop(n->repository);
     }
     nr_api_readers_done(n->api);
     nr_repository_free(n->repository);

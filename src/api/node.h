@@ -38,6 +38,7 @@ struct nr_node_cfg {
     struct nr_sched_limits queue;
     struct nr_placement_cfg placement;
     unsigned max_instances;
+    bool warm_up;          /* see nr_runtime_host */
     struct nr_api_cfg api; /* repository, runtime, pool, loops are filled by the node */
     /* A version came to rest (see nr_repository_cfg); may be NULL. */
     void (*on_state)(void *ctx, const struct nr_version *v, nr_version_state state,

@@ -20,8 +20,8 @@ struct nr_router {
 };
 
 static const struct nr_route *const tables[] = {
-    nr_routes_v2_http, nr_routes_v2_grpc, nr_routes_v2_stream, nr_routes_predict,
-    nr_routes_metrics, nr_routes_page,    nr_routes_gallery,   nr_routes_why};
+    nr_routes_v2_http, nr_routes_v2_grpc, nr_routes_v2_stream, nr_routes_predict, nr_routes_metrics,
+    nr_routes_page,    nr_routes_gallery, nr_routes_control,   nr_routes_labels,  nr_routes_why};
 
 nr_status nr_router_new(struct nr_router **ret, struct nr_err *err)
 {
@@ -104,8 +104,12 @@ static struct nr_str *parameter(struct nr_call *c, struct nr_str name)
     return nr_str_is(name, "version") ? &c->version_text : &c->extra;
 }
 
+/* A number, or what may be a label of one. */
 static bool is_version(struct nr_str s)
 {
+    if (nr_label_valid(s)) {
+        return true;
+    }
     for (size_t i = 0; i < s.len; i++) {
         if (s.ptr[i] < '0' || s.ptr[i] > '9') {
             return false;

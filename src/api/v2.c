@@ -39,19 +39,21 @@ void nr_v2_model_view(struct nr_call *c, struct nr_model_view *ret)
 {
     struct nr_arena *a = &c->x->arena;
     const struct nr_model_config *config = c->version->config;
+    /* the snapshot of now: the model may be gone since c was looked up, and c's version with it */
     const struct nr_catalog_model *m =
-        nr_catalog_find(c->pin->catalog, nr_str_from(c->version->name));
+        nr_catalog_find(nr_call_catalog(c), nr_str_from(c->version->name));
+    uint32_t n = m ? m->n_versions : 0;
     *ret = (struct nr_model_view){
         .name = nr_str_from(c->version->name),
         .platform = nr_str_from(config->platform[0] != '\0' ? config->platform : config->backend),
         .sig = &config->sig};
-    struct nr_str *versions = nr_arena_zalloc(a, (m->n_versions + 1) * sizeof(*versions));
+    struct nr_str *versions = nr_arena_zalloc(a, (n + 1) * sizeof(*versions));
     ret->versions = versions;
-    if (c->version_text.len > 0) {
+    if (c->version_text.len > 0 || n == 0) {
         versions[ret->n_versions++] = nr_v2_version_text(c->version, a);
         return;
     }
-    for (uint32_t i = 0; i < m->n_versions; i++) {
+    for (uint32_t i = 0; i < n; i++) {
         if (m->versions[i].version != NULL) {
             versions[ret->n_versions++] = nr_v2_version_text(m->versions[i].version, a);
         }

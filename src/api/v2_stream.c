@@ -87,7 +87,7 @@ static void try_free(struct item *it)
     }
     nr_list_remove(&it->node);
     if (it->pin != NULL) {
-        nr_catalog_unpin(it->pin);
+        nr_catalog_unpin(it->pin, it->version);
     }
     nr_arena_done(&it->arena);
     nr_buf_unref(it->owner);
@@ -333,6 +333,7 @@ static void submit(struct item *it)
                                       .catalog = it->pin->catalog,
                                       .arrival_ns = nr_loop_now(x->loop),
                                       .deadline_ns = x->deadline_ns,
+                                      .client = x->peer->client,
                                       .on_complete = on_complete};
     for (unsigned i = 0; i < it->in.n_params; i++) {
         const struct nr_infer_param *p = &it->in.params[i];
@@ -393,11 +394,13 @@ static nr_status look_up(struct item *it, struct nr_err *err)
     struct nr_catalog_reader *reader = &api->readers[nr_loop_index(it->s->c->x->loop)];
     nr_status st = nr_infer_pb_peek(it->message, &it->head, err);
     if (st == NARU_OK) {
-        st = nr_catalog_lookup(nr_catalog_get(reader), it->head.model_name, it->head.model_version,
-                               &it->version, err);
+        bool shadow; /* requests of a stream have none: each may depend on the one before */
+        nr_catalog_refresh(reader);
+        st = nr_catalog_route(reader, it->head.model_name, it->head.model_version, &it->version,
+                              &shadow, err);
     }
     if (st == NARU_OK) {
-        it->pin = nr_catalog_pin(reader);
+        it->pin = nr_catalog_pin(reader, it->version);
         it->decoupled = it->version->config->decoupled;
     }
     return st;

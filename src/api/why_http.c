@@ -166,9 +166,8 @@ static void read_settings(const struct nr_call *c, const struct reading *last,
         set->n_preferred = 0; /* what is completed where nobody asked for sizes */
     }
     set->instances = last->state.is_inline ? f->n_loops : last->state.places;
-    set->max_queue_requests = config->queue.max_queue_size > 0
-                                  ? config->queue.max_queue_size
-                                  : c->api->cfg.runtime->limits.max_queue_requests;
+    uint32_t own = config->levels[config->default_level].max_queue_size;
+    set->max_queue_requests = own > 0 ? own : c->api->cfg.runtime->limits.max_queue_requests;
 }
 
 /* --- JSON -------------------------------------------------------------------------------------- */

@@ -183,21 +183,26 @@ static nr_status check_input(const struct nr_batch *b, const struct nr_batch_req
 {
     const naru_io *io = &b->cfg.inputs[k];
     const struct nr_batch_input *in = &r->inputs[k];
+    bool ragged = nr_batch_is_ragged(b, k);
     if (!in->data) {
-        return io->optional ? NARU_OK
-                            : nr_fail(err, NARU_INVALID, "input \"%s\" is missing", io->name);
+        return io->optional || nr_batch_is_made(b, k)
+                   ? NARU_OK
+                   : nr_fail(err, NARU_INVALID, "input \"%s\" is missing", io->name);
     }
-    if (in->rank != io->rank) {
+    if (ragged ? in->rank == 0 : in->rank != io->rank) {
         return nr_fail(err, NARU_INVALID, "input \"%s\" has %u dimensions, the model takes %u",
                        io->name, in->rank, io->rank);
     }
     for (uint32_t d = 0; d < in->rank; d++) {
         bool is_rows = d == 0 && b->cfg.max_rows > 0;
         if (is_rows ? in->shape[0] != r->rows
-                    : in->shape[d] < 0 || (io->shape[d] >= 0 && in->shape[d] != io->shape[d])) {
+                    : in->shape[d] < 0 ||
+                          (!ragged && io->shape[d] >= 0 && in->shape[d] != io->shape[d])) {
             return nr_fail(err, NARU_INVALID, "input \"%s\": dimension %u is %lld, expected %lld",
                            io->name, d, (long long)in->shape[d],
-                           (long long)(is_rows ? (int64_t)r->rows : io->shape[d]));
+                           (long long)(is_rows  ? (int64_t)r->rows
+                                       : ragged ? -1
+                                                : io->shape[d]));
         }
     }
     size_t need;
@@ -223,9 +228,10 @@ bool nr_batch_fits(const struct nr_batch *b, const struct nr_batch_request *r)
         if (b->ins[k].present != (in->data != NULL)) {
             return false;
         }
-        if (in->data && (in->rank != b->cfg.inputs[k].rank ||
-                         (in->rank > 1 && memcmp(in->shape + 1, b->ins[k].shape + 1,
-                                                 (in->rank - 1) * sizeof *in->shape) != 0))) {
+        if (in->data && !nr_batch_is_ragged(b, k) &&
+            (in->rank != b->cfg.inputs[k].rank ||
+             (in->rank > 1 && memcmp(in->shape + 1, b->ins[k].shape + 1,
+                                     (in->rank - 1) * sizeof *in->shape) != 0))) {
             return false;
         }
     }
@@ -266,7 +272,10 @@ static void add_inputs(struct nr_batch *b, const struct nr_batch_request *r)
         if (!in->data) {
             continue;
         }
-        if (!to->present) {
+        if (nr_batch_is_ragged(b, k)) {
+            to->shape[0] = (to->present ? to->shape[0] : 0) + (int64_t)nr_batch_elements(in);
+            to->present = true;
+        } else if (!to->present) {
             to->present = true;
             memcpy(to->shape, in->shape, in->rank * sizeof *in->shape);
         } else {
@@ -325,7 +334,7 @@ nr_status nr_batch_add(struct nr_batch *b, const struct nr_batch_request *r, str
 /* ---- gathering --------------------------------------------------------------------------------- */
 
 /* Makes room for `need` bytes in the gather buffer of input k; what nr_batch_room placed moves along. */
-static bool gather_reserve(struct nr_batch *b, uint32_t k, size_t need)
+bool nr_batch_gather_reserve(struct nr_batch *b, uint32_t k, size_t need)
 {
     struct nr_batch_in *in = &b->ins[k];
     if (in->gather && nr_buf_bytes(in->gather) >= need) {
@@ -368,7 +377,7 @@ void *nr_batch_room(struct nr_batch *b, uint32_t input, size_t bytes)
 {
     size_t need;
     if ((b->cfg.plugin->caps & NARU_CAP_SEGMENTS) || !nr_add(b->ins[input].bytes, bytes, &need) ||
-        !gather_reserve(b, input, NR_MAX(need, (size_t)1))) {
+        !nr_batch_gather_reserve(b, input, NR_MAX(need, (size_t)1))) {
         return NULL;
     }
     return nr_buf_data(b->ins[input].gather) + b->ins[input].bytes;
@@ -396,7 +405,7 @@ static naru_segment segment_of(const struct nr_batch_input *ref, naru_region *ow
 static bool gather(struct nr_batch *b, uint32_t k)
 {
     struct nr_batch_in *in = &b->ins[k];
-    if (!gather_reserve(b, k, NR_MAX(in->bytes, (size_t)1))) {
+    if (!nr_batch_gather_reserve(b, k, NR_MAX(in->bytes, (size_t)1))) {
         return false;
     }
     uint8_t *to = nr_buf_data(in->gather);
@@ -506,6 +515,9 @@ static nr_status seal_output(struct nr_batch *b, uint32_t o)
     memcpy(out->shape, io->shape, io->rank * sizeof *io->shape);
     b->out_tensors[out->at] = (naru_tensor){
         .name = io->name, .index = o, .dtype = io->dtype, .rank = io->rank, .shape = out->shape};
+    if (nr_batch_scatter_of(b, o)) {
+        return NARU_OK;
+    }
     if (b->cfg.max_rows > 0 && io->rank > 0) {
         out->shape[0] = b->rows;
     }
@@ -536,6 +548,14 @@ nr_status nr_batch_seal(struct nr_batch *b, struct nr_batch_view *view)
         if (!seal_input(b, k)) {
             err.status = nr_fail(&err, NARU_NOMEM, "no memory for input \"%s\" of %zu bytes",
                                  b->cfg.inputs[k].name, b->ins[k].bytes);
+        }
+    }
+    for (uint32_t i = 0; b->cfg.ragged && i < b->cfg.ragged->n_made && err.status == NARU_OK; i++) {
+        nr_status st = nr_batch_made_seal(b, &b->cfg.ragged->made[i]);
+        if (st != NARU_OK) {
+            err.status =
+                nr_fail(&err, st, "input \"%s\" cannot be made of the batch's shapes: %s",
+                        b->cfg.inputs[b->cfg.ragged->made[i].input].name, nr_status_text(st));
         }
     }
     b->n_out_tensors = 0;
@@ -650,6 +670,10 @@ nr_status nr_batch_output(struct nr_batch *b, uint32_t output, uint32_t request,
     struct nr_batch_out *out = &b->outs[output];
     if (!out->wanted || !out->buf) {
         return NARU_NOT_FOUND;
+    }
+    const struct nr_batch_scatter *scatter = nr_batch_scatter_of(b, output);
+    if (scatter) {
+        return nr_batch_scatter_cut(b, scatter, out, request, ret);
     }
     const naru_tensor *t = &b->out_tensors[out->at];
     const struct nr_batch_member *m = &b->members[request];

@@ -56,13 +56,42 @@ struct nr_batch_response { /* of one request; outputs in the order in which they
 };
 void nr_batch_response_free(struct nr_batch_response *r); /* accepts NULL; any thread */
 
+/* Ragged batches, Triton's allow_ragged_batch, batch_input and batch_output: requests of different
+ * shapes in one batch, their inputs in one row of elements. All indexes are those of nr_batch_cfg;
+ * the input that a source names is one of the requests'. Of their tensors the shapes, too, are
+ * borrowed until nr_batch_clear. Needs a batch dimension. */
+enum nr_batch_made_kind { /* values, INT32 or FP32, in the order of requests */
+    NR_MADE_ELEMENTS,     /* [requests] elements of the source */
+    NR_MADE_ENDS,         /* [requests] their running sum */
+    NR_MADE_BOUNDS,       /* [requests + 1] the same with a 0 in front */
+    NR_MADE_LARGEST,    /* [n] zeros: n is the largest number of elements, a shape with no values */
+    NR_MADE_SHAPES,     /* [rows, rank - 1] shape behind the batch dimension, for each row */
+    NR_MADE_SHAPES_FLAT /* [rows * (rank - 1)] the same */
+};
+struct nr_batch_made { /* an input that no request brings */
+    uint32_t input, source;
+    enum nr_batch_made_kind kind;
+};
+struct nr_batch_scatter { /* an output that is cut by the shapes of an input */
+    bool on;
+    uint32_t source, rank;
+    const int64_t *shape; /* [rank] rows first; each -1 behind them becomes that of the source */
+};
+struct nr_batch_ragged {
+    const bool *inputs; /* [n_inputs] true: elements in a row, whatever the shapes of requests */
+    uint32_t n_made;
+    const struct nr_batch_made *made;
+    const struct nr_batch_scatter *outputs; /* [n_outputs] */
+};
+
 struct nr_batch_cfg {
     const struct nr_plugin *plugin; /* must outlive the batch */
     const naru_io *inputs; /* as naru_model_info has them; arrays borrowed for the batch's life */
     const naru_io *outputs;
     uint32_t n_inputs, n_outputs;
-    uint32_t max_rows;         /* 0: no batch dimension, one request per batch */
-    uint64_t max_output_bytes; /* per output and run; 0: 1 GiB */
+    const struct nr_batch_ragged *ragged; /* borrowed; NULL: nothing of the kind */
+    uint32_t max_rows;                    /* 0: no batch dimension, one request per batch */
+    uint64_t max_output_bytes;            /* per output and run; 0: 1 GiB */
     /* Memory for gathered inputs and for outputs; NULL: nr_buf_try_new. For shared memory, tests. */
     struct nr_buf *(*alloc)(void *arg, size_t bytes);
     void *alloc_arg;

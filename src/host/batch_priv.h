@@ -92,6 +92,21 @@ bool nr_batch_shape_bytes(int32_t dtype, uint32_t rank, const int64_t *shape, si
 struct nr_buf *nr_batch_out_buf(struct nr_batch *b, struct nr_batch_out *out, size_t bytes);
 /* Points tensor `out->at` at out->buf with the shape in out->shape. */
 void nr_batch_out_place(struct nr_batch *b, struct nr_batch_out *out, uint32_t rank, size_t bytes);
+/* ragged.c. Elements of a shape that is known to fit into memory. */
+size_t nr_batch_elements(const struct nr_batch_input *in);
+bool nr_batch_is_ragged(const struct nr_batch *b, uint32_t input);
+bool nr_batch_is_made(const struct nr_batch *b, uint32_t input);
+/* NULL: the output is cut by rows. */
+const struct nr_batch_scatter *nr_batch_scatter_of(const struct nr_batch *b, uint32_t output);
+/* Makes the inputs that no request brought. NARU_NOMEM, NARU_TOO_LARGE. */
+nr_nodiscard nr_status nr_batch_made_seal(struct nr_batch *b, const struct nr_batch_made *made);
+/* nr_batch_output of such an output. NARU_INTERNAL: its size is not the sum of the shares. */
+nr_nodiscard nr_status nr_batch_scatter_cut(struct nr_batch *b,
+                                            const struct nr_batch_scatter *scatter,
+                                            struct nr_batch_out *out, uint32_t request,
+                                            struct nr_batch_slice *ret);
+/* Room for `need` bytes in the gather buffer of input k. False: no memory. */
+bool nr_batch_gather_reserve(struct nr_batch *b, uint32_t k, size_t need);
 /* Shape and bytes of an output of `rows` rows against the configuration; *ret: its bytes. */
 nr_status nr_batch_output_check(const struct nr_batch *b, const naru_io *io, int64_t rows,
                                 int32_t dtype, uint32_t rank, const int64_t *shape, uint64_t bytes,

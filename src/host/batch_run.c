@@ -249,8 +249,9 @@ nr_status nr_batch_output_check(const struct nr_batch *b, const naru_io *io, int
     if (dtype != io->dtype || rank != io->rank || (rank > 0 && !shape)) {
         return NARU_INVALID;
     }
+    bool by_rows = b->cfg.max_rows > 0 && !nr_batch_scatter_of(b, (uint32_t)(io - b->cfg.outputs));
     for (uint32_t d = 0; d < rank; d++) {
-        int64_t want = d == 0 && b->cfg.max_rows > 0 ? rows : io->shape[d];
+        int64_t want = d == 0 && by_rows ? rows : io->shape[d];
         if (shape[d] < 0 || (want >= 0 && shape[d] != want)) {
             return NARU_INVALID;
         }

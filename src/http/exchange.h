@@ -77,7 +77,9 @@ struct nr_exchange;
 struct nr_session_ops; /* the engine's: HTTP/1.1 or HTTP/2 */
 
 struct nr_peer {
-    char text[80]; /* "127.0.0.1:53211" (NR_SOCK_TEXT_MAX) */
+    char text[80];   /* "127.0.0.1:53211" (NR_SOCK_TEXT_MAX) */
+    uint64_t client; /* whom fairness counts it to: its address; on 127.0.0.1, ::1 and sockets
+                        without an address, where everybody has the same one, its connection */
     bool loopback;
     uint16_t listener; /* index given to nr_server_listen */
 };

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/map.h"
 
 #define ACCEPTS_PER_TURN 64
 #define REST_NS (100 * NR_MS_NS)
@@ -38,6 +39,21 @@ static void key_of(const struct nr_sock_addr *a, uint8_t key[16])
         memcpy(&v6, &a->addr, sizeof(v6));
         memcpy(key, &v6.sin6_addr, 16);
     }
+}
+
+/* See nr_peer.client. fd tells open connections apart. */
+static uint64_t client_of(const struct nr_sock_addr *a, const uint8_t key[16], int fd)
+{
+    static const uint8_t one[] = {127, 0, 0, 1}, loopback6[16] = {[15] = 1};
+    uint8_t id[16 + sizeof(fd)] = {0};
+    bool mapped = a->addr.ss_family == AF_INET || (key[10] == 0xff && key[11] == 0xff);
+    bool shared = (a->addr.ss_family != AF_INET && a->addr.ss_family != AF_INET6) ||
+                  (mapped && memcmp(key + 12, one, 4) == 0) || memcmp(key, loopback6, 16) == 0;
+    memcpy(id, key, mapped || shared ? 16 : 8); /* IPv6: one /64 is one client */
+    if (shared) {
+        memcpy(id + 16, &fd, sizeof(fd));
+    }
+    return nr_hash(id, sizeof(id));
 }
 
 static void start_rest(struct nr_acceptor *a)
@@ -74,6 +90,7 @@ static void on_accept(struct nr_watch *w, uint32_t events)
         nr_sock_addr_format(&from, peer.text);
         uint8_t key[16];
         key_of(&from, key);
+        peer.client = client_of(&from, key, fd);
         nr_server_accepted(a->e, fd, &peer, key);
     }
 }

@@ -35,6 +35,7 @@ struct nr_dir_entry {
     char name[256];
     bool is_dir;
     uint64_t bytes; /* st_size */
+    uint64_t inode;
     int64_t mtime_ns;
 };
 /* Entries of dir_fd sorted by name (bytes), without "." and ".."; *ret is nr_free'd by the caller,

@@ -540,33 +540,62 @@ bool nr_config_make_arg(struct nr_model_config *c, naru_io *io, const char *name
     return true;
 }
 
+/* A row of elements, or values that the host makes: open shapes without a batch dimension. */
+static void make_open_arg(naru_io *io, const char *name, int32_t dtype, uint32_t rank)
+{
+    static const int64_t open[] = {-1, -1};
+    *io = (naru_io){.dtype = dtype, .rank = rank, .name = name, .shape = open};
+}
+
+static size_t count_made(const Inference__ModelConfig *pb)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < pb->n_batch_input; i++) {
+        n += pb->batch_input[i]->n_target_name;
+    }
+    return n;
+}
+
 static nr_status make_args(struct nr_model_config *c, struct nr_err *err)
 {
     const Inference__ModelConfig *pb = c->pb;
     size_t n_in = pb->n_input, n_out = pb->n_output;
     (void)nr_config_hidden_args(c, true, NULL, &n_in);
     (void)nr_config_hidden_args(c, false, NULL, &n_out);
-    naru_io *in = nr_config_array(c, n_in, sizeof *in);
+    naru_io *in = nr_config_array(c, n_in + count_made(pb), sizeof *in);
     naru_io *out = nr_config_array(c, n_out, sizeof *out);
+    n_in = pb->n_input;
+    n_out = pb->n_output;
     bool ok = in && out;
     for (size_t i = 0; i < pb->n_input && ok; i++) {
         const Inference__ModelInput *io = pb->input[i];
         const Inference__ModelTensorReshape *r = io->reshape;
         ok = nr_config_make_arg(c, &in[i], io->name, (int32_t)io->data_type,
                                 r ? r->n_shape : io->n_dims, r ? r->shape : io->dims);
+        if (io->allow_ragged_batch && ok) {
+            make_open_arg(&in[i], io->name, (int32_t)io->data_type, 1);
+        }
         in[i].optional = io->optional != 0;
+    }
+    for (size_t i = 0; i < pb->n_batch_input && ok; i++) {
+        const Inference__BatchInput *made = pb->batch_input[i];
+        for (size_t k = 0; k < made->n_target_name; k++) {
+            make_open_arg(&in[n_in++], made->target_name[k], (int32_t)made->data_type,
+                          nr_config_made_rank(made));
+        }
     }
     for (size_t i = 0; i < pb->n_output && ok; i++) {
         const Inference__ModelOutput *io = pb->output[i];
         const Inference__ModelTensorReshape *r = io->reshape;
         ok = nr_config_make_arg(c, &out[i], io->name, (int32_t)io->data_type,
                                 r ? r->n_shape : io->n_dims, r ? r->shape : io->dims);
+        if (ok && nr_config_is_scattered(pb, io->name)) {
+            make_open_arg(&out[i], io->name, (int32_t)io->data_type, 1);
+        }
     }
-    n_in = pb->n_input;
-    n_out = pb->n_output;
     /* A configuration that leaves its lists to the model says nothing about hidden tensors either. */
-    ok = ok && (n_in == 0 || nr_config_hidden_args(c, true, in, &n_in)) &&
-         (n_out == 0 || nr_config_hidden_args(c, false, out, &n_out));
+    ok = ok && (pb->n_input == 0 || nr_config_hidden_args(c, true, in, &n_in)) &&
+         (pb->n_output == 0 || nr_config_hidden_args(c, false, out, &n_out));
     if (!ok) {
         return nr_config_nomem(err);
     }

@@ -28,12 +28,14 @@
 #include "base/status.h"
 #include "base/str.h"
 #include "codec/infer.h"
+#include "host/batch.h"
 #include "naru/backend.h"
 #include "proto/model_config.pb-c.h"
 
 #define NR_CONFIG_MAX_BYTES (4u << 20)    /* of config.pbtxt */
 #define NR_CONFIG_ARENA_BYTES (64u << 20) /* of everything made from it */
 #define NR_CONFIG_MAX_BATCH 65536         /* largest max_batch_size taken */
+#define NR_CONFIG_MAX_LEVELS 256          /* priority_levels of a queue */
 #define NR_CONFIG_MAX_INSTANCES 1024      /* over all groups of a model */
 #define NR_CONFIG_MAX_PREFERRED 16        /* preferred batch sizes, smallest first, that count */
 #define NR_CONFIG_DEFAULT_BATCH 64        /* no configuration, batchable model */
@@ -45,6 +47,7 @@ struct nr_ensemble;
 
 struct nr_queue_policy {
     bool allow_override;         /* a client may shorten the time-out */
+    bool delays;                 /* timeout_action DELAY */
     uint32_t max_queue_size;     /* 0: the server's default limit */
     uint64_t default_timeout_ns; /* 0: none */
 };
@@ -131,6 +134,7 @@ struct nr_model_config {
     /* plug-in order (that of naru_model_info, or the configuration's where the model knows none):
      * input_map[i] is the plug-in's index of sig.inputs[i] */
     const uint32_t *input_map, *output_map;
+    const struct nr_batch_ragged *ragged; /* NULL: every batch has one shape */
     uint32_t n_groups;
     const struct nr_instance_group *groups;
     uint32_t n_instances; /* over all groups and their devices, without the passive ones */
@@ -142,10 +146,10 @@ struct nr_model_config {
     uint32_t n_preferred;
     const int32_t *preferred; /* ascending, each in 1..max_batch_size */
     uint64_t max_queue_delay_ns;
-    int64_t latency_target_ns; /* parameter naru.latency_target_ms; 0: none */
-    uint64_t priority_levels;  /* 0: one level */
-    uint64_t default_priority;
-    struct nr_queue_policy queue;              /* default_queue_policy */
+    int64_t latency_target_ns;            /* parameter naru.latency_target_ms; 0: none */
+    uint32_t n_levels;                    /* of priority, 1 at least; 1 without dynamic batching */
+    uint32_t default_level;               /* from 0 */
+    const struct nr_queue_policy *levels; /* [n_levels] level 1, the most urgent, first */
     const struct nr_sequence_config *sequence; /* NULL: requests do not belong together */
 
     /* For naru_model_args, ready after step 2: `parameters` in file order, then what `optimization`
@@ -155,8 +159,8 @@ struct nr_model_config {
      * i from 0), ….<i>.parameters.<key>. Booleans are "true". */
     uint32_t n_options;
     const naru_option *options;
-    /* shapes of the configuration for naru_model_args, batch dimension included; empty when it
-     * lists none. Ready after step 2. */
+    /* shapes of the configuration for naru_model_args, batch dimension included, a ragged input as
+     * [-1], inputs that the host makes (batch_input) behind the others; empty when it lists none. Ready after step 2. */
     uint32_t n_args_inputs, n_args_outputs;
     const naru_io *args_inputs, *args_outputs;
 };

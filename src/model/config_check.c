@@ -160,19 +160,6 @@ static nr_status check_all_io(const struct nr_model_config *c, struct nr_err *er
 
 static nr_status check_supported(const Inference__ModelConfig *pb, struct nr_err *err)
 {
-    for (size_t i = 0; i < pb->n_input; i++) {
-        if (pb->input[i]->allow_ragged_batch) {
-            return nr_fail(err, NARU_UNSUPPORTED,
-                           "input \"%.100s\": allow_ragged_batch is not served by this version of "
-                           "naru: without it, requests of different shapes run one after another",
-                           pb->input[i]->name);
-        }
-    }
-    if (pb->n_batch_input > 0 || pb->n_batch_output > 0) {
-        return nr_fail(err, NARU_UNSUPPORTED,
-                       "batch_input and batch_output (generated tensors of ragged batches) are not "
-                       "served by this version of naru");
-    }
     if (pb->model_repository_agents && pb->model_repository_agents->n_agents > 0) {
         return nr_fail(err, NARU_UNSUPPORTED,
                        "model_repository_agents are not run by this version of naru; serving the "
@@ -308,6 +295,39 @@ nr_status nr_config_check(const struct nr_model_config *c, struct nr_err *err)
 
 /* --- after completion ------------------------------------------------------------------------- */
 
+static bool delays(const Inference__ModelQueuePolicy *q)
+{
+    return q && q->timeout_action == INFERENCE__MODEL_QUEUE_POLICY__TIMEOUT_ACTION__DELAY;
+}
+
+static nr_status check_levels(const Inference__ModelDynamicBatching *d, struct nr_err *err)
+{
+    if (d->priority_levels > 0 &&
+        (d->default_priority_level < 1 || d->default_priority_level > d->priority_levels)) {
+        return nr_fail(
+            err, NARU_INVALID,
+            "dynamic_batching: default_priority_level must be from 1 to priority_levels, "
+            "which is %llu; found %llu",
+            (unsigned long long)d->priority_levels, (unsigned long long)d->default_priority_level);
+    }
+    bool delay = delays(d->default_queue_policy);
+    for (size_t i = 0; i < d->n_priority_queue_policy; i++) {
+        uint64_t level = d->priority_queue_policy[i]->key;
+        if (level < 1 || level > d->priority_levels) {
+            return nr_fail(err, NARU_INVALID,
+                           "dynamic_batching: priority_queue_policy is for level %llu, but "
+                           "priority_levels is %llu",
+                           (unsigned long long)level, (unsigned long long)d->priority_levels);
+        }
+        delay = delay || delays(d->priority_queue_policy[i]->value);
+    }
+    if (d->preserve_ordering && (d->priority_levels > 1 || delay)) {
+        return nr_fail(err, NARU_INVALID, "dynamic_batching: preserve_ordering excludes %s",
+                       delay ? "timeout_action DELAY" : "more than one priority level");
+    }
+    return NARU_OK;
+}
+
 static nr_status check_batching(const Inference__ModelConfig *pb, struct nr_err *err)
 {
     if (pb->scheduling_choice_case != INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_DYNAMIC_BATCHING) {
@@ -327,31 +347,13 @@ static nr_status check_batching(const Inference__ModelConfig *pb, struct nr_err 
         return nr_fail(err, NARU_INVALID,
                        "dynamic_batching: max_queue_delay_microseconds is above an hour");
     }
-    if (d->priority_levels > 0 &&
-        (d->default_priority_level < 1 || d->default_priority_level > d->priority_levels)) {
-        return nr_fail(
-            err, NARU_INVALID,
-            "dynamic_batching: default_priority_level must be from 1 to priority_levels, "
-            "which is %llu; found %llu",
-            (unsigned long long)d->priority_levels, (unsigned long long)d->default_priority_level);
+    if (d->preserve_ordering && pb->model_transaction_policy &&
+        pb->model_transaction_policy->decoupled) {
+        return nr_fail(err, NARU_INVALID,
+                       "dynamic_batching: preserve_ordering excludes decoupled: the responses of a "
+                       "decoupled model leave as they are made");
     }
-    for (size_t i = 0; i < d->n_priority_queue_policy; i++) {
-        uint64_t level = d->priority_queue_policy[i]->key;
-        if (level < 1 || level > d->priority_levels) {
-            return nr_fail(err, NARU_INVALID,
-                           "dynamic_batching: priority_queue_policy is for level %llu, but "
-                           "priority_levels is %llu",
-                           (unsigned long long)level, (unsigned long long)d->priority_levels);
-        }
-    }
-    bool delay =
-        d->default_queue_policy && d->default_queue_policy->timeout_action ==
-                                       INFERENCE__MODEL_QUEUE_POLICY__TIMEOUT_ACTION__DELAY;
-    if (d->preserve_ordering && (d->priority_levels > 1 || delay)) {
-        return nr_fail(err, NARU_INVALID, "dynamic_batching: preserve_ordering excludes %s",
-                       delay ? "timeout_action DELAY" : "more than one priority level");
-    }
-    return NARU_OK;
+    return check_levels(d, err);
 }
 
 static nr_status check_warmup_input(const struct nr_model_config *c,

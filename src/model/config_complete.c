@@ -447,26 +447,64 @@ const int32_t *nr_config_sorted(struct nr_model_config *c, const int32_t *sizes,
     return copy;
 }
 
+static struct nr_queue_policy policy_of(const Inference__ModelQueuePolicy *q)
+{
+    if (!q) {
+        return (struct nr_queue_policy){0};
+    }
+    return (struct nr_queue_policy){
+        .allow_override = q->allow_timeout_override != 0,
+        .delays = q->timeout_action == INFERENCE__MODEL_QUEUE_POLICY__TIMEOUT_ACTION__DELAY,
+        .max_queue_size = q->max_queue_size,
+        .default_timeout_ns = nr_config_ns_of_us(q->default_timeout_microseconds)};
+}
+
+/* d: NULL without dynamic batching, which alone has policies. */
+static nr_status derive_levels(struct nr_model_config *c, const Inference__ModelDynamicBatching *d,
+                               struct nr_err *err)
+{
+    uint64_t n = d ? NR_MAX(d->priority_levels, UINT64_C(1)) : 1;
+    if (n > NR_CONFIG_MAX_LEVELS) {
+        return nr_fail(err, NARU_INVALID,
+                       "dynamic_batching: priority_levels is %llu, at most %d are allowed",
+                       (unsigned long long)n, NR_CONFIG_MAX_LEVELS);
+    }
+    struct nr_queue_policy *levels = nr_config_array(c, n, sizeof *levels);
+    if (!levels) {
+        return nr_config_nomem(err);
+    }
+    for (uint64_t i = 0; d && i < n; i++) {
+        levels[i] = policy_of(d->default_queue_policy);
+    }
+    for (size_t i = 0; d && i < d->n_priority_queue_policy; i++) {
+        uint64_t level = d->priority_queue_policy[i]->key;
+        if (level >= 1 && level <= n) { /* another one is refused by nr_config_check_final */
+            levels[level - 1] = policy_of(d->priority_queue_policy[i]->value);
+        }
+    }
+    c->levels = levels;
+    c->n_levels = (uint32_t)n;
+    c->default_level = d && d->default_priority_level >= 1 && d->default_priority_level <= n
+                           ? (uint32_t)d->default_priority_level - 1
+                           : 0;
+    return NARU_OK;
+}
+
 static nr_status derive_batching(struct nr_model_config *c, struct nr_err *err)
 {
     const Inference__ModelConfig *pb = c->pb;
     c->response_cache = pb->response_cache && pb->response_cache->enable;
-    if (pb->scheduling_choice_case != INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_DYNAMIC_BATCHING) {
-        return NARU_OK;
+    const Inference__ModelDynamicBatching *d =
+        pb->scheduling_choice_case == INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_DYNAMIC_BATCHING
+            ? pb->dynamic_batching
+            : NULL;
+    nr_status st = derive_levels(c, d, err);
+    if (st != NARU_OK || !d) {
+        return st;
     }
-    const Inference__ModelDynamicBatching *d = pb->dynamic_batching;
     c->dynamic_batching = c->batched;
     c->preserve_ordering = d->preserve_ordering != 0;
     c->max_queue_delay_ns = nr_config_ns_of_us(d->max_queue_delay_microseconds);
-    c->priority_levels = d->priority_levels;
-    c->default_priority = d->default_priority_level;
-    const Inference__ModelQueuePolicy *q = d->default_queue_policy;
-    if (q) {
-        c->queue = (struct nr_queue_policy){
-            .allow_override = q->allow_timeout_override != 0,
-            .max_queue_size = q->max_queue_size,
-            .default_timeout_ns = nr_config_ns_of_us(q->default_timeout_microseconds)};
-    }
     c->n_preferred = (uint32_t)NR_MIN(d->n_preferred_batch_size, (size_t)NR_CONFIG_MAX_PREFERRED);
     c->preferred = nr_config_sorted(c, d->preferred_batch_size, d->n_preferred_batch_size);
     return c->preferred ? NARU_OK : nr_config_nomem(err);
@@ -506,8 +544,9 @@ static bool fits(const struct nr_io_spec *s, const naru_io *io)
     return true;
 }
 
-static nr_status compare_one(const struct nr_io_spec *s, const char *kind, const naru_io *ios,
-                             uint32_t n, uint32_t *ret_index, struct nr_err *err)
+static nr_status compare_one(const struct nr_io_spec *s, const char *kind, bool scattered,
+                             const naru_io *ios, uint32_t n, uint32_t *ret_index,
+                             struct nr_err *err)
 {
     char what[400];
     uint32_t at = 0;
@@ -528,7 +567,7 @@ static nr_status compare_one(const struct nr_io_spec *s, const char *kind, const
                        kind, s->name.ptr, naru_dtype_name(s->dtype));
         return fail_listing(err, what, kind, ios, n);
     }
-    if (!fits(s, &ios[at])) {
+    if (!s->ragged && !scattered && !fits(s, &ios[at])) {
         (void)snprintf(
             what, sizeof what, "%s \"%.100s\" is configured as shape %s%s%s, which does not fit",
             kind, s->name.ptr, SHAPE_TEXT(s->backend_shape, s->backend_rank),
@@ -555,19 +594,22 @@ static nr_status compare(struct nr_model_config *c, const naru_model_info *info,
     for (uint32_t i = 0; i < sig->n_inputs && st == NARU_OK; i++) {
         in[i] = i;
         if (info) {
-            st = compare_one(&sig->inputs[i], "input", info->inputs, info->n_inputs, &in[i], err);
+            st = compare_one(&sig->inputs[i], "input", false, info->inputs, info->n_inputs, &in[i],
+                             err);
             given[in[i]] = st == NARU_OK;
         }
     }
     for (uint32_t i = 0; i < sig->n_outputs && st == NARU_OK; i++) {
         out[i] = i;
         if (info) {
-            st = compare_one(&sig->outputs[i], "output", info->outputs, info->n_outputs, &out[i],
-                             err);
+            st = compare_one(&sig->outputs[i], "output",
+                             nr_config_is_scattered(c->pb, sig->outputs[i].name.ptr), info->outputs,
+                             info->n_outputs, &out[i], err);
         }
     }
     for (uint32_t i = 0; info && i < info->n_inputs && st == NARU_OK; i++) {
-        if (!given[i] && !info->inputs[i].optional) {
+        if (!given[i] && !info->inputs[i].optional &&
+            !nr_config_is_made(c->pb, info->inputs[i].name)) {
             char what[256];
             (void)snprintf(what, sizeof what, "input \"%.100s\" of the model is not configured",
                            info->inputs[i].name);
@@ -617,6 +659,9 @@ nr_status nr_config_complete(struct nr_model_config *c, const naru_model_info *i
     }
     if (st == NARU_OK) {
         st = compare(c, info, err);
+    }
+    if (st == NARU_OK) {
+        st = nr_config_ragged(c, info, err);
     }
     if (st == NARU_OK) {
         st = nr_config_derive_shared(c, info, err);

@@ -34,7 +34,11 @@ static void list_model(const Inference__ModelConfig *pb, struct nr_text *t)
 {
     bool cache = pb->response_cache && pb->response_cache->enable;
     const struct field fields[] = {
-        {pb->n_model_warmup > 0, "model_warmup"},
+        {pb->n_model_warmup > 0 &&
+             ((pb->model_transaction_policy && pb->model_transaction_policy->decoupled) ||
+              pb->scheduling_choice_case ==
+                  INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_SEQUENCE_BATCHING),
+         "model_warmup"},
         {pb->n_metric_tags > 0, "metric_tags"},
         {pb->model_metrics, "model_metrics"},
         {pb->runtime[0] != '\0', "runtime"},
@@ -69,15 +73,9 @@ static void list_batching(const Inference__ModelConfig *pb, struct nr_text *t)
         return;
     }
     const Inference__ModelDynamicBatching *d = pb->dynamic_batching;
-    const Inference__ModelQueuePolicy *q = d->default_queue_policy;
     _Static_assert(NR_CONFIG_MAX_PREFERRED == 16, "a text below says 16");
     const struct field fields[] = {
-        {d->priority_levels > 1, "priority_levels"},
         {d->priority_levels == 0 && d->default_priority_level > 0, "default_priority_level"},
-        {d->priority_levels <= 1 && d->n_priority_queue_policy > 0, "priority_queue_policy"},
-        {d->preserve_ordering, "preserve_ordering"},
-        {q && q->timeout_action == INFERENCE__MODEL_QUEUE_POLICY__TIMEOUT_ACTION__DELAY,
-         "timeout_action DELAY"},
         {d->n_preferred_batch_size > NR_CONFIG_MAX_PREFERRED,
          "preferred_batch_size above the 16 smallest"},
     };

@@ -82,4 +82,11 @@ nr_status nr_config_nomem(struct nr_err *err);
 #define SHAPE_TEXT(shape, rank) \
     nr_shape_text((shape), (uint32_t)(rank), (char[NR_SHAPE_TEXT_MAX]){0}, NR_SHAPE_TEXT_MAX)
 
+/* config_ragged.c. After the maps are made: fills c->ragged. */
+nr_nodiscard nr_status nr_config_ragged(struct nr_model_config *c, const naru_model_info *info,
+                                        struct nr_err *err);
+bool nr_config_is_made(const Inference__ModelConfig *pb, const char *name);
+bool nr_config_is_scattered(const Inference__ModelConfig *pb, const char *name);
+uint32_t nr_config_made_rank(const Inference__BatchInput *in);
+
 #endif

@@ -63,21 +63,36 @@ static struct nr_image_io *describe_io(const struct nr_io_spec *specs, unsigned 
     return io;
 }
 
-/* Keys naru.* that are not the plan's. */
-static const char *const other_keys[] = {NR_CONFIG_CHECK_SYMBOLS, NR_CONFIG_LATENCY_TARGET};
+/* Parameters of other parts, and a beginning that stands for many. */
+static const char *const own_keys[] = {NR_CONFIG_CHECK_SYMBOLS,
+                                       NR_CONFIG_LATENCY_TARGET,
+                                       "naru.pin",
+                                       "naru.traffic",
+                                       "naru.shadow",
+                                       "naru.label."};
+#define LABEL_PREFIX (own_keys[NR_COUNT(own_keys) - 1])
 
-/* The nearest of them; 0: it is one. */
-static unsigned nearest_other(struct nr_str key, const char **ret)
+static bool is_own(struct nr_str key)
 {
-    unsigned least = UINT32_MAX;
-    for (unsigned i = 0; i < NR_COUNT(other_keys); i++) {
-        unsigned distance = nr_str_distance(key, nr_str_from(other_keys[i]));
-        if (distance < least) {
-            least = distance;
-            *ret = other_keys[i];
+    bool own = nr_str_starts(key, nr_str_from(LABEL_PREFIX));
+    for (size_t i = 0; i + 1 < NR_COUNT(own_keys) && !own; i++) {
+        own = nr_str_is(key, own_keys[i]);
+    }
+    return own;
+}
+
+static const char *nearest_own(struct nr_str key, unsigned *ret_distance)
+{
+    const char *best = own_keys[0];
+    *ret_distance = UINT32_MAX;
+    for (size_t i = 0; i < NR_COUNT(own_keys); i++) {
+        unsigned distance = nr_str_distance(key, nr_str_from(own_keys[i]));
+        if (distance < *ret_distance) {
+            *ret_distance = distance;
+            best = own_keys[i];
         }
     }
-    return least;
+    return best;
 }
 
 /* The parameters naru.*, but for those of other parts: a misspelt one of those is refused here, all
@@ -89,16 +104,16 @@ static nr_status list_params(const struct nr_model_config *c, struct nr_image_pa
     *ret_n = 0;
     for (size_t i = 0; i < pb->n_parameters; i++) {
         struct nr_str key = nr_str_from(pb->parameters[i]->key);
-        const char *nearest = "";
-        unsigned theirs, mine = nearest_other(key, &nearest);
-        if (!nr_str_starts(key, NR_STR("naru.")) || mine == 0 ||
+        if (!nr_str_starts(key, NR_STR("naru.")) || is_own(key) ||
             (c->ensemble && nr_str_starts(key, NR_STR(NR_STEP_PARAM_PREFIX)))) {
             continue;
         }
+        unsigned theirs, mine;
+        const char *best = nearest_own(key, &mine);
         (void)nr_image_plan_nearest(key, &theirs);
         if (mine < theirs) {
             return nr_fail(err, NARU_INVALID, "unknown parameter \"%.200s\": did you mean \"%s\"?",
-                           key.ptr, nearest);
+                           key.ptr, best);
         }
         params[(*ret_n)++] =
             (struct nr_image_param){key, nr_str_from(pb->parameters[i]->value->string_value)};
@@ -172,7 +187,8 @@ void nr_version_clear(struct nr_version *v)
     nr_config_free(v->config);
     v->config = NULL;
     nr_close(v->dir_fd);
-    v->dir_fd = -1;
+    nr_close(v->model_fd);
+    v->dir_fd = v->model_fd = -1;
     v->memory_bytes = 0;
 }
 

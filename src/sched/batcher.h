@@ -9,7 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "sched/request.h"
+#include "sched/queue.h"
 
 #define NR_BATCH_MAX_PREFERRED 16
 
@@ -17,7 +17,10 @@ struct nr_batch_rules {
     int64_t max_rows; /* max_batch_size; 1 request per execution when batching is off */
     bool batching;    /* dynamic batching is on */
     bool auto_size;   /* nobody asked for batches: sizes follow what they gain (batchsize.h) */
+    bool in_order;    /* a batch is a prefix of the queue: preserve_ordering, inline turns */
     int64_t delay_ns; /* max_queue_delay_microseconds */
+    const struct nr_io_spec *ragged; /* the model's inputs when some may differ in shape within a
+                                        batch (allow_ragged_batch); else NULL. Borrowed */
     unsigned n_preferred;
     int64_t preferred[NR_BATCH_MAX_PREFERRED]; /* ascending, <= max_rows */
 };
@@ -27,7 +30,7 @@ struct nr_batch_rules {
     X(NR_SEAL_SINGLE, "single")       /* batching is off or the model has no batch dimension */ \
     X(NR_SEAL_FULL, "full")           /* max_batch_size reached */                              \
     X(NR_SEAL_PREFERRED, "preferred") /* a preferred size reached */                            \
-    X(NR_SEAL_SHAPE, "shape")         /* the next request's shapes or inputs differ */          \
+    X(NR_SEAL_SHAPE, "shape")         /* requests of other shapes or inputs wait, too */        \
     X(NR_SEAL_NEXT_TOO_BIG, "next")   /* the next request would exceed the maximum */           \
     X(NR_SEAL_DELAY, "delay")         /* the oldest request has waited its delay */             \
     X(NR_SEAL_IDLE, "idle")           /* an instance was idle and nothing else was queued */
@@ -40,17 +43,25 @@ typedef enum nr_seal {
 const char *nr_seal_text(nr_seal why);
 
 struct nr_batch_plan {
-    unsigned n_requests; /* from the head of the queue; 0: wait or nothing to do */
+    unsigned n_requests; /* 0: wait or nothing to do. The first of the queue and the next ones that
+                            join it (nr_batcher_joins) */
     int64_t rows;
+    bool scattered;        /* others stand between them */
     int64_t wait_until_ns; /* when n_requests is 0 and the queue is not empty */
     nr_seal why;
 };
 
-/* queue: struct nr_request by .node, oldest first. */
+/* queue: struct nr_request by .node, in the order of service. */
 struct nr_batch_plan nr_batcher_plan(const struct nr_batch_rules *rules,
                                      const struct nr_list *queue, int64_t now_ns);
 
-/* True when b may be in one batch with a: same inputs, same shapes but for the batch dimension. */
-bool nr_batcher_compatible(const struct nr_infer_request *a, const struct nr_infer_request *b);
+/* Carries a plan out: its requests from the queue, unchanged since, to the end of *ret. */
+void nr_batcher_take(const struct nr_batch_rules *rules, const struct nr_batch_plan *plan,
+                     struct nr_queue *q, struct nr_list *ret);
+
+/* True when b may be in one batch with a: same inputs, same shapes but for the batch dimension and
+ * ragged inputs. */
+bool nr_batcher_joins(const struct nr_batch_rules *rules, const struct nr_infer_request *a,
+                      const struct nr_infer_request *b);
 
 #endif

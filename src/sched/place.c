@@ -250,9 +250,10 @@ void nr_place_deliver(struct nr_place *p)
         atomic_store_explicit(&r->state, NR_REQUEST_DONE, memory_order_release);
         if (is_inline) {
             nr_request_complete(r);
-        } else {
-            nr_loop_post(r->loop, &r->msg);
         }
+    }
+    if (!is_inline) {
+        nr_sched_answer(p->sched, p->taken, p->n_taken);
     }
     p->n_taken = 0;
     nr_batch_clear(p->batch);
@@ -276,6 +277,7 @@ nr_status nr_place_init(struct nr_place *p, struct nr_sched *s, struct nr_plugin
                                .outputs = info->outputs,
                                .n_inputs = info->n_inputs,
                                .n_outputs = info->n_outputs,
+                               .ragged = s->cfg.ragged,
                                .max_rows = (uint32_t)s->cfg.signature->max_batch_size,
                                .on_done = on_done,
                                .on_done_arg = p,

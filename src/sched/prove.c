@@ -16,10 +16,8 @@
 #define PROVE_CPU_NS (10 * NR_MS_NS)
 #define PROVE_WALL_NS (100 * NR_MS_NS)
 
-/* A request of `rows` rows of zeros for every input, in an arena. False when shapes are open, have
- * no fixed size, or are too large to be worth it. */
-static bool zero_request(const struct nr_signature *sig, int64_t rows, struct nr_arena *a,
-                         struct nr_infer_request *in)
+bool nr_sched_zeros(const struct nr_signature *sig, int64_t rows, uint64_t most_bytes,
+                    struct nr_arena *a, struct nr_infer_request *in)
 {
     *in = (struct nr_infer_request){
         .rows = rows, .n_inputs = sig->n_inputs, .n_outputs = sig->n_outputs};
@@ -30,7 +28,7 @@ static bool zero_request(const struct nr_signature *sig, int64_t rows, struct nr
     }
     for (unsigned i = 0; i < sig->n_inputs; i++) {
         const struct nr_io_spec *spec = &sig->inputs[i];
-        if (spec->row_bytes <= 0 || spec->row_bytes > PROVE_BYTES / rows) {
+        if (spec->row_bytes <= 0 || (uint64_t)spec->row_bytes > most_bytes / (uint64_t)rows) {
             return false;
         }
         struct nr_infer_tensor *t = &in->inputs[i];
@@ -40,7 +38,11 @@ static bool zero_request(const struct nr_signature *sig, int64_t rows, struct nr
             t->shape[0] = rows;
         }
         t->bytes = (size_t)(spec->row_bytes * rows);
-        t->data = nr_arena_zalloc(a, t->bytes);
+        t->data = nr_arena_try_alloc(a, t->bytes);
+        if (t->data == NULL) {
+            return false;
+        }
+        memset((void *)(uintptr_t)t->data, 0, t->bytes);
     }
     return true;
 }
@@ -52,7 +54,8 @@ static bool prove_once(struct nr_sched *s, struct nr_place *p, int64_t rows, boo
     struct nr_infer_request in;
     nr_arena_init(&a, 0);
     struct nr_request r = {.sched = s, .arena = &a, .in = &in};
-    bool ok = zero_request(s->cfg.signature, rows, &a, &in) && nr_place_add(p, &r, NULL) == NARU_OK;
+    bool ok = nr_sched_zeros(s->cfg.signature, rows, PROVE_BYTES, &a, &in) &&
+              nr_place_add(p, &r, NULL) == NARU_OK;
     int64_t cpu_ns = nr_clock_thread_cpu();
     p->begin_ns = nr_clock_now();
     ok = ok && nr_batch_run(p->batch, p->instance) == NARU_OK &&

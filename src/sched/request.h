@@ -64,6 +64,7 @@ struct nr_request {
     const struct nr_catalog *catalog;
     int64_t arrival_ns;  /* first byte seen; for statistics */
     int64_t deadline_ns; /* CLOCK_MONOTONIC, 0 none; a queued request is refused when it passes */
+    uint64_t client;     /* who asks: requests of one client share his part of a full queue */
     const naru_option *options; /* request parameters for the plug-in, as text; may be NULL */
     unsigned n_options;
     void (*on_complete)(struct nr_request *r); /* exactly once; may be before submit returns */
@@ -107,6 +108,15 @@ struct nr_request {
     struct nr_msg msg;
     struct nr_timer timer;
     size_t bytes; /* charged to the queue */
+    /* The queue's (queue.h). */
+    unsigned level, part, heap_at;
+    uint64_t tag;
+    int64_t expires_ns; /* the queue's time-out, 0 none */
+    int64_t leaves_ns;  /* last moment to begin and still meet deadline_ns, 0 none */
+    int64_t due_ns;
+    /* Answers in order of requests (order.h); under the scheduler's lock. */
+    struct nr_list order_node;
+    bool answered;
 };
 
 /* Loop thread. Takes over r until on_complete. */

@@ -39,6 +39,7 @@ static void runtime_free(struct nr_runtime *rt)
         nr_plugin_instance_close(rt->loop_instances[i]);
     }
     nr_plugin_model_close(rt->model);
+    nr_plugin_unref(rt->plugin);
     nr_free(rt->instances);
     nr_free(rt->loop_instances);
     nr_free(rt);
@@ -72,22 +73,15 @@ static int32_t wanted_device(const struct nr_model_config *c)
     return -1;
 }
 
-static nr_status open_model(const struct nr_runtime_host *host, struct nr_version *v,
-                            struct nr_runtime *rt, struct nr_err *err)
+static nr_status open_model(struct nr_version *v, struct nr_runtime *rt, struct nr_err *err)
 {
     const struct nr_model_config *c = v->config;
-    struct nr_plugin *plugin;
-    nr_status st = nr_plugin_open(host->plugins, nr_str_from(c->backend), &plugin, err);
-    if (st != NARU_OK) {
-        return st;
-    }
-    if (c->decoupled && (plugin->caps & NARU_CAP_DECOUPLED) == 0) {
-        st = nr_fail(err, NARU_UNSUPPORTED,
-                     "model_transaction_policy: decoupled, but plug-in \"%s\" answers each request "
-                     "once; leave it out",
-                     plugin->name);
-        nr_plugin_unref(plugin);
-        return st;
+    if (c->decoupled && (rt->plugin->caps & NARU_CAP_DECOUPLED) == 0) {
+        return nr_fail(
+            err, NARU_UNSUPPORTED,
+            "model_transaction_policy: decoupled, but plug-in \"%s\" answers each request "
+            "once; leave it out",
+            rt->plugin->name);
     }
     naru_model_args args = {.struct_size = sizeof(args),
                             .dir_fd = v->dir_fd,
@@ -103,9 +97,7 @@ static nr_status open_model(const struct nr_runtime_host *host, struct nr_versio
                             .outputs = c->args_outputs,
                             .n_inputs = c->n_args_inputs,
                             .n_outputs = c->n_args_outputs};
-    st = nr_plugin_model_open(plugin, &args, &rt->model, err);
-    nr_plugin_unref(plugin);
-    return st;
+    return nr_plugin_model_open(rt->plugin, &args, &rt->model, err);
 }
 
 static nr_status open_instances(struct nr_runtime *rt, const struct nr_model_config *c, unsigned n,
@@ -151,7 +143,7 @@ static bool may_inline(const struct nr_runtime_host *host, const struct nr_runti
     if (!host->placement.allowed || (caps & NARU_CAP_INLINE) == 0 ||
         (caps & NARU_CAP_ONE_THREAD) != 0 || (caps & NARU_CAP_ASYNC) != 0 ||
         (rt->model->info->flags & NARU_MODEL_STATIC_GRAPH) == 0 || c->max_queue_delay_ns > 0 ||
-        c->decoupled || first_device(c) >= 0) {
+        c->preserve_ordering || c->decoupled || first_device(c) >= 0) {
         return false;
     }
     const struct nr_signature *sig = c->sequence != NULL ? &c->sequence->sig : &c->sig;
@@ -172,6 +164,12 @@ static struct nr_batch_rules rules_of(const struct nr_runtime *rt, const struct 
                                    .batching = c->batched && c->dynamic_batching,
                                    .auto_size = !rt->says_batching || c->latency_target_ns > 0,
                                    .delay_ns = (int64_t)c->max_queue_delay_ns};
+    const struct nr_signature *sig = c->sequence != NULL ? &c->sequence->sig : &c->sig;
+    for (uint32_t i = 0; i < sig->n_inputs; i++) {
+        if (sig->inputs[i].ragged) {
+            rules.ragged = sig->inputs;
+        }
+    }
     for (uint32_t i = 0; i < c->n_preferred && rules.n_preferred < NR_BATCH_MAX_PREFERRED; i++) {
         rules.preferred[rules.n_preferred++] = c->preferred[i];
     }
@@ -180,6 +178,21 @@ static struct nr_batch_rules rules_of(const struct nr_runtime *rt, const struct 
         rules.n_preferred = 0;
     }
     return rules;
+}
+
+/* Rules of the queue's levels; a maximum above the server's limit raises that one. */
+static void level_rules(const struct nr_model_config *c, struct nr_queue_rules *rules,
+                        struct nr_sched_limits *limits)
+{
+    for (uint32_t i = 0; i < c->n_levels; i++) {
+        const struct nr_queue_policy *p = &c->levels[i];
+        rules[i] = (struct nr_queue_rules){
+            .delays = p->delays,
+            .may_override = p->allow_override,
+            .max_requests = p->max_queue_size,
+            .timeout_ns = (int64_t)NR_MIN(p->default_timeout_ns, (uint64_t)INT64_MAX / 4)};
+        limits->max_queue_requests = NR_MAX(limits->max_queue_requests, p->max_queue_size);
+    }
 }
 
 static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtime *rt,
@@ -196,18 +209,19 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
                                .signature = &c->sig,
                                .input_map = c->input_map,
                                .output_map = c->output_map,
+                               .ragged = c->ragged,
                                .rules = rules_of(rt, c),
                                .placement = host->placement,
                                .limits = host->limits,
                                .latency_target_ns = c->latency_target_ns,
                                .decoupled = c->decoupled};
     cfg.placement.allowed = may_inline(host, rt, c);
-    if (c->queue.max_queue_size > 0) {
-        cfg.limits.max_queue_requests = c->queue.max_queue_size;
-    }
-    cfg.limits.default_timeout_ns =
-        (int64_t)NR_MIN(c->queue.default_timeout_ns, (uint64_t)INT64_MAX);
-    cfg.limits.allow_timeout_override = c->queue.allow_override;
+    struct nr_queue_rules levels[NR_CONFIG_MAX_LEVELS];
+    level_rules(c, levels, &cfg.limits);
+    cfg.levels = levels;
+    cfg.n_levels = c->n_levels;
+    cfg.default_level = c->default_level;
+    cfg.preserve_ordering = c->preserve_ordering;
     if (c->sequence == NULL) {
         return nr_sched_new(&cfg, &rt->sched, err);
     }
@@ -236,6 +250,42 @@ static void prove(struct nr_runtime *rt)
     }
 }
 
+static nr_status warm_up(const struct nr_runtime_host *host, struct nr_runtime *rt,
+                         const struct nr_version *v, struct nr_err *err)
+{
+    const Inference__ModelConfig *pb = v->config->pb;
+    nr_status st = NARU_OK;
+    if (rt->sequencer != NULL) {
+        return NARU_OK; /* its inputs are not all the client's: the proving runs must do */
+    }
+    if (pb->n_model_warmup == 0 && host->warm_up) {
+        nr_sched_warm_auto(rt->sched);
+    }
+    for (size_t i = 0; i < pb->n_model_warmup && !v->config->decoupled && st == NARU_OK; i++) {
+        st = nr_sched_warm(rt->sched, pb->model_warmup[i], v->model_fd, err);
+    }
+    return st;
+}
+
+/* The library, whose threads live as long as it does, is opened here and not in open. */
+static nr_status runtime_prepare(void *ctx, struct nr_version *v, struct nr_err *err)
+{
+    const struct nr_runtime_host *host = ctx;
+    struct nr_plugin *plugin = NULL;
+    nr_status st = NARU_OK;
+    if (v->config->ensemble == NULL) {
+        st = nr_plugin_open(host->plugins, nr_str_from(v->config->backend), &plugin, err);
+    }
+    if (st == NARU_OK) {
+        struct nr_runtime *rt = nr_new(struct nr_runtime);
+        rt->version = v;
+        rt->plugin = plugin;
+        rt->extra_free = host->extra_free;
+        v->runtime = rt;
+    }
+    return st;
+}
+
 /* An ensemble has nothing to open: its members are versions of their own. */
 static nr_status open_pipeline(const struct nr_runtime_host *host, struct nr_version *v,
                                struct nr_runtime *rt, struct nr_err *err)
@@ -256,9 +306,7 @@ static nr_status open_pipeline(const struct nr_runtime_host *host, struct nr_ver
 static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *err)
 {
     const struct nr_runtime_host *host = ctx;
-    nr_cleanup(runtime_free_at) struct nr_runtime *rt = nr_new(struct nr_runtime);
-    rt->version = v;
-    rt->extra_free = host->extra_free;
+    nr_cleanup(runtime_free_at) struct nr_runtime *rt = NR_TAKE(v->runtime);
     bool says_instances = v->config->pb->n_instance_group > 0;
     if (v->config->ensemble != NULL) {
         nr_status ended = open_pipeline(host, v, rt, err);
@@ -266,7 +314,7 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
         return ended;
     }
     rt->says_batching = v->config->pb->dynamic_batching != NULL;
-    nr_status st = open_model(host, v, rt, err);
+    nr_status st = open_model(v, rt, err);
     if (st != NARU_OK) {
         return st;
     }
@@ -288,6 +336,10 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
         return st;
     }
     prove(rt);
+    st = warm_up(host, rt, v, err);
+    if (st != NARU_OK) {
+        return st;
+    }
     if (c->response_cache && host->cache != NULL) {
         rt->cached = nr_cached_new(host->cache, rt->target, rt->counters);
         rt->target = nr_cached_target(rt->cached);
@@ -303,6 +355,14 @@ static void runtime_close(void *ctx, struct nr_version *v)
     (void)ctx;
     runtime_free(v->runtime);
     v->runtime = NULL;
+}
+
+static bool runtime_is_busy(void *ctx, const struct nr_version *v)
+{
+    struct nr_sched_state s;
+    (void)ctx;
+    nr_runtime_state_get(nr_runtime_of(v), &s);
+    return s.queued + s.running > 0;
 }
 
 void nr_runtime_state_get(const struct nr_runtime *rt, struct nr_sched_state *ret)
@@ -326,4 +386,7 @@ bool nr_runtime_sequences_get(const struct nr_runtime *rt, struct nr_sequencer_s
     return rt->sequencer != NULL;
 }
 
-const struct nr_version_ops nr_runtime_ops = {.open = runtime_open, .close = runtime_close};
+const struct nr_version_ops nr_runtime_ops = {.prepare = runtime_prepare,
+                                              .open = runtime_open,
+                                              .close = runtime_close,
+                                              .is_busy = runtime_is_busy};

@@ -24,6 +24,7 @@ struct nr_runtime_host {
     struct nr_sched_limits limits;
     struct nr_placement_cfg placement;  /* allowed: the operator's switch for inline execution */
     unsigned max_instances;             /* over all groups of a model */
+    bool warm_up;                       /* models without model_warmup, where it pays */
     struct nr_cache *cache;             /* for models that ask for it; NULL: none */
     struct nr_sequence_book *sequences; /* NULL: sequences do not outlive a reload */
     void (*extra_free)(void *extra);    /* frees nr_runtime.extra; NULL when nobody sets it */
@@ -33,6 +34,8 @@ struct nr_runtime {
     struct nr_version *version; /* back pointer; the version owns the runtime */
     struct nr_target *target;   /* where requests of the version go */
     struct nr_counters *counters;
+    struct nr_plugin *plugin; /* opened before the model: see nr_version_ops.prepare; NULL for an
+                                 ensemble */
     struct nr_plugin_model *model;  /* NULL for an ensemble */
     struct nr_sched *sched;         /* runs the model's batches; with a sequencer: its first one;
                                        NULL for an ensemble */

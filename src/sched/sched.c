@@ -1,9 +1,12 @@
-/* The scheduler of one model version: admission, the queue, executors, cancelling.
+/* The scheduler of one model version: admission, executors, cancelling.
  *
  * DESIGN. Two ways to a place. (a) Turn: requests of one loop turn wait on turn->pending, which only
- * that loop touches, and run at its end (turn.c). (b) Queue: one list under the lock; an executor
- * thread takes a prefix whenever a place is idle. Both fill a place and deliver from it (place.c), so
- * a request cannot tell them apart.
+ * that loop touches, and run at its end (turn.c). (b) Queue (queue.c) under the lock; an executor
+ * thread takes a batch from its head (batcher.c) whenever a place is idle. Both fill a place and
+ * deliver from it (place.c), so a request cannot tell them apart.
+ *
+ * Whoever has to leave the queue without having run (no time left, no room) is taken out under the
+ * lock and answered after it: by a message to its own loop, or at once when it is the caller's.
  *
  * Invariants and lock order: sched_priv.h.
  */
@@ -43,8 +46,7 @@ static void show_running(struct nr_place *p, bool shown)
 void nr_sched_observe(struct nr_sched *s, struct nr_place *p, int64_t cpu_ns)
 {
     int64_t run_ns = p->infer_end_ns - p->begin_ns, rows = NR_MAX(p->rows, 1);
-    int64_t row_ns = run_ns / rows;
-    s->row_ns = s->row_ns == 0 ? row_ns : s->row_ns + (row_ns - s->row_ns) / 8;
+    nr_admit_ran(&s->admit, rows, run_ns);
     struct nr_batch_stats stats;
     nr_batch_stats_get(p->batch, &stats);
     s->bytes_copied += stats.bytes_copied - p->bytes_copied;
@@ -59,44 +61,136 @@ void nr_sched_observe(struct nr_sched *s, struct nr_place *p, int64_t cpu_ns)
     }
 }
 
-static void refuse_all(struct nr_list *refused)
+void nr_sched_answer(struct nr_sched *s, struct nr_request *const *all, unsigned n)
+{
+    if (!s->cfg.preserve_ordering) {
+        for (unsigned i = 0; i < n; i++) {
+            nr_loop_post(all[i]->loop, &all[i]->msg);
+        }
+        return;
+    }
+    pthread_mutex_lock(&s->lock);
+    for (unsigned i = 0; i < n; i++) {
+        nr_order_answered(all[i]);
+    }
+    struct nr_request *r;
+    while ((r = nr_order_pop(&s->order)) != NULL) { /* posted under the lock: in this order */
+        nr_loop_post(r->loop, &r->msg);
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Requests that a batch took and did not want. */
+static void answer_unfit(struct nr_sched *s, struct nr_list *unfit)
 {
     struct nr_list *node;
-    while ((node = nr_list_pop(refused)) != NULL) {
+    while ((node = nr_list_pop(unfit)) != NULL) {
         struct nr_request *r = nr_request_of(node);
         r->msg.run = nr_request_on_msg;
         atomic_store_explicit(&r->state, NR_REQUEST_DONE, memory_order_release);
+        nr_sched_answer(s, &r, 1);
+    }
+}
+
+/* --- leaving without having run ---------------------------------------------------------------- */
+
+static const char *refusal_says(nr_refusal why)
+{
+    /* The first words of three of them are Triton's: clients look for them. */
+    switch (why) {
+    case NR_REFUSAL_POLICY:
+        return "Exceeds maximum queue size: the model's queue is full (max_queue_size of its "
+               "configuration); try again later";
+    case NR_REFUSAL_COUNT:
+        return "Exceeds maximum queue size: the model's queue is full; try again later";
+    case NR_REFUSAL_BYTES:
+        return "the model's queue holds its maximum of input bytes; try again later";
+    case NR_REFUSAL_WAIT:
+        return "the model's queue holds more work than it can do within its time limit; "
+               "try again later";
+    case NR_REFUSAL_HOPELESS:
+        return "the model's queue holds more work than it can do within the request's time limit; "
+               "try again later";
+    case NR_REFUSAL_SHARE:
+        return "the model's queue is full and this client has the most in it; try again later";
+    case NR_REFUSAL_TIMEOUT:
+        return "Request timeout expired: it waited in the queue for longer than its time-out";
+    default:
+        return "the request's time limit passed while it waited in the queue";
+    }
+}
+
+static unsigned retry_s(int64_t wait_ns)
+{
+    return (unsigned)NR_MIN(NR_MAX(wait_ns / NR_S_NS, 1), 60);
+}
+
+/* Under the lock, r out of the queue: on its way to *gone with the reason. */
+static void expel(struct nr_sched *s, struct nr_request *r, nr_refusal why, struct nr_list *gone)
+{
+    s->refused[why]++;
+    r->status = why == NR_REFUSAL_DEADLINE ? NARU_DEADLINE : NARU_UNAVAILABLE;
+    r->error = nr_str_from(refusal_says(why));
+    r->retry_after_s = why == NR_REFUSAL_DEADLINE ? 0 : 1;
+    r->msg.run = nr_request_on_msg;
+    /* under the lock, so that a cancel never looks for it in the queue again */
+    atomic_store_explicit(&r->state, NR_REQUEST_DONE, memory_order_relaxed);
+    nr_list_append(gone, &r->node);
+}
+
+static void expel_expired(struct nr_sched *s, int64_t now_ns, struct nr_list *gone)
+{
+    struct nr_request *r;
+    while ((r = nr_queue_expire(&s->queue, now_ns)) != NULL) {
+        bool late = r->leaves_ns != 0 && r->leaves_ns <= now_ns;
+        expel(s, r, late ? NR_REFUSAL_DEADLINE : NR_REFUSAL_TIMEOUT, gone);
+    }
+}
+
+/* Without the lock. */
+static void answer_gone(struct nr_list *gone)
+{
+    struct nr_list *node;
+    while ((node = nr_list_pop(gone)) != NULL) {
+        struct nr_request *r = nr_request_of(node);
         nr_loop_post(r->loop, &r->msg);
     }
 }
 
-/* Under the lock: a place and the head of the queue for it, or NULL. *ret_wait_ns: when to look
- * again although nothing was taken (0: not needed). */
-static struct nr_place *take_batch(struct nr_sched *s, struct nr_list *ret_batch, unsigned *ret_n,
-                                   int64_t *ret_wait_ns)
+/* --- taking ------------------------------------------------------------------------------------ */
+
+struct taken {
+    struct nr_list batch;
+    unsigned n;
+    struct nr_list gone; /* left the queue without having run */
+    int64_t wait_ns;     /* when to look again although nothing was taken; 0: not needed */
+};
+
+/* Under the lock: a place and a batch for it, or NULL. */
+static struct nr_place *take_batch(struct nr_sched *s, struct taken *t)
 {
-    *ret_wait_ns = 0;
-    if (nr_list_empty(&s->queue) || nr_list_empty(&s->idle)) {
+    if (s->queue.n == 0 || nr_list_empty(&s->idle)) {
         return NULL;
     }
     int64_t now_ns = nr_clock_now();
+    expel_expired(s, now_ns, &t->gone);
     struct nr_batch_rules rules = s->cfg.rules;
     int64_t fixed_ns = 0;
     if (rules.auto_size) {
-        int64_t waited_ns = now_ns - nr_request_of(s->queue.next)->queued_ns;
+        int64_t waited_ns = now_ns - nr_request_of(s->queue.order.next)->queued_ns;
         fixed_ns = nr_batchsize_fixed(&s->batchsize, waited_ns);
-        int64_t soon = nr_hold_rows(&s->hold, s->queued_rows, fixed_ns, now_ns);
+        int64_t soon = nr_hold_rows(&s->hold, s->queue.rows, fixed_ns, now_ns);
         rules.max_rows = nr_batchsize_limit(&s->batchsize, soon, waited_ns, now_ns);
     }
-    struct nr_batch_plan plan = nr_batcher_plan(&rules, &s->queue, now_ns);
+    struct nr_batch_plan plan = nr_batcher_plan(&rules, &s->queue.order, now_ns);
     if (rules.auto_size && plan.why == NR_SEAL_IDLE) {
-        *ret_wait_ns = nr_hold_until(&s->hold, s->queued_rows, fixed_ns, now_ns);
-        if (*ret_wait_ns != 0) {
+        t->wait_ns = nr_hold_until(&s->hold, s->queue.rows, fixed_ns, now_ns);
+        if (t->wait_ns != 0) {
             return NULL;
         }
     }
     if (plan.n_requests == 0) {
-        *ret_wait_ns = plan.wait_until_ns;
+        t->wait_ns = plan.wait_until_ns;
         return NULL;
     }
     struct nr_place *p = nr_container_of(nr_list_pop(&s->idle), struct nr_place, node);
@@ -104,18 +198,19 @@ static struct nr_place *take_batch(struct nr_sched *s, struct nr_list *ret_batch
     p->begin_ns = now_ns;
     p->rows = plan.rows;
     nr_hold_took(&s->hold, plan.rows, fixed_ns, now_ns);
-    for (unsigned i = 0; i < plan.n_requests; i++) {
-        struct nr_request *r = nr_request_of(nr_list_pop(&s->queue));
-        s->n_queued--;
-        s->queued_bytes -= r->bytes;
-        s->queued_rows -= r->in->rows;
+    nr_batcher_take(&rules, &plan, &s->queue, &t->batch);
+    NR_LIST_FOREACH (node, &t->batch) {
+        struct nr_request *r = nr_request_of(node);
         /* Taken under the lock, so that a cancel never looks for it in the queue again. */
         atomic_store_explicit(&r->state, NR_REQUEST_RUNNING, memory_order_relaxed);
-        nr_list_append(ret_batch, &r->node);
+        if (s->cfg.preserve_ordering) {
+            nr_order_enter(&s->order, r);
+        }
     }
+    nr_admit_took(&s->admit, plan.rows, s->queue.rows, now_ns);
     s->seals[plan.why]++;
     s->n_running++;
-    *ret_n = plan.n_requests;
+    t->n = plan.n_requests;
     return p;
 }
 
@@ -128,7 +223,7 @@ static void release_place(struct nr_place *p, bool observed, int64_t cpu_ns)
     if (observed) {
         nr_sched_observe(s, p, cpu_ns);
     }
-    nr_hold_ended(&s->hold, p->rows, s->queued_rows, nr_clock_now());
+    nr_hold_ended(&s->hold, p->rows, s->queue.rows, nr_clock_now());
     s->n_running--;
     nr_list_append(&s->idle, &p->node);
     nr_trim_arm(s);
@@ -140,6 +235,10 @@ static void on_batch_done(struct nr_batch *b, void *arg)
     (void)b;
     struct nr_place *p = arg;
     struct nr_sched *s = p->sched;
+    if (p->awaited != NULL) {
+        (void)sem_post(p->awaited);
+        return;
+    }
     /* Not s->lock: a cancel, which holds that one, may be what ends the run. */
     pthread_mutex_lock(&s->finished_lock);
     nr_list_append(&s->finished, &p->node);
@@ -168,27 +267,28 @@ static void finish_pending(struct nr_sched *s)
 static bool run_queue(struct nr_runnable *runnable)
 {
     struct nr_sched *s = nr_container_of(runnable, struct nr_sched, runnable);
-    struct nr_list batch, refused;
-    unsigned n = 0;
-    int64_t wait_ns;
-    nr_list_init(&batch);
-    nr_list_init(&refused);
+    struct taken t = {0};
+    struct nr_list unfit;
+    nr_list_init(&t.batch);
+    nr_list_init(&t.gone);
+    nr_list_init(&unfit);
     finish_pending(s);
     pthread_mutex_lock(&s->lock);
-    struct nr_place *p = take_batch(s, &batch, &n, &wait_ns);
-    bool more = p != NULL && !nr_list_empty(&s->queue) && !nr_list_empty(&s->idle);
+    struct nr_place *p = take_batch(s, &t);
+    bool more = p != NULL && s->queue.n > 0 && !nr_list_empty(&s->idle);
     pthread_mutex_unlock(&s->lock);
+    answer_gone(&t.gone);
     if (p == NULL) {
-        if (wait_ns != 0) {
-            nr_exec_wake_at(s->cfg.exec, &s->runnable, wait_ns);
+        if (t.wait_ns != 0) {
+            nr_exec_wake_at(s->cfg.exec, &s->runnable, t.wait_ns);
         }
         return false;
     }
     if (more) {
         nr_exec_wake(s->cfg.exec, &s->runnable); /* another place is idle: another thread */
     }
-    nr_place_fill(p, &batch, n, &refused);
-    refuse_all(&refused);
+    nr_place_fill(p, &t.batch, t.n, &unfit);
+    answer_unfit(s, &unfit);
     show_running(p, true);
     /* Only a model that may move to the loops is asked for its time on the processor. */
     int64_t cpu_ns = s->cfg.placement.allowed ? nr_clock_thread_cpu() : -1;
@@ -207,71 +307,76 @@ static bool run_queue(struct nr_runnable *runnable)
 
 /* --- submitting (loop threads) ----------------------------------------------------------------- */
 
-static void on_deadline(struct nr_timer *t)
+/* The deadline or the queue's time-out. */
+static void on_time(struct nr_timer *t)
 {
     struct nr_request *r = nr_container_of(t, struct nr_request, timer);
-    nr_request_cancel(r, NARU_DEADLINE, false);
+    bool late = r->deadline_ns != 0 && r->deadline_ns <= nr_clock_now();
+    nr_request_cancel(r, late ? NARU_DEADLINE : NARU_UNAVAILABLE, false);
 }
 
-/* Under the lock: NULL when the queue takes it, else why not. */
-static const char *queue_refuses(const struct nr_sched *s, const struct nr_request *r)
+/* Under the lock: when r must be told, queued or not, 0 never. */
+static int64_t timer_of(const struct nr_sched *s, const struct nr_request *r)
 {
-    const struct nr_sched_limits *l = &s->cfg.limits;
-    if (s->n_queued >= l->max_queue_requests) {
-        return "the model's queue is full (maximum queue size); try again later";
+    if (r->expires_ns == 0 || s->queue.levels[r->level].rules.delays) {
+        return r->deadline_ns;
     }
-    if (s->queued_bytes + r->bytes > l->max_queue_bytes && s->n_queued > 0) {
-        return "the model's queue holds its maximum of input bytes; try again later";
+    return r->deadline_ns == 0 ? r->expires_ns : NR_MIN(r->expires_ns, r->deadline_ns);
+}
+
+/* Under the lock. */
+static nr_refusal put(struct nr_sched *s, struct nr_request *r, int64_t now_ns,
+                      struct nr_list *gone)
+{
+    struct nr_request *victim;
+    nr_refusal why =
+        nr_admit_put(&s->admit, &s->cfg.limits, &s->queue, r, s->n_running == 0, now_ns, &victim);
+    if (victim != NULL) {
+        expel(s, victim, NR_REFUSAL_SHARE, gone);
     }
-    int64_t rows = s->queued_rows + r->in->rows;
-    if (s->n_queued > 0 && s->row_ns > 0 &&
-        rows > l->max_wait_ns / s->row_ns * (int64_t)NR_MAX(s->n_places, 1u)) {
-        return "the model's queue holds more work than it can do within its time limit; "
-               "try again later";
+    if (why != NR_REFUSAL_NONE) {
+        return why;
     }
-    return NULL;
+    atomic_store_explicit(&r->state, NR_REQUEST_QUEUED, memory_order_relaxed);
+    int64_t timer_ns = timer_of(s, r);
+    if (timer_ns != 0) {
+        r->timer.on_timer = on_time;
+        nr_loop_timer_set(r->loop, &r->timer, timer_ns);
+    }
+    return NR_REFUSAL_NONE;
 }
 
 void nr_sched_enqueue(struct nr_sched *s, struct nr_request *r)
 {
+    struct nr_list gone;
+    nr_list_init(&gone);
     pthread_mutex_lock(&s->lock);
-    const char *why = queue_refuses(s, r);
-    if (why != NULL) {
-        int64_t wait_ns = s->queued_rows * s->row_ns;
-        pthread_mutex_unlock(&s->lock);
-        nr_request_refuse(r, NARU_UNAVAILABLE, why,
-                          (unsigned)NR_MIN(NR_MAX(wait_ns / NR_S_NS, 1), 60));
-        return;
+    int64_t now_ns = s->queue.n == 0 ? r->queued_ns : nr_clock_now();
+    if (s->queue.n_heap > 0) {
+        expel_expired(s, now_ns, &gone);
     }
-    atomic_store_explicit(&r->state, NR_REQUEST_QUEUED, memory_order_relaxed);
-    nr_list_append(&s->queue, &r->node);
-    s->n_queued++;
-    s->queued_bytes += r->bytes;
-    s->queued_rows += r->in->rows;
+    nr_refusal why = put(s, r, now_ns, &gone);
     bool wake = !nr_list_empty(&s->idle); /* else the thread that frees a place looks again */
-    if (r->deadline_ns != 0) {
-        r->timer.on_timer = on_deadline;
-        nr_loop_timer_set(r->loop, &r->timer, r->deadline_ns);
+    int64_t wait_ns = 0;
+    if (why != NR_REFUSAL_NONE) {
+        s->refused[why]++;
+        wait_ns = nr_admit_wait(&s->admit, s->queue.rows);
     }
     pthread_mutex_unlock(&s->lock);
-    if (wake) {
+    answer_gone(&gone);
+    if (why != NR_REFUSAL_NONE) {
+        nr_request_refuse(r, NARU_UNAVAILABLE, refusal_says(why), retry_s(wait_ns));
+    } else if (wake) {
         nr_exec_wake(s->cfg.exec, &s->runnable);
     }
 }
 
 static void prepare(struct nr_sched *s, struct nr_request *r)
 {
-    const struct nr_sched_limits *l = &s->cfg.limits;
-    int64_t timeout_ns = l->default_timeout_ns;
-    if (l->allow_timeout_override && r->in->timeout_us > 0 &&
-        r->in->timeout_us < INT64_MAX / 1000) {
-        int64_t own_ns = (int64_t)r->in->timeout_us * 1000;
-        timeout_ns = timeout_ns == 0 ? own_ns : NR_MIN(timeout_ns, own_ns);
-    }
-    if (timeout_ns > 0) {
-        int64_t at_ns = r->queued_ns + timeout_ns;
-        r->deadline_ns = r->deadline_ns == 0 ? at_ns : NR_MIN(r->deadline_ns, at_ns);
-    }
+    r->level = nr_queue_level_of(&s->queue, r->in->priority);
+    int64_t timeout_ns = nr_queue_timeout(&s->queue, r->level, r->in->timeout_us);
+    r->expires_ns = timeout_ns > 0 ? r->queued_ns + timeout_ns : 0;
+    r->heap_at = 0;
     r->bytes = 0;
     for (unsigned i = 0; i < r->in->n_inputs; i++) {
         r->bytes += r->in->inputs[i].bytes;
@@ -310,7 +415,11 @@ static void submit(struct nr_target *t, struct nr_request *r)
     }
     struct nr_turn *turn = &s->turns[nr_loop_index(r->loop)];
     atomic_store_explicit(&r->state, NR_REQUEST_QUEUED, memory_order_relaxed);
-    nr_list_append(&turn->pending, &r->node);
+    struct nr_list *at = &turn->pending; /* the more urgent ones first */
+    while (at->prev != &turn->pending && nr_request_of(at->prev)->level > r->level) {
+        at = at->prev;
+    }
+    nr_list_insert_before(at, &r->node);
     nr_loop_hook_arm(r->loop, &turn->hook);
 }
 
@@ -318,8 +427,9 @@ static void submit(struct nr_target *t, struct nr_request *r)
 
 static const char *cancel_text(nr_status status)
 {
-    return status == NARU_DEADLINE ? "the request's time limit passed while it waited in the queue"
-                                   : "the request was cancelled before it ran";
+    return status == NARU_DEADLINE      ? refusal_says(NR_REFUSAL_DEADLINE)
+           : status == NARU_UNAVAILABLE ? refusal_says(NR_REFUSAL_TIMEOUT)
+                                        : "the request was cancelled before it ran";
 }
 
 static void cancel(struct nr_target *t, struct nr_request *r, nr_status status, bool running_too)
@@ -343,16 +453,17 @@ static void cancel(struct nr_target *t, struct nr_request *r, nr_status status, 
         NR_LIST_FOREACH (node, &turn->pending) {
             pending = pending || node == &r->node;
         }
-        nr_list_remove(&r->node);
-        if (!pending) {
-            s->n_queued--;
-            s->queued_bytes -= r->bytes;
-            s->queued_rows -= r->in->rows;
+        if (pending) {
+            nr_list_remove(&r->node);
+        } else {
+            nr_queue_remove(&s->queue, r);
         }
+        s->refused[NR_REFUSAL_DEADLINE] += status == NARU_DEADLINE;
+        s->refused[NR_REFUSAL_TIMEOUT] += status == NARU_UNAVAILABLE;
     }
     pthread_mutex_unlock(&s->lock);
     if (waiting) {
-        nr_request_refuse(r, status, cancel_text(status), 0);
+        nr_request_refuse(r, status, cancel_text(status), status == NARU_UNAVAILABLE);
     }
 }
 
@@ -361,7 +472,13 @@ static void cancel(struct nr_target *t, struct nr_request *r, nr_status status, 
 nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, struct nr_err *err)
 {
     struct nr_sched *s = nr_new(struct nr_sched);
+    static const struct nr_queue_rules no_rules;
     s->cfg = *cfg;
+    s->cfg.rules.in_order |= cfg->preserve_ordering;
+    s->cfg.levels = NULL; /* the queue has a copy */
+    s->turn_rules = s->cfg.rules;
+    s->turn_rules.in_order = true;
+    NR_ASSERT(!cfg->preserve_ordering || !cfg->placement.allowed);
     s->target = (struct nr_target){.submit = submit, .cancel = cancel};
     s->n_places = cfg->n_instances;
     pthread_mutex_init(&s->lock, NULL);
@@ -370,7 +487,10 @@ nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, st
     nr_clock_cond_init(&s->flow_room);
     nr_exec_init(&s->runnable, run_queue);
     nr_exec_init(&s->trimmer, nr_trim_run);
-    nr_list_init(&s->queue);
+    nr_queue_init(&s->queue, cfg->n_levels > 0 ? cfg->levels : &no_rules, NR_MAX(cfg->n_levels, 1u),
+                  cfg->default_level, cfg->preserve_ordering);
+    nr_admit_init(&s->admit, cfg->n_instances, cfg->rules.batching ? cfg->rules.max_rows : 1);
+    nr_list_init(&s->order);
     nr_list_init(&s->idle);
     nr_list_init(&s->finished);
     nr_placement_init(&s->placement, &cfg->placement);
@@ -412,7 +532,7 @@ void nr_sched_free(struct nr_sched *s)
     }
     nr_exec_retire(s->cfg.exec, &s->runnable); /* its last act may be to arm the other … */
     nr_exec_retire(s->cfg.exec, &s->trimmer);  /* … which wakes it for requests only */
-    NR_ASSERT(s->n_queued == 0 && s->n_running == 0);
+    NR_ASSERT(s->queue.n == 0 && s->n_running == 0);
     for (unsigned i = 0; i < s->n_places; i++) {
         nr_place_done(&s->places[i]);
     }
@@ -422,6 +542,7 @@ void nr_sched_free(struct nr_sched *s)
             nr_free(s->turns[i].place);
         }
     }
+    nr_queue_done(&s->queue);
     if (s->cfg.counters == NULL) {
         nr_counters_free(s->counters);
     }
@@ -452,17 +573,26 @@ struct nr_counters *nr_sched_counters(struct nr_sched *s)
 void nr_sched_state_get(struct nr_sched *s, struct nr_sched_state *ret)
 {
     pthread_mutex_lock(&s->lock);
-    *ret = (struct nr_sched_state){.queued = s->n_queued,
+    int64_t now_ns = nr_clock_now();
+    *ret = (struct nr_sched_state){.queued = s->queue.n,
                                    .running = s->n_running,
                                    .places = s->n_places,
-                                   .queued_bytes = s->queued_bytes,
+                                   .queued_bytes = s->queue.bytes,
+                                   .queued_rows = s->queue.rows,
+                                   .row_limit =
+                                       nr_admit_rows(&s->admit, s->cfg.limits.max_wait_ns, now_ns),
                                    .is_inline = s->placement.is_inline,
                                    .may_inline = s->placement.cfg.allowed,
                                    .n_promoted = s->placement.n_promoted,
                                    .n_demoted = s->placement.n_demoted,
-                                   .row_ns = s->row_ns,
+                                   .row_ns = s->admit.row_ns,
+                                   .n_levels = s->queue.n_levels,
                                    .bytes_copied = s->bytes_copied,
                                    .bytes_in_place = s->bytes_in_place};
     memcpy(ret->seals, s->seals, sizeof(ret->seals));
+    memcpy(ret->refused, s->refused, sizeof(ret->refused));
+    for (unsigned i = 0; i < s->queue.n_levels; i++) {
+        ret->levels[i] = nr_queue_waiting(&s->queue, i);
+    }
     pthread_mutex_unlock(&s->lock);
 }

@@ -14,21 +14,14 @@
 #include "base/status.h"
 #include "host/batch.h"
 #include "host/plugin.h"
+#include "proto/model_config.pb-c.h"
+#include "sched/admit.h"
 #include "sched/batcher.h"
 #include "sched/counters.h"
 #include "sched/exec.h"
 #include "sched/placement.h"
 #include "sched/request.h"
 
-struct nr_sched_limits {
-    unsigned max_queue_requests; /* 4,096 */
-    uint64_t max_queue_bytes;    /* 256 MiB of inputs */
-    int64_t max_wait_ns;         /* 5 s of work at the measured service time */
-    int64_t default_timeout_ns;  /* queue policy of the configuration; 0 none */
-    bool allow_timeout_override; /* a request's own timeout may shorten it */
-    int64_t idle_trim_ns; /* 1 s: so long after its last execution on an executor a model gives back
-                             what it keeps for the next one; 0 never */
-};
 void nr_sched_limits_default(struct nr_sched_limits *l);
 
 struct nr_sched_cfg {
@@ -44,13 +37,18 @@ struct nr_sched_cfg {
                                                          an idle instance of the above */
     const struct nr_signature *signature;             /* borrowed */
     const uint32_t *input_map, *output_map; /* signature index → plug-in index; borrowed */
+    const struct nr_batch_ragged *ragged;   /* of the batches; borrowed, NULL none */
     struct nr_batch_rules rules;
     struct nr_placement_cfg placement;
     struct nr_sched_limits limits;
     int64_t latency_target_ns;    /* naru.latency_target_ms; 0 none. With rules.auto_size */
     struct nr_counters *counters; /* borrowed, for schedulers that count together; NULL: its own */
     bool iterative; /* a model may ask for another execution of a request (nr_request.again) */
-    bool decoupled; /* a request may get several responses */
+    const struct nr_queue_rules *levels; /* [n_levels] the most urgent first; copied */
+    unsigned n_levels;                   /* 0: one, without rules of its own */
+    unsigned default_level;              /* from 0 */
+    bool preserve_ordering; /* answers in the order of requests; rules.in_order, not inline */
+    bool decoupled;         /* a request may get several responses */
 };
 
 nr_nodiscard nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret,
@@ -61,6 +59,14 @@ void nr_sched_free(struct nr_sched *s);
  * thread, before the first request. */
 void nr_sched_prove(struct nr_sched *s);
 
+/* One entry of model_warmup, on every place. model_fd: of input_data_file, beneath warmup/. On a
+ * loading thread, before the first request; not for decoupled models. */
+nr_nodiscard nr_status nr_sched_warm(struct nr_sched *s, const Inference__ModelWarmup *w,
+                                     int model_fd, struct nr_err *err);
+/* A few runs on zeros where they make later ones faster; bounded in time. Loading thread, after
+ * nr_sched_prove. */
+void nr_sched_warm_auto(struct nr_sched *s);
+
 /* Where its requests go; lives as long as the scheduler. */
 struct nr_target *nr_sched_target(struct nr_sched *s);
 const struct nr_signature *nr_sched_signature(const struct nr_sched *s);
@@ -70,10 +76,14 @@ struct nr_counters *nr_sched_counters(struct nr_sched *s);
 struct nr_sched_state {
     unsigned queued, running, places;
     uint64_t queued_bytes;
+    int64_t queued_rows, row_limit; /* and what the queue may hold at the measured pace */
     bool is_inline, may_inline;
     uint64_t n_promoted, n_demoted;
     int64_t row_ns; /* smoothed service time per row */
     uint64_t seals[NR_SEAL_COUNT];
+    uint64_t refused[NR_REFUSAL_KINDS];
+    unsigned n_levels;
+    unsigned levels[NR_QUEUE_MAX_LEVELS];  /* requests that wait, by level */
     uint64_t bytes_copied, bytes_in_place; /* of inputs: gathered into a batch, or read where they
                                               lay by the plug-in; of finished executions */
 };

@@ -4,13 +4,15 @@
  *   place.c  a place: filling its batch, results back to requests, completion
  *   flow.c   several responses to one request, at the pace of their reader
  *   turn.c   inline executions at the end of a loop's turn
- *   prove.c  runs on zeros before the first request
+ *   prove.c  runs on zeros before the first request: is it short?
+ *   warm.c   runs before the first request, so that it finds a warm model
  *   trim.c   memory back from a model that is idle
  *
  * INVARIANTS
  *  1. A request is in exactly one of: a turn's pending list, the queue, a place. Whoever removes it
  *     completes it or hands it on; so it completes exactly once.
- *  2. Requests leave the queue in order of arrival (deadlines and cancels aside).
+ *  2. Requests leave the queue in its order (queue.h), but that those which fit the first one may
+ *     pass others (batcher.c); with preserve_ordering in order of arrival, answers, too (order.h).
  *  3. A place is on the idle list, or owned by the thread that took it off, or by the plug-in
  *     (NARU_PENDING), which gives it back through `finished`.
  *  4. Loop-thread data of a request (counters, on_complete, timer) is touched on its loop only.
@@ -23,9 +25,12 @@
 #define NR_SCHED_SCHED_PRIV_H
 
 #include <pthread.h>
+#include <semaphore.h>
 
 #include "sched/batchsize.h"
 #include "sched/hold.h"
+#include "sched/order.h"
+#include "sched/queue.h"
 #include "sched/sched.h"
 
 struct nr_place {
@@ -42,6 +47,7 @@ struct nr_place {
     int64_t wait_ns;                       /* of the first request, in the queue */
     uint64_t bytes_copied, bytes_in_place; /* of the batch, already in the scheduler's sums */
     bool is_inline;
+    sem_t *awaited; /* a run of warm.c: told instead of the queue when it ends later */
 };
 
 struct nr_turn { /* one per loop; loop thread only */
@@ -55,14 +61,15 @@ struct nr_turn { /* one per loop; loop thread only */
 struct nr_sched {
     struct nr_target target;
     struct nr_sched_cfg cfg;
+    struct nr_batch_rules turn_rules; /* cfg.rules, but a batch is a prefix of what is pending */
     struct nr_runnable runnable;
     struct nr_runnable trimmer;
     struct nr_counters *counters;
     pthread_mutex_t lock;
-    struct nr_list queue;
-    unsigned n_queued, n_running;
-    uint64_t queued_bytes;
-    int64_t queued_rows;
+    struct nr_queue queue;
+    struct nr_admit admit;
+    unsigned n_running;
+    struct nr_list order; /* taken and not answered, with preserve_ordering */
     struct nr_list idle;
     pthread_mutex_t finished_lock;
     struct nr_list finished; /* places whose run ended later; under finished_lock */
@@ -72,8 +79,8 @@ struct nr_sched {
     struct nr_batchsize batchsize; /* of queued batches, with rules.auto_size … */
     struct nr_hold hold;           /* … and whether they wait for clients that come back */
     _Atomic bool is_inline; /* copy of placement.is_inline that submit reads without the lock */
-    int64_t row_ns;         /* smoothed service time per row, for admission */
     uint64_t seals[NR_SEAL_COUNT];
+    uint64_t refused[NR_REFUSAL_KINDS];
     uint64_t bytes_copied, bytes_in_place;
     bool trim_armed;
     int64_t used_ns; /* a place was given back at */
@@ -131,6 +138,13 @@ void nr_flow_cancelled(struct nr_sched *s);
 /* Loop thread, at completion. Makes a single response the request's outputs. */
 void nr_flow_settle(struct nr_request *r);
 
+/* --- prove.c --- */
+
+/* A request of `rows` rows of zeros for every input, in the arena. False when shapes are open, have no
+ * fixed size, or an input has more than most_bytes. */
+bool nr_sched_zeros(const struct nr_signature *sig, int64_t rows, uint64_t most_bytes,
+                    struct nr_arena *a, struct nr_infer_request *in);
+
 /* --- turn.c --- */
 
 /* Runs what is pending on this loop, or hands it to the queue. The loop's turn hook. */
@@ -144,6 +158,9 @@ bool nr_trim_run(struct nr_runnable *runnable); /* of the trimmer */
 
 /* --- sched.c --- */
 
+/* Any thread. Answers requests that a batch took: a message to each one's loop, in their order where
+ * the configuration wants that. They are their submitters' afterwards. */
+void nr_sched_answer(struct nr_sched *s, struct nr_request *const *all, unsigned n);
 /* Loop thread. */
 void nr_sched_enqueue(struct nr_sched *s, struct nr_request *r);
 /* Under the lock. What a finished run teaches. cpu_ns: time on the processor, -1 when it was not

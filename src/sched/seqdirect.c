@@ -62,6 +62,8 @@ static struct plan plan_lane(const struct nr_sequencer *q, unsigned lane, int64_
 /* Takes what may run together with the oldest request. */
 static void take(struct nr_sequencer *q, unsigned lane, const struct plan *p)
 {
+    static const struct nr_batch_rules alike = {.ragged =
+                                                    NULL}; /* slots are rows: none is ragged */
     struct nr_seq_lane *l = &q->lanes[lane];
     const struct nr_request *oldest = p->oldest;
     l->reach = p->reach;
@@ -71,7 +73,7 @@ static void take(struct nr_sequencer *q, unsigned lane, const struct plan *p)
         l->taken[i] = NULL;
         if (r == oldest ||
             (r != NULL &&
-             nr_batcher_compatible(nr_seq_item_of(oldest)->in, nr_seq_item_of(r)->in) &&
+             nr_batcher_joins(&alike, nr_seq_item_of(oldest)->in, nr_seq_item_of(r)->in) &&
              nr_seq_states_alike(q, oldest, r))) {
             l->taken[i] = nr_sequencer_pop(q, s);
             nr_seq_item_of(r)->stage = NR_SEQ_PASSED;

@@ -61,7 +61,7 @@ bool nr_trim_run(struct nr_runnable *runnable)
     }
     pthread_mutex_lock(&s->lock);
     nr_list_splice(&s->idle, &idle);
-    bool wanted = !nr_list_empty(&s->queue);
+    bool wanted = s->queue.n > 0;
     pthread_mutex_unlock(&s->lock);
     if (wanted) {
         nr_exec_wake(s->cfg.exec, &s->runnable);

@@ -31,7 +31,7 @@ static struct nr_place *take_inline_place(struct nr_turn *turn)
     struct nr_sched *s = turn->sched;
     struct nr_place *p = NULL;
     pthread_mutex_lock(&s->lock);
-    if (s->placement.is_inline && nr_list_empty(&s->queue)) {
+    if (s->placement.is_inline && s->queue.n == 0) {
         if (turn->place != NULL) {
             p = turn->place;
         } else if (!nr_list_empty(&s->idle)) {
@@ -86,7 +86,7 @@ static void fit_budget(const struct nr_turn *turn, struct nr_batch_plan *plan)
 static bool run_inline(struct nr_turn *turn, struct nr_place *p, int64_t now_ns)
 {
     struct nr_sched *s = turn->sched;
-    struct nr_batch_plan plan = nr_batcher_plan(&s->cfg.rules, &turn->pending, now_ns);
+    struct nr_batch_plan plan = nr_batcher_plan(&s->turn_rules, &turn->pending, now_ns);
     struct nr_list refused;
     fit_budget(turn, &plan);
     if (plan.n_requests == 0) {

@@ -711,7 +711,8 @@ static void test_members_come_and_go(void **state)
     assert_non_null(strstr(w.states, "lost UNAVAILABLE step 0 needs"));
     assert_null(strstr(w.states, "self READY"));
 
-    struct nr_catalog_view *pin = (nr_catalog_get(&w.reader), nr_catalog_pin(&w.reader));
+    struct nr_version *top = entry(&w, "top")->version;
+    struct nr_catalog_view *pin = nr_catalog_pin(&w.reader, top);
     struct one *o = ask(&w, 0, "top", 1, 0, 1, 0);
     assert_int_equal(nr_repository_unload(w.repository, "z", &err), NARU_OK);
     nr_request_submit(&o->r); /* it came before: its snapshot has the member */
@@ -719,7 +720,7 @@ static void test_members_come_and_go(void **state)
     expect_ok(o);
     nr_arena_done(&o->arena);
     nr_catalog_refresh(&w.reader);
-    nr_catalog_unpin(pin);
+    nr_catalog_unpin(pin, top);
     assert_true(nr_repository_wait(w.repository, 0));
     assert_null(entry(&w, "mid")->version);
     assert_non_null(

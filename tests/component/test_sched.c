@@ -44,7 +44,13 @@ struct world {
     struct nr_signature sig;
     struct nr_sched *sched;
     struct one *all;
+    struct nr_infer_request next; /* priority, timeout_us of what is submitted next */
+    uint64_t client;
+    naru_option option;          /* of what is submitted next, when it has a key */
+    unsigned order[64], n_order; /* who completed */
 };
+
+static struct world *current;
 
 static const uint32_t identity_map[1] = {0};
 
@@ -56,6 +62,9 @@ struct setup {
     bool may_inline;
     int64_t max_rows;
     struct nr_sched_limits limits;
+    const struct nr_queue_rules *levels;
+    unsigned n_levels;
+    bool preserve_ordering;
     bool decoupled;
 };
 
@@ -124,6 +133,9 @@ static void world_init(struct world *w, const struct setup *how)
                                .output_map = identity_map,
                                .rules = {.max_rows = how->max_rows, .batching = true},
                                .limits = how->limits,
+                               .levels = how->levels,
+                               .n_levels = how->n_levels,
+                               .preserve_ordering = how->preserve_ordering,
                                .decoupled = how->decoupled};
     nr_placement_cfg_default(&cfg.placement);
     cfg.placement.allowed = how->may_inline;
@@ -140,6 +152,7 @@ static void world_init(struct world *w, const struct setup *how)
         }
     }
     w->all = nr_new_array(struct one, MANY);
+    current = w;
 }
 
 static void world_done(struct world *w)
@@ -159,6 +172,7 @@ static void on_complete(struct nr_request *r)
 {
     struct one *o = nr_container_of(r, struct one, r);
     o->completed++;
+    current->order[current->n_order++ % NR_COUNT(current->order)] = (unsigned)(o - current->all);
 }
 
 /* Options, reader and its pace are those that the caller put into all[index]. */
@@ -177,12 +191,15 @@ static struct one *submit(struct world *w, unsigned index, int64_t rows, int64_t
                                         .bytes = (size_t)rows * WIDTH * sizeof(float)};
     o->in = (struct nr_infer_request){
         .rows = rows, .inputs = &o->input, .n_inputs = 1, .outputs = &o->output, .n_outputs = 1};
+    o->in.priority = w->next.priority;
+    o->in.timeout_us = w->next.timeout_us;
     o->r = (struct nr_request){.target = nr_sched_target(w->sched),
                                .loop = w->loop,
                                .arena = &o->arena,
                                .in = &o->in,
                                .arrival_ns = nr_clock_now(),
                                .deadline_ns = deadline_ns,
+                               .client = w->client,
                                .options = o->r.options,
                                .n_options = o->r.n_options,
                                .on_answer = o->r.on_answer,
@@ -609,6 +626,249 @@ static void test_idle_model_is_trimmed(void **state)
     finish(&w, n);
 }
 
+static void until_running(struct world *w, unsigned n)
+{
+    struct nr_sched_state s = {0};
+    int64_t until = nr_clock_now() + 10 * NR_S_NS;
+    while (s.running < n && nr_clock_now() < until) {
+        nr_sched_state_get(w->sched, &s);
+    }
+    assert_int_equal(s.running, n);
+}
+
+static void test_urgent_ones_first(void **state)
+{
+    (void)state;
+    const naru_option options[] = {{"delay_us", "50000"}};
+    const struct nr_queue_rules levels[3] = {{0}};
+    struct world w;
+    world_init(&w, &(struct setup){.plugin = "delay",
+                                   .options = options,
+                                   .n_options = 1,
+                                   .instances = 1,
+                                   .max_rows = 1,
+                                   .limits = usual(),
+                                   .levels = levels,
+                                   .n_levels = 3});
+    submit(&w, 0, 1, 0);
+    until_running(&w, 1);
+    static const unsigned priorities[] = {3, 2, 1, 1, 0};
+    for (unsigned i = 0; i < NR_COUNT(priorities); i++) {
+        w.next.priority = priorities[i];
+        submit(&w, 1 + i, 1, 0);
+    }
+    struct nr_sched_state s;
+    nr_sched_state_get(w.sched, &s);
+    assert_int_equal(s.n_levels, 3);
+    assert_int_equal(s.levels[0], 3); /* no priority is the default level, here the first */
+    assert_int_equal(s.levels[2], 1);
+    assert_true(turn_until(&w, 6, 20 * NR_S_NS));
+    static const unsigned expected[] = {0, 3, 4, 5, 2, 1};
+    assert_memory_equal(w.order, expected, sizeof(expected));
+    finish(&w, 6);
+}
+
+static void test_urgent_ones_first_in_a_turn(void **state)
+{
+    (void)state;
+    const struct nr_queue_rules levels[2] = {{0}};
+    struct world w;
+    world_init(&w, &(struct setup){.plugin = "identity",
+                                   .instances = 1,
+                                   .may_inline = true,
+                                   .max_rows = 64,
+                                   .limits = usual(),
+                                   .levels = levels,
+                                   .n_levels = 2});
+    for (unsigned i = 0; i < 4; i++) {
+        w.next.priority = 2 - i % 2;
+        submit(&w, i, 1, 0);
+    }
+    assert_true(turn_until(&w, 4, 20 * NR_S_NS));
+    static const unsigned expected[] = {1, 3, 0, 2};
+    assert_memory_equal(w.order, expected, sizeof(expected));
+    finish(&w, 4);
+}
+
+/* Four instances end in the reverse order; the answers do not. */
+static void test_answers_in_order(void **state)
+{
+    (void)state;
+    for (unsigned ordered = 0; ordered < 2; ordered++) {
+        const naru_option options[] = {{"delay_us", "1000"}};
+        static const naru_option delays[] = {{"delay_us", "200000"},
+                                             {"delay_us", "140000"},
+                                             {"delay_us", "80000"},
+                                             {"delay_us", "20000"}};
+        struct world w;
+        world_init(&w, &(struct setup){.plugin = "delay",
+                                       .options = options,
+                                       .n_options = 1,
+                                       .instances = 4,
+                                       .max_rows = 1,
+                                       .limits = usual(),
+                                       .preserve_ordering = ordered});
+        for (unsigned i = 0; i < 4; i++) {
+            w.all[i].r.options = &delays[i];
+            w.all[i].r.n_options = 1;
+            submit(&w, i, 1, 0);
+            until_running(&w, i + 1);
+        }
+        assert_true(turn_until(&w, 4, 20 * NR_S_NS));
+        for (unsigned i = 0; i < 4; i++) {
+            expect_echo(&w.all[i]);
+            assert_int_equal(w.order[i], ordered ? i : 3 - i);
+        }
+        finish(&w, 4);
+    }
+}
+
+static void test_answers_in_order_with_faults(void **state)
+{
+    (void)state;
+    static const char *const faults[] = {"async", "request_error", "wrong_shape"};
+    for (unsigned c = 0; c < NR_COUNT(faults); c++) {
+        const naru_option options[] = {{"fault", faults[c]}};
+        struct world w;
+        world_init(&w, &(struct setup){.plugin = "fault",
+                                       .options = options,
+                                       .n_options = 1,
+                                       .instances = 3,
+                                       .max_rows = 2,
+                                       .limits = usual(),
+                                       .preserve_ordering = true});
+        for (unsigned i = 0; i < 40; i++) {
+            submit(&w, i, 1, 0);
+            if (i % 8 == 7) {
+                nr_request_cancel(&w.all[i].r, NARU_CANCELLED, true);
+            }
+        }
+        assert_true(turn_until(&w, 40, 20 * NR_S_NS));
+        unsigned last = 0;
+        for (unsigned i = 0; i < 40; i++) {
+            unsigned k = w.order[i];
+            assert_int_equal(w.all[k].completed, 1);
+            if (k % 8 != 7) { /* a cancelled one is answered at once */
+                assert_true(k >= last);
+                last = k;
+            }
+        }
+        finish(&w, 40);
+    }
+}
+
+static void test_time_outs_reject_and_delay(void **state)
+{
+    (void)state;
+    for (unsigned delays = 0; delays < 2; delays++) {
+        const naru_option options[] = {{"delay_us", "150000"}};
+        const struct nr_queue_rules level = {
+            .delays = delays, .may_override = true, .timeout_ns = NR_S_NS};
+        struct world w;
+        world_init(&w, &(struct setup){.plugin = "delay",
+                                       .options = options,
+                                       .n_options = 1,
+                                       .instances = 1,
+                                       .max_rows = 1,
+                                       .limits = usual(),
+                                       .levels = &level,
+                                       .n_levels = 1});
+        submit(&w, 0, 1, 0);
+        until_running(&w, 1);
+        w.next.timeout_us = 20000;
+        submit(&w, 1, 1, 0);
+        w.next.timeout_us = 0;
+        submit(&w, 2, 1, 0);
+        if (delays) {
+            assert_true(turn_until(&w, 3, 20 * NR_S_NS));
+            assert_int_equal(w.order[1], 2);
+            expect_echo(&w.all[1]);
+        } else {
+            assert_true(turn_until(&w, 1, 120 * NR_MS_NS)); /* while the first still runs */
+            assert_int_equal(w.all[1].r.status, NARU_UNAVAILABLE);
+            assert_non_null(strstr(w.all[1].r.error.ptr, "Request timeout expired"));
+            assert_true(turn_until(&w, 3, 20 * NR_S_NS));
+        }
+        expect_echo(&w.all[2]);
+        finish(&w, 3);
+    }
+}
+
+/* One client fills the queue; another's requests are served nevertheless. */
+static void test_flood_of_one_client(void **state)
+{
+    (void)state;
+    const naru_option options[] = {{"delay_us", "5000"}};
+    struct world w;
+    struct nr_sched_limits l = usual();
+    l.max_queue_requests = 30;
+    world_init(&w, &(struct setup){.plugin = "delay",
+                                   .options = options,
+                                   .n_options = 1,
+                                   .instances = 1,
+                                   .max_rows = 1,
+                                   .limits = l});
+    w.client = 1;
+    for (unsigned i = 0; i < 50; i++) {
+        submit(&w, i, 1, 0);
+    }
+    w.client = 2;
+    for (unsigned i = 50; i < 54; i++) {
+        submit(&w, i, 1, 0);
+    }
+    assert_true(turn_until(&w, 54, 20 * NR_S_NS));
+    unsigned place = 0, served = 0;
+    for (unsigned i = 0; i < 54; i++) {
+        served += w.all[w.order[i]].r.status == NARU_OK;
+        place = w.order[i] == 53 ? served : place;
+    }
+    for (unsigned i = 50; i < 54; i++) {
+        expect_echo(&w.all[i]);
+    }
+    assert_in_range(place, 1, 14); /* not behind the thirty that were there */
+    struct nr_sched_state s;
+    nr_sched_state_get(w.sched, &s);
+    assert_int_equal(s.refused[NR_REFUSAL_SHARE], 4);
+    assert_true(s.refused[NR_REFUSAL_COUNT] >= 18);
+    finish(&w, 54);
+}
+
+/* Work that cannot be done in time is refused as it comes, and none is begun. */
+static void test_hopeless_deadlines(void **state)
+{
+    (void)state;
+    const naru_option options[] = {{"delay_us", "50000"}};
+    struct world w;
+    struct nr_sched_limits l = usual();
+    l.max_wait_ns = 600 * NR_S_NS;
+    world_init(&w, &(struct setup){.plugin = "delay",
+                                   .options = options,
+                                   .n_options = 1,
+                                   .instances = 1,
+                                   .max_rows = 1,
+                                   .limits = l});
+    submit(&w, 0, 1, 0);
+    assert_true(turn_until(&w, 1, 20 * NR_S_NS));
+    struct nr_sched_state s = {.running = 1};
+    while (s.running > 0) { /* now it is known how long it takes */
+        nr_sched_state_get(w.sched, &s);
+    }
+    assert_true(s.row_ns > 0);
+    submit(&w, 1, 1, 0);
+    until_running(&w, 1);
+    for (unsigned i = 2; i < 20; i++) { /* 900 ms of work: also where this thread is held up */
+        submit(&w, i, 1, 0);
+    }
+    submit(&w, 20, 1, nr_clock_now() + 100 * NR_MS_NS);
+    assert_int_equal(w.all[20].completed, 1);
+    assert_int_equal(w.all[20].r.status, NARU_UNAVAILABLE);
+    assert_true(w.all[20].r.retry_after_s >= 1);
+    submit(&w, 21, 1, nr_clock_now() + 60 * NR_S_NS);
+    assert_true(turn_until(&w, 22, 60 * NR_S_NS));
+    expect_echo(&w.all[21]);
+    finish(&w, 22);
+}
+
 /* --- several responses to one request --------------------------------------------------------- */
 
 static void on_answer(struct nr_request *r, struct nr_answer *a)
@@ -784,6 +1044,13 @@ int main(void)
         cmocka_unit_test(test_answers_from_other_threads),
         cmocka_unit_test(test_a_plug_in_that_never_answers_can_be_cancelled),
         cmocka_unit_test(test_idle_model_is_trimmed),
+        cmocka_unit_test(test_urgent_ones_first),
+        cmocka_unit_test(test_urgent_ones_first_in_a_turn),
+        cmocka_unit_test(test_answers_in_order),
+        cmocka_unit_test(test_answers_in_order_with_faults),
+        cmocka_unit_test(test_time_outs_reject_and_delay),
+        cmocka_unit_test(test_flood_of_one_client),
+        cmocka_unit_test(test_hopeless_deadlines),
         cmocka_unit_test(test_responses_in_order),
         cmocka_unit_test(test_slow_reader_holds_the_model),
         cmocka_unit_test(test_cancel_wakes_a_waiting_model),

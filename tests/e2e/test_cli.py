@@ -197,7 +197,7 @@ def test_one_port_for_several_purposes_is_one_listener(server, tmp_path, given, 
     assert one.ports[shared] == port and sum(p == port for p in one.ports.values()) == 1
     listening = one.banner[one.banner.index("listening (HTTP/1.1, HTTP/2 and gRPC on each)") + 1:]
     assert f"  127.0.0.1:{port}  {shared}" in listening
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as r:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as r:
         assert r.status == 200
     with H2(port) as c:
         assert c.reply(c.grpc(SERVICE + "ServerLive", b"")).grpc == 0

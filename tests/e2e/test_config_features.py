@@ -25,21 +25,14 @@ REFUSED = {
     "agents": (model("identity", IO, extra='model_repository_agents { agents [ { name: "checksum" } ] }\n'),
                "model_repository_agents"),
 }
-WARMUP = ('model_warmup [ { name: "w" inputs { key: "INPUT0" value { data_type: TYPE_FP32 dims: 1 zero_data: true } } } ]\n')
 IGNORED = {
-    "warmup": (WARMUP, "model_warmup"),
-    "priorities": ("dynamic_batching { priority_levels: 3 default_priority_level: 2 }\n", "priority_levels"),
     "rate": ('instance_group [ { rate_limiter { resources [ { name: "R" count: 4 } ] priority: 2 } } ]\n', "rate_limiter"),
-    "ordering": ("dynamic_batching { preserve_ordering: true }\n", "preserve_ordering"),
-    "delay": ("dynamic_batching { default_queue_policy { timeout_action: DELAY } }\n", "timeout_action DELAY"),
     "policy": ('instance_group [ { host_policy: "numa_0" } ]\n', "host_policy"),
     "tags": ('metric_tags { key: "team" value: "a" }\n', "metric_tags"),
     "runtime": ('runtime: "librt.so"\n', "runtime"),
     "files": ('cc_model_filenames { key: "8.6" value: "a" }\n', "cc_model_filenames"),
     "operations": ('model_operations { op_library_filename: "ops.so" }\n', "model_operations"),
     "default_level": ("dynamic_batching { default_priority_level: 2 }\n", "default_priority_level"),
-    "level_policy": ("dynamic_batching { priority_levels: 1 default_priority_level: 1 priority_queue_policy { key: 1 "
-                     "value { max_queue_size: 3 } } }\n", "priority_queue_policy"),
     "profile": ('instance_group [ { profile: "1" } ]\n', "profile"),
     "devices": ("instance_group [ { secondary_devices { kind: KIND_NVDLA device_id: 0 } } ]\n", "secondary_devices"),
     "metrics": ("model_metrics { }\n", "model_metrics"),
@@ -56,7 +49,8 @@ IGNORED = {
                      '{ key: "precision_mode" value: "FP16" } } ] cpu_execution_accelerator [ { name: "openvino" } ] } }\n',
                      "optimization.execution_accelerators.gpu_execution_accelerator, "
                      "optimization.execution_accelerators.cpu_execution_accelerator"),
-    "several": (WARMUP + "dynamic_batching { preserve_ordering: true }\n", "model_warmup, preserve_ordering"),
+    "several": ('optimization { eager_batching: true }\nmetric_tags { key: "team" value: "a" }\n',
+                "metric_tags, optimization.eager_batching"),
 }
 
 
@@ -100,7 +94,7 @@ PICTURE = [("INPUT0", "FP32", [3, 8, 8])]
 WRONG = {
     "seize": ({"naru.image.seize": "8x8"}, 'unknown parameter "naru.image.seize": did you mean "naru.image.size"?'),
     "case": ({"naru.Image.size": "8x8"}, 'did you mean "naru.image.size"?'),
-    "bare": ({"naru.": "1"}, 'unknown parameter "naru.": did you mean "naru.output'),
+    "bare": ({"naru.": "1"}, 'unknown parameter "naru.": did you mean "naru.'),
     "long": ({"naru." + "x" * 300: "1"}, 'unknown parameter "naru.xxx'),
     "symbol": ({"naru.check_symbol": "false"}, 'did you mean "naru.check_symbols"?'),
     "symbols": ({"naru.check_symbols": "maybe"}, 'parameter "naru.check_symbols" is "maybe"; "true" or "false"'),

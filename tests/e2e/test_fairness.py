@@ -9,13 +9,13 @@ processor from them then, and what is left is what happens on the loop. A stall 
 comes back at every attempt, so each test takes the best of a few.
 """
 import json
-import os
 import socket
 import subprocess
 import threading
 import time
 import urllib.request
 
+import priority
 import pytest
 from conftest import ROOT, wait_until
 from counts import metric
@@ -40,28 +40,10 @@ output [ {{ name: "Y" data_type: TYPE_FP32 dims: [ {dims} ] }} ]
     (folder / name / "config.pbtxt").write_text(text)
 
 
-def serve_first(pid, name=""):
-    """Threads of a process whose names begin so, before all others, but not the threads that they start."""
-    for task in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{task}/comm", encoding="ascii") as f:
-            if f.read().startswith(name) and MAY_SERVE_FIRST:
-                os.sched_setscheduler(int(task), *FIRST)
-
-
-FIRST = os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1)
-try:
-    own = os.sched_getscheduler(0), os.sched_getparam(0)
-    os.sched_setscheduler(0, *FIRST)
-    os.sched_setscheduler(0, *own)
-    MAY_SERVE_FIRST = True
-except PermissionError:
-    MAY_SERVE_FIRST = False
-
-
 def is_fair(here, there, more):
     """Without that right a server that computes on another thread than its loop loses by that, where every
     millisecond is fought for."""
-    return here < there + more or (not MAY_SERVE_FIRST and here < 2.5 * there)
+    return here < there + more or (not priority.ALLOWED and here < 2.5 * there)
 
 
 @pytest.fixture
@@ -71,7 +53,7 @@ def pair(server, tmp_path):
     def start(*options):
         both = [server("--io-threads", 1, *options, models=[tmp_path / "models"]) for _ in range(2)]
         for s in both:
-            serve_first(s.pid, "naru-io")
+            priority.serve_first(s.pid, "naru-io")
         return both
 
     return start
@@ -95,7 +77,7 @@ def p99_of_both(s, idle, path, rate, seconds, body=None):
     """(server under test, idle server), measured at the same time."""
     runs = [load(one, path, rate, seconds, body=body) for one in (s, idle)]
     for run in runs:
-        serve_first(run.pid)
+        priority.serve_first(run.pid)
     return tuple(p99_us(run.communicate(timeout=60 + seconds)[0]) for run in runs)
 
 

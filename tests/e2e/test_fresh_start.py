@@ -83,7 +83,7 @@ def test_no_privileges_are_kept(server, tmp_path):
                                                                         "--no-allow-metrics"]])
 def test_what_is_refused_ends_with_78(tmp_path, options):
     """D2: a supervisor sees that trying again is of no use; nothing was listened on."""
-    done = subprocess.run([NARU, "serve", tmp_path, *options], capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run([NARU, "serve", tmp_path, *options], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == os.EX_CONFIG == 78 and done.stdout == ""
     assert done.stderr.startswith("naru serve: ") and done.stderr.count("\n") == 1
 

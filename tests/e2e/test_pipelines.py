@@ -14,6 +14,7 @@ from PIL import Image
 
 import models
 import plugin_models
+import sequence_models
 from conftest import EXAMPLES, PICTURES, ROOT
 from rawhttp import ask
 
@@ -86,6 +87,10 @@ def running(module_server, tmp_path_factory):
         step("add_sub", {"INPUT0": "A", "INPUT1": "B"}, {"OUTPUT0": "sum"}), step("broken", {"INPUT0": "sum"}, {"OUTPUT0": "X"})]))
     write(repo, "misfit", ensemble(AB, [("X", "FP32", [16])], [
         step("linear", {"X": "A"}, {"Y": "four"}), step("add_sub", {"INPUT0": "four", "INPUT1": "B"}, {"OUTPUT0": "X"})]))
+    sequence_models.horner(repo, "inner")
+    sequence_models.horner(repo, "outer", strategy="direct { }")
+    write(repo, "sequence", ensemble([("IN", "INT64", [2])], [("OUT", "INT64", [2])], [
+        step("inner", {"X": "IN"}, {"Y": "y"}), step("outer", {"X": "y"}, {"Y": "OUT"})]))
     for name, member in (("egg", "hen"), ("hen", "egg")):
         write(repo, name, ensemble(AB[:1], [("X", "FP32", [16])], [step(member, {"A": "A"}, {"X": "X"})]))
     s = module_server(models=[repo])
@@ -226,6 +231,22 @@ def test_pictures_of_one_size_only(api):
         infer(api, "each_size", FILE=pictures("rainy.jpg", "digit.png")[1])
     with pytest.raises(InferenceServerException, match=r"step 0 \(\"naru.image_decode\"\): "):
         infer(api, "each_size", FILE=np.array([[b"no picture"]], dtype=object))
+
+
+def test_members_with_sequences(api):
+    """Both members get the correlation id and the flags, so each keeps its state of each sequence."""
+    lib, client = api
+    xs = {7: np.arange(8).reshape(4, 2), 8: np.arange(8, 16).reshape(4, 2)}
+    got = {7: [], 8: []}
+    for i in range(4):
+        for sequence, x in xs.items():
+            t = lib.InferInput("IN", [1, 2], "INT64")
+            t.set_data_from_numpy(x[i:i + 1])
+            r = client.infer("sequence", [t], sequence_id=sequence, sequence_start=i == 0, sequence_end=i == 3)
+            got[sequence].append(r.as_numpy("OUT")[0])
+    for sequence, x in xs.items():
+        want = sequence_models.horner_answers(sequence_models.horner_answers(x))
+        np.testing.assert_array_equal(got[sequence], want)
 
 
 def test_parts(api):

@@ -25,6 +25,12 @@ from tritonclient.utils import InferenceServerException  # noqa: E402
 TOOL = ROOT / ".deps" / "perf_analyzer" / "perf_analyzer"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 DIRECT = "direct { }"
+CHAIN = """platform: "ensemble" max_batch_size: 8
+input [ { name: "X" data_type: TYPE_INT64 dims: [ 2 ] } ] output [ { name: "Y" data_type: TYPE_INT64 dims: [ 2 ] } ]
+ensemble_scheduling { step [
+  { model_name: "oldest" model_version: -1 input_map { key: "X" value: "X" } output_map { key: "Y" value: "middle" } },
+  { model_name: "direct" model_version: -1 input_map { key: "X" value: "middle" } output_map { key: "Y" value: "Y" } } ] }
+"""
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +47,8 @@ def running(module_server, tmp_path_factory):
     (where / "initial_state" / "seven").write_bytes(np.array([7, 7], np.int64).tobytes())
     sm.growing(repo)
     sm.growing(repo, "replaced", more="")
+    (repo / "chain" / "1").mkdir(parents=True)
+    (repo / "chain" / "config.pbtxt").write_text(CHAIN)
     for kind in sm.ID_TYPES:
         sm.controls(repo, f"controls_{kind.lower()}", id_type=kind)
     sm.controls(repo, "controls_oldest", sm.OLDEST)
@@ -99,6 +107,14 @@ def test_state_from_request_to_request(client, model, sequence):
         row = x if model == "unbatched" else x[None]
         got.append(client.infer(model, row, sequence, i == 0, i + 1 == len(xs)).as_numpy("Y").reshape(2))
     assert np.array_equal(got, sm.horner_answers(xs))
+
+
+def test_members_of_an_ensemble(client):
+    """Both steps keep a state of their own; the ensemble's request says which sequence it is."""
+    xs = [np.array([i, 7]) for i in range(6)]
+    got = [client.infer("chain", x[None], "c", i == 0, i == 5).as_numpy("Y")[0] for i, x in enumerate(xs)]
+    assert np.array_equal(got, sm.horner_answers(sm.horner_answers(xs)))
+    assert "START flag" in refused(client, 400, "chain", [[1, 1]], "c")
 
 
 def test_initial_state_from_a_file(client):

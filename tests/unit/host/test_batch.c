@@ -966,9 +966,136 @@ static void test_cancel_races(void **state)
     plugin.api = &fake_table;
 }
 
+/* ---- ragged ------------------------------------------------------------------------------------- */
+
+static const int64_t dims_open[] = {-1, -1}, dims_share[] = {-1, -1, 2};
+enum {
+    MADE = 6
+};
+static const naru_io ragged_inputs[1 + MADE] = {
+    {.name = "x", .shape = dims_open, .rank = 1, .dtype = NARU_FP32},
+    {.name = "elements", .shape = dims_open, .rank = 1, .dtype = NARU_INT32},
+    {.name = "ends", .shape = dims_open, .rank = 1, .dtype = NARU_FP32},
+    {.name = "bounds", .shape = dims_open, .rank = 1, .dtype = NARU_INT32},
+    {.name = "largest", .shape = dims_open, .rank = 1, .dtype = NARU_INT32},
+    {.name = "shapes", .shape = dims_open, .rank = 2, .dtype = NARU_INT32},
+    {.name = "flat", .shape = dims_open, .rank = 1, .dtype = NARU_FP32}};
+static const naru_io ragged_output = {
+    .name = "y", .shape = dims_open, .rank = 1, .dtype = NARU_FP32};
+
+static struct nr_batch *ragged_batch(uint32_t max_rows)
+{
+    static const bool inputs[1 + MADE] = {true};
+    static const struct nr_batch_made made[MADE] = {
+        {1, 0, NR_MADE_ELEMENTS}, {2, 0, NR_MADE_ENDS},   {3, 0, NR_MADE_BOUNDS},
+        {4, 0, NR_MADE_LARGEST},  {5, 0, NR_MADE_SHAPES}, {6, 0, NR_MADE_SHAPES_FLAT}};
+    static const struct nr_batch_scatter scatter = {
+        .on = true, .source = 0, .rank = 3, .shape = dims_share};
+    static const struct nr_batch_ragged ragged = {
+        .inputs = inputs, .n_made = MADE, .made = made, .outputs = &scatter};
+    struct nr_batch_cfg cfg = {.plugin = &plugin,
+                               .inputs = ragged_inputs,
+                               .outputs = &ragged_output,
+                               .n_inputs = 1 + MADE,
+                               .n_outputs = 1,
+                               .ragged = &ragged,
+                               .max_rows = max_rows};
+    struct nr_batch *b = NULL;
+    assert_int_equal(nr_batch_new(&cfg, &b, NULL), NARU_OK);
+    fake.execute = copy;
+    return b;
+}
+
+/* shape must live until the batch is cleared. */
+static nr_status add_ragged(struct nr_batch *b, const float *data, const int64_t shape[3],
+                            struct nr_err *err)
+{
+    struct nr_batch_input in[1 + MADE] = {
+        {.data = data,
+         .bytes = (size_t)(shape[0] * shape[1] * shape[2]) * sizeof *data,
+         .shape = shape,
+         .rank = 3}};
+    struct nr_batch_request r = {.inputs = in, .rows = (uint32_t)shape[0]};
+    return nr_batch_add(b, &r, err);
+}
+
+static void expect_made(uint32_t k, const int32_t *values, uint32_t n)
+{
+    const naru_tensor *t = &fake.batch->inputs[k];
+    assert_int_equal(t->n_segments, 1);
+    assert_int_equal(t->bytes, n * sizeof *values);
+    for (uint32_t i = 0; i < n; i++) {
+        const uint8_t *at = (const uint8_t *)naru_tensor_data(t) + i * sizeof *values;
+        float real;
+        int32_t whole;
+        memcpy(&real, at, sizeof real);
+        memcpy(&whole, at, sizeof whole);
+        assert_int_equal(t->dtype == NARU_FP32 ? (int32_t)real : whole, values[i]);
+    }
+}
+
+static void test_ragged_batch(void **state)
+{
+    (void)state;
+    static const int64_t a[] = {1, 2, 2}, c[] = {2, 1, 2}, e[] = {1, 0, 2}, wrong[] = {1, 2, 3};
+    struct nr_batch *b = ragged_batch(8);
+    struct nr_err err = {0};
+    for (unsigned round = 0; round < 3; round++) {
+        assert_int_equal(add_ragged(b, rows_a, a, NULL), NARU_OK);
+        assert_int_equal(add_ragged(b, rows_b, c, NULL), NARU_OK);
+        assert_int_equal(add_ragged(b, rows_b, e, NULL), NARU_OK);
+        assert_int_equal(nr_batch_run(b, &instance), NARU_OK);
+        const naru_tensor *x = &fake.batch->inputs[0];
+        assert_int_equal(x->rank, 1);
+        assert_int_equal(x->shape[0], 8);
+        assert_memory_equal(naru_tensor_data(x), rows_a, 16);
+        assert_memory_equal((const uint8_t *)naru_tensor_data(x) + 16, rows_b, 16);
+        assert_int_equal(fake.batch->rows, 4);
+        expect_made(1, (int32_t[]){4, 4, 0}, 3);
+        expect_made(2, (int32_t[]){4, 8, 8}, 3);
+        expect_made(3, (int32_t[]){0, 4, 8, 8}, 4);
+        expect_made(4, (int32_t[]){0, 0, 0, 0}, 4);
+        expect_made(5, (int32_t[]){2, 2, 1, 2, 1, 2, 0, 2}, 8);
+        assert_int_equal(fake.batch->inputs[5].shape[0], 4);
+        assert_int_equal(fake.batch->inputs[5].shape[1], 2);
+        expect_made(6, (int32_t[]){2, 2, 1, 2, 1, 2, 0, 2}, 8);
+        struct nr_batch_slice s;
+        assert_int_equal(nr_batch_output(b, 0, 1, &s), NARU_OK);
+        assert_int_equal(s.rank, 3);
+        assert_int_equal(s.shape[0], 2);
+        assert_int_equal(s.shape[1], 1);
+        assert_int_equal(s.shape[2], 2);
+        assert_memory_equal(s.data, rows_b, 16);
+        assert_int_equal(nr_batch_output(b, 0, 0, &s), NARU_OK);
+        assert_memory_equal(s.data, rows_a, 16);
+        assert_int_equal(s.shape[1], 2);
+        assert_int_equal(nr_batch_output(b, 0, 2, &s), NARU_OK);
+        assert_int_equal(s.bytes, 0);
+        nr_batch_clear(b);
+    }
+    /* one request alone is not copied */
+    assert_int_equal(add_ragged(b, rows_a, a, NULL), NARU_OK);
+    assert_int_equal(nr_batch_run(b, &instance), NARU_OK);
+    assert_ptr_equal(naru_tensor_data(&fake.batch->inputs[0]), rows_a);
+    expect_made(3, (int32_t[]){0, 4}, 2);
+    nr_batch_clear(b);
+    /* shares that do not add up: shapes of 6 elements, cut as [1, 2, 2] */
+    assert_int_equal(add_ragged(b, rows_a, wrong, NULL), NARU_OK);
+    assert_int_equal(nr_batch_run(b, &instance), NARU_OK);
+    struct nr_batch_slice s;
+    assert_int_equal(nr_batch_output(b, 0, 0, &s), NARU_INTERNAL);
+    nr_batch_clear(b);
+    /* made inputs are not the client's, bytes must fill the shape */
+    struct nr_batch_input in[1 + MADE] = {{.data = rows_a, .bytes = 12, .shape = a, .rank = 3}};
+    struct nr_batch_request r = {.inputs = in, .rows = 1};
+    assert_int_equal(nr_batch_add(b, &r, &err), NARU_INVALID);
+    nr_batch_free(b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_ragged_batch),
         cmocka_unit_test(test_one_request_is_not_copied),
         cmocka_unit_test(test_several_are_gathered),
         cmocka_unit_test(test_segments_are_not_gathered),

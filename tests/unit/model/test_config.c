@@ -116,9 +116,6 @@ static void test_rules(void **state)
         {"platform: 'onnxruntime_onnx' backend: 'pytorch'", "belongs to backend \"onnxruntime\"",
          NARU_INVALID},
         {"backend: '../evil'", "backend \"../evil\" is no name", NARU_INVALID},
-        {"input { name: 'x' data_type: TYPE_FP32 dims: 1 allow_ragged_batch: true }",
-         "input \"x\": allow_ragged_batch", NARU_UNSUPPORTED},
-        {"batch_input { }", "batch_input and batch_output", NARU_UNSUPPORTED},
         {"model_repository_agents { agents { name: 'decrypt' } }", "agent \"decrypt\"",
          NARU_UNSUPPORTED},
         {"instance_group { count: -1 }", "count must be 1 or more, found -1", NARU_INVALID},
@@ -603,6 +600,19 @@ static void test_mismatches(void **state)
         {"max_batch_size: 2 dynamic_batching { preserve_ordering: true default_queue_policy { "
          "timeout_action: DELAY } }",
          "preserve_ordering excludes timeout_action DELAY"},
+        {"max_batch_size: 2 dynamic_batching { preserve_ordering: true priority_levels: 1 "
+         "default_priority_level: 1 priority_queue_policy { key: 1 value { timeout_action: DELAY } "
+         "} }",
+         "preserve_ordering excludes timeout_action DELAY"},
+        {"max_batch_size: 2 batch_input { }", "batch_input needs a target_name"},
+        {"max_batch_size: 2 batch_output { target_name: 'y' source_input: ['x', 'x'] }",
+         "exactly one source_input, found 1 and 2"},
+        {"max_batch_size: 2 dynamic_batching { preserve_ordering: true } model_transaction_policy "
+         "{ "
+         "decoupled: true }",
+         "preserve_ordering excludes decoupled"},
+        {"max_batch_size: 2 dynamic_batching { priority_levels: 257 default_priority_level: 1 }",
+         "at most 256"},
         {"max_batch_size: 2 dynamic_batching { max_queue_delay_microseconds: 18446744073709551615 "
          "}",
          "above an hour"},
@@ -708,12 +718,36 @@ static void test_groups_and_queue(void **state)
     assert_int_equal(config->preferred[0], 2);
     assert_int_equal(config->preferred[2], 8);
     assert_int_equal(config->max_queue_delay_ns, 250000);
-    assert_true(config->queue.allow_override);
-    assert_int_equal(config->queue.max_queue_size, 9);
-    assert_int_equal(config->queue.default_timeout_ns, 7000);
-    assert_string_equal(config->ignored,
-                        "timeout_action DELAY, instance_group on more than one device");
+    assert_int_equal(config->n_levels, 1);
+    assert_true(config->levels[0].allow_override);
+    assert_true(config->levels[0].delays);
+    assert_int_equal(config->levels[0].max_queue_size, 9);
+    assert_int_equal(config->levels[0].default_timeout_ns, 7000);
+    assert_string_equal(config->ignored, "instance_group on more than one device");
     assert_true(config->response_cache);
+}
+
+/* A level has its own policy or the default one. */
+static void test_levels(void **state)
+{
+    (void)state;
+    struct model m = batchable();
+    assert_int_equal(
+        load("max_batch_size: 8 dynamic_batching { priority_levels: 3 default_priority_level: 2 "
+             "default_queue_policy { max_queue_size: 9 } "
+             "priority_queue_policy { key: 3 value { timeout_action: DELAY max_queue_size: 1 "
+             "default_timeout_microseconds: 5 } } }"),
+        NARU_OK);
+    assert_int_equal(nr_config_complete(config, model_of(&m, 1, 1), &on, &err), NARU_OK);
+    assert_int_equal(config->n_levels, 3);
+    assert_int_equal(config->default_level, 1);
+    assert_int_equal(config->levels[0].max_queue_size, 9);
+    assert_int_equal(config->levels[1].max_queue_size, 9);
+    assert_false(config->levels[1].delays);
+    assert_int_equal(config->levels[2].max_queue_size, 1);
+    assert_int_equal(config->levels[2].default_timeout_ns, 5000);
+    assert_true(config->levels[2].delays);
+    assert_string_equal(config->ignored, "");
 }
 
 /* What has no effect is named, each on its own; what has none to name is not. */
@@ -725,15 +759,12 @@ static void test_ignored(void **state)
     } cases[] = {
         {"model_warmup { name: 'w' inputs { key: 'x' value { data_type: TYPE_FP32 dims: 16 "
          "zero_data: true } } }",
-         "model_warmup"},
+         ""},
         {"response_cache { enable: true }", ""},
         {"response_cache { }", ""},
-        {"dynamic_batching { priority_levels: 2 default_priority_level: 1 }", "priority_levels"},
-        {"dynamic_batching { priority_levels: 1 default_priority_level: 1 }", ""},
-        {"dynamic_batching { preserve_ordering: true }", "preserve_ordering"},
-        {"dynamic_batching { default_queue_policy { timeout_action: DELAY } }",
-         "timeout_action DELAY"},
-        {"dynamic_batching { default_queue_policy { timeout_action: REJECT } }", ""},
+        {"dynamic_batching { priority_levels: 2 default_priority_level: 1 }", ""},
+        {"dynamic_batching { preserve_ordering: true }", ""},
+        {"dynamic_batching { default_queue_policy { timeout_action: DELAY } }", ""},
         {"instance_group { rate_limiter { resources { name: 'r' count: 1 } } }", "rate_limiter"},
         {"instance_group { secondary_devices { kind: KIND_NVDLA device_id: 1 } }",
          "secondary_devices"},
@@ -749,7 +780,7 @@ static void test_ignored(void **state)
         {"dynamic_batching { priority_levels: 1 default_priority_level: 1 priority_queue_policy { "
          "key: 1 "
          "value { } } }",
-         "priority_queue_policy"},
+         ""},
         {"dynamic_batching { preferred_batch_size: [1,2,1,2,1,2,1,2,1,2,1,2,1,2,1,2] }", ""},
         {"dynamic_batching { preferred_batch_size: [1,2,1,2,1,2,1,2,1,2,1,2,1,2,1,2,2] }",
          "preferred_batch_size above the 16 smallest"},
@@ -913,6 +944,7 @@ int main(void)
         cmocka_unit_test_teardown(test_order_and_maps, teardown),
         cmocka_unit_test_teardown(test_without_model_info, teardown),
         cmocka_unit_test_teardown(test_groups_and_queue, teardown),
+        cmocka_unit_test_teardown(test_levels, teardown),
         cmocka_unit_test_teardown(test_ignored, teardown),
         cmocka_unit_test_teardown(test_used_options, teardown),
         cmocka_unit_test_teardown(test_printed_config_is_stable, teardown),

@@ -68,8 +68,9 @@ static void empty(int dir_fd, int depth)
 static struct {
     pthread_mutex_t lock;
     _Atomic unsigned opened, closed, running, most_running, published;
-    _Atomic int hold;  /* while set, opens wait */
-    unsigned n_states; /* under the lock */
+    _Atomic int hold;      /* while set, opens wait */
+    int64_t good_versions; /* of a model named bad…: those up to it can be opened */
+    int n_states;          /* under the lock; below 0: not kept */
     char states[64][160];
 } stub = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
@@ -94,7 +95,7 @@ static nr_status stub_open(void *ctx, struct nr_version *v, struct nr_err *err)
     while (known && atomic_load(&stub.hold)) {
         (void)usleep(1000);
     }
-    nr_status st = strncmp(v->name, "bad", 3) == 0
+    nr_status st = strncmp(v->name, "bad", 3) == 0 && v->number > stub.good_versions
                        ? nr_fail(err, NARU_INVALID, "the stub cannot open %s", v->name)
                        : nr_version_complete(v, known, err);
     if (st == NARU_OK) {
@@ -123,7 +124,11 @@ static void on_state(void *ctx, const struct nr_version *v, nr_version_state sta
 {
     (void)ctx;
     (void)pthread_mutex_lock(&stub.lock);
-    assert_true(stub.n_states < NR_COUNT(stub.states));
+    if (stub.n_states < 0) {
+        (void)pthread_mutex_unlock(&stub.lock);
+        return;
+    }
+    assert_true(stub.n_states < (int)NR_COUNT(stub.states));
     (void)snprintf(stub.states[stub.n_states++], sizeof stub.states[0], "%s %lld %s %s", v->name,
                    (long long)v->number, nr_version_state_text(state), reason);
     (void)pthread_mutex_unlock(&stub.lock);
@@ -132,12 +137,14 @@ static bool told(const char *part)
 {
     bool found = false;
     (void)pthread_mutex_lock(&stub.lock);
-    for (unsigned i = 0; i < stub.n_states; i++) {
+    for (int i = 0; i < stub.n_states; i++) {
         found = found || strstr(stub.states[i], part);
     }
     (void)pthread_mutex_unlock(&stub.lock);
     return found;
 }
+
+static enum nr_control_mode control_mode; /* of the repository that open_at makes */
 
 static int setup(void **state)
 {
@@ -147,6 +154,8 @@ static int setup(void **state)
     stub.opened = stub.closed = stub.running = stub.most_running = stub.published = 0;
     stub.hold = 0;
     stub.n_states = 0;
+    stub.good_versions = 0;
+    control_mode = NR_CONTROL_NONE;
     return 0;
 }
 static int teardown(void **state)
@@ -168,6 +177,7 @@ static struct nr_repository *open_at(const char *a, const char *b, struct nr_err
     struct nr_repository_cfg cfg = {.paths = list,
                                     .n_paths = b ? 2 : 1,
                                     .load_threads = 4,
+                                    .mode = control_mode,
                                     .config = {.auto_complete = true},
                                     .ops = {.open = stub_open, .close = stub_close},
                                     .ops_ctx = &stub,
@@ -508,7 +518,8 @@ static void test_lookup(void **state)
         {"m", "4294967297", "has no version 4294967297", NARU_NOT_FOUND, 0},
         {"m", "99999999999999999999", "is no version", NARU_INVALID, 0},
         {"m", "-1", "is no version", NARU_INVALID, 0},
-        {"m", "one", "version \"one\" is no version", NARU_INVALID, 0},
+        {"m", "one", "version \"one\" is no version and no label", NARU_NOT_FOUND, 0},
+        {"m", "1x", "version \"1x\" is no version", NARU_INVALID, 0},
         {"M", "", "unknown model \"M\"", NARU_NOT_FOUND, 0},
         {"", "", "unknown model \"\"", NARU_NOT_FOUND, 0},
         {"m ", "1", "unknown model \"m \"", NARU_NOT_FOUND, 0},
@@ -588,8 +599,8 @@ static void test_unload_waits_for_pins(void **state)
     nr_catalog_reader_init(&rd, r);
     assert_int_equal(nr_catalog_lookup(nr_catalog_get(&rd), NR_STR("a"), NR_STR(""), &v, &err),
                      NARU_OK);
-    struct nr_catalog_view *pin = nr_catalog_pin(&rd);
-    assert_ptr_equal(pin, nr_catalog_pin(&rd)); /* two requests of one snapshot */
+    struct nr_catalog_view *pin = nr_catalog_pin(&rd, v);
+    assert_ptr_equal(pin, nr_catalog_pin(&rd, v)); /* two requests of one snapshot */
     assert_int_equal(nr_repository_unload(r, "nobody", &err), NARU_NOT_FOUND);
     assert_int_equal(nr_repository_unload(r, "a", &err), NARU_OK);
     assert_has(index_text(r, false), "a/1 UNLOADING;b/1 READY;");
@@ -599,10 +610,10 @@ static void test_unload_waits_for_pins(void **state)
     assert_has(err.text, "being unloaded");
     assert_false(nr_repository_wait(r, nr_clock_now() + 20 * NR_MS_NS));
     assert_non_null(v->config);
-    nr_catalog_unpin(pin);
+    nr_catalog_unpin(pin, v);
     assert_false(nr_repository_wait(r, nr_clock_now() + 20 * NR_MS_NS));
     assert_int_equal(stub.closed, 0);
-    nr_catalog_unpin(pin);
+    nr_catalog_unpin(pin, v);
     assert_true(nr_repository_wait(r, 0));
     assert_int_equal(stub.closed, 1);
     assert_has(index_text(r, false), "a/1 UNAVAILABLE unloaded;b/1 READY;");
@@ -687,23 +698,25 @@ static void *look(void *arg)
     struct nr_catalog_reader rd;
     nr_catalog_reader_init(&rd, l->r);
     struct nr_catalog_view *pins[8] = {NULL};
+    struct nr_version *held[8] = {NULL};
     for (unsigned i = 0; !atomic_load(l->stop); i++) {
         struct nr_version *v;
         struct nr_err err;
         const struct nr_catalog *c = nr_catalog_get(&rd);
         if (pins[i % 8]) {
-            nr_catalog_unpin(pins[i % 8]);
+            nr_catalog_unpin(pins[i % 8], held[i % 8]);
             pins[i % 8] = NULL;
         }
         if (nr_catalog_lookup(c, i % 2 ? NR_STR("m1") : NR_STR("m2"), NR_STR(""), &v, &err) ==
             NARU_OK) {
-            pins[i % 8] = nr_catalog_pin(&rd);
+            pins[i % 8] = nr_catalog_pin(&rd, v);
+            held[i % 8] = v;
             l->found += v->config->max_batch_size == 64 && v->runtime == &stub;
         }
     }
     for (int i = 0; i < 8; i++) {
         if (pins[i]) {
-            nr_catalog_unpin(pins[i]);
+            nr_catalog_unpin(pins[i], held[i]);
         }
     }
     nr_catalog_reader_done(&rd);
@@ -738,6 +751,194 @@ static void test_readers_and_unload(void **state)
         nr_repository_free(r);
         stub.n_states = 0;
     }
+}
+
+/* --- changes ---------------------------------------------------------------------------------- */
+
+struct waited_op {
+    struct nr_op op;
+    _Atomic bool ended;
+};
+static void on_op_done(struct nr_op *op)
+{
+    struct waited_op *w = nr_container_of(op, struct waited_op, op);
+    atomic_store(&w->ended, true);
+}
+static void begin_op(struct nr_repository *r, struct waited_op *w, enum nr_op_kind kind,
+                     const char *name)
+{
+    *w = (struct waited_op){.op = {.kind = kind, .done = on_op_done}};
+    nr_repository_submit(r, nr_str_from(name), &w->op);
+}
+static nr_status end_op(struct waited_op *w)
+{
+    while (!atomic_load(&w->ended)) {
+        (void)usleep(500);
+    }
+    return w->op.err.status;
+}
+static nr_status do_op(struct nr_repository *r, enum nr_op_kind kind, const char *name)
+{
+    struct waited_op w;
+    begin_op(r, &w, kind, name);
+    return end_op(&w);
+}
+
+/* A change beside what serves: invisible until all of it is open, then all at once. */
+static void test_change_beside(void **state)
+{
+    (void)state;
+    put("m/config.pbtxt", CONFIG_X "version_policy { all { } }");
+    put("m/1/", "");
+    control_mode = NR_CONTROL_EXPLICIT;
+    struct nr_repository *r = open_at("", NULL, NULL);
+    nr_repository_load_all(r);
+    assert_int_equal(stub.opened, 0);
+    assert_int_equal(do_op(r, NR_OP_LOAD, "m"), NARU_OK);
+    assert_int_equal(do_op(r, NR_OP_LOAD, "m"), NARU_OK); /* as it is loaded: nothing */
+    assert_int_equal(stub.opened, 1);
+    put("m/2/", "");
+    put("m/3/", "");
+    struct waited_op load, unload, again;
+    stub.hold = 1;
+    begin_op(r, &load, NR_OP_LOAD, "m");
+    while (atomic_load(&stub.running) < 2) { /* version 1 has not changed */
+        (void)usleep(500);
+    }
+    begin_op(r, &unload, NR_OP_UNLOAD, "m");
+    begin_op(r, &again, NR_OP_LOAD, "m");
+    assert_string_equal(index_text(r, false), "m/1 READY;");
+    stub.hold = 0;
+    assert_int_equal(end_op(&load), NARU_OK);
+    assert_int_equal(end_op(&unload), NARU_OK);
+    assert_int_equal(end_op(&again), NARU_OK);
+    assert_true(nr_repository_wait(r, 0));
+    assert_string_equal(index_text(r, false), "m/1 READY;m/2 READY;m/3 READY;");
+    assert_int_equal(stub.opened, 6);
+    assert_int_equal(stub.closed, 3);
+    nr_repository_free(r);
+    assert_int_equal(stub.closed, 6);
+}
+
+/* One of several new versions fails: none of them is switched to, the old ones go on. */
+static void test_change_fails_as_a_whole(void **state)
+{
+    (void)state;
+    put("bad_if/config.pbtxt", CONFIG_X "version_policy { all { } }");
+    put("bad_if/1/", "");
+    control_mode = NR_CONTROL_EXPLICIT;
+    stub.good_versions = 2;
+    struct nr_repository *r = open_at("", NULL, NULL);
+    assert_int_equal(do_op(r, NR_OP_LOAD, "bad_if"), NARU_OK);
+    put("bad_if/2/", "");
+    put("bad_if/3/", "");
+    assert_int_equal(do_op(r, NR_OP_LOAD, "bad_if"), NARU_INVALID);
+    assert_true(nr_repository_wait(r, 0));
+    assert_has(index_text(r, false),
+               "bad_if/1 READY the last load failed, the versions from before serve: the stub");
+    assert_int_equal(stub.closed, 1); /* version 2 was open */
+    assert_int_equal(do_op(r, NR_OP_LOAD, "nobody"), NARU_NOT_FOUND);
+    assert_int_equal(do_op(r, NR_OP_UNLOAD, "nobody"), NARU_OK);
+    assert_int_equal(do_op(r, NR_OP_LOAD, "../x"), NARU_INVALID);
+    nr_repository_free(r);
+}
+
+/* Files that change while they are read are not served. */
+static void test_change_under_our_eyes(void **state)
+{
+    (void)state;
+    put("m/1/model.onnx", "x");
+    control_mode = NR_CONTROL_EXPLICIT;
+    struct nr_repository *r = open_at("", NULL, NULL);
+    struct waited_op load;
+    stub.hold = 1;
+    begin_op(r, &load, NR_OP_LOAD, "m");
+    while (atomic_load(&stub.running) < 1) {
+        (void)usleep(500);
+    }
+    put("m/1/model.onnx", "xyz");
+    stub.hold = 0;
+    assert_int_equal(end_op(&load), NARU_UNAVAILABLE);
+    assert_has(load.op.err.text, "changed while they were loaded");
+    assert_int_equal(stub.opened, stub.closed);
+    assert_int_equal(do_op(r, NR_OP_LOAD, "m"), NARU_OK);
+    nr_repository_free(r);
+}
+
+static void *command(void *arg)
+{
+    struct nr_repository *r = arg;
+    for (int i = 0; i < 40; i++) {
+        (void)do_op(r, i % 3 ? NR_OP_LOAD : NR_OP_UNLOAD, i % 2 ? "m1" : "m2");
+    }
+    return NULL;
+}
+
+/* Loads, unloads, changed files, lookups and listings from several threads; at the end the last
+ * command holds. */
+static void test_commands_and_readers(void **state)
+{
+    (void)state;
+    put("m1/1/model.onnx", "x");
+    put("m2/1/model.onnx", "x");
+    control_mode = NR_CONTROL_EXPLICIT;
+    struct nr_repository *r = open_at("", NULL, NULL);
+    _Atomic bool stop = false;
+    struct looker l[2];
+    pthread_t commanders[3];
+    stub.n_states = -1000000; /* too many to keep */
+    for (size_t i = 0; i < NR_COUNT(l); i++) {
+        l[i] = (struct looker){.r = r, .stop = &stop};
+        assert_int_equal(pthread_create(&l[i].thread, NULL, look, &l[i]), 0);
+    }
+    for (size_t i = 0; i < NR_COUNT(commanders); i++) {
+        assert_int_equal(pthread_create(&commanders[i], NULL, command, r), 0);
+    }
+    for (int i = 0; i < 20; i++) {
+        put("m1/1/model.onnx", i % 2 ? "x" : "xy");
+        (void)index_text(r, false);
+        (void)usleep(1000);
+    }
+    for (size_t i = 0; i < NR_COUNT(commanders); i++) {
+        assert_int_equal(pthread_join(commanders[i], NULL), 0);
+    }
+    assert_int_equal(do_op(r, NR_OP_LOAD, "m1"), NARU_OK);
+    assert_int_equal(do_op(r, NR_OP_UNLOAD, "m2"), NARU_OK);
+    assert_string_equal(index_text(r, true), "m1/1 READY;");
+    atomic_store(&stop, true);
+    for (size_t i = 0; i < NR_COUNT(l); i++) {
+        assert_int_equal(pthread_join(l[i].thread, NULL), 0);
+    }
+    nr_repository_free(r);
+    assert_int_equal(stub.opened, stub.closed);
+}
+
+/* A request holds its own version only, not every model of its snapshot. */
+static void test_pin_holds_one_version(void **state)
+{
+    (void)state;
+    put("a/1/model.onnx", "x");
+    put("b/1/model.onnx", "x");
+    struct nr_repository *r = load_at("", NULL);
+    struct nr_catalog_reader rd;
+    struct nr_version *v;
+    struct nr_err err;
+    nr_catalog_reader_init(&rd, r);
+    assert_int_equal(nr_catalog_lookup(nr_catalog_get(&rd), NR_STR("a"), NR_STR(""), &v, &err),
+                     NARU_OK);
+    struct nr_catalog_view *pin = nr_catalog_pin(&rd, v);
+    assert_int_equal(nr_repository_unload(r, NULL, &err), NARU_OK);
+    nr_catalog_refresh(&rd);
+    while (!told("b 1 UNAVAILABLE unloaded")) {
+        (void)usleep(500);
+    }
+    assert_int_equal(stub.closed, 1);
+    assert_non_null(v->config);
+    nr_catalog_unpin(pin, v);
+    assert_true(nr_repository_wait(r, 0));
+    assert_int_equal(stub.closed, 2);
+    nr_catalog_reader_done(&rd);
+    nr_repository_free(r);
 }
 
 static void test_publish_is_told(void **state)
@@ -840,6 +1041,11 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_unload_while_loading, setup, teardown),
         cmocka_unit_test_setup_teardown(test_free_while_loading, setup, teardown),
         cmocka_unit_test_setup_teardown(test_readers_and_unload, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_change_beside, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_change_fails_as_a_whole, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_change_under_our_eyes, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_commands_and_readers, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_pin_holds_one_version, setup, teardown),
         cmocka_unit_test_setup_teardown(test_publish_is_told, setup, teardown),
         cmocka_unit_test_setup_teardown(test_ensemble_waits_for_its_member, setup, teardown),
     };

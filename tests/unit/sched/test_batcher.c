@@ -100,7 +100,10 @@ static void test_shapes_are_not_mixed(void **state)
     push(&f, 1, 4, 0);
     push(&f, 1, 5, 0);
     push(&f, 1, 4, 0);
-    /* it cannot grow, so it does not wait for its delay */
+    /* others wait, so it does not wait for its delay; who fits joins it past the other */
+    expect(&f, &rules, 1, 3, 3, NR_SEAL_SHAPE);
+    assert_true(nr_batcher_plan(&rules, &f.queue, 1).scattered);
+    rules.in_order = true;
     expect(&f, &rules, 1, 2, 2, NR_SEAL_SHAPE);
 }
 
@@ -111,15 +114,16 @@ static void test_different_inputs_are_not_mixed(void **state)
     start(&f);
     push(&f, 1, 4, 0);
     push(&f, 1, 4, 0);
+    struct nr_batch_rules rules = {.batching = true, .max_rows = 8};
     f.tensors[1].index = 1;
-    assert_false(nr_batcher_compatible(&f.in[0], &f.in[1]));
+    assert_false(nr_batcher_joins(&rules, &f.in[0], &f.in[1]));
     f.tensors[1].index = 0;
     f.tensors[1].dtype = NARU_FP64;
-    assert_false(nr_batcher_compatible(&f.in[0], &f.in[1]));
+    assert_false(nr_batcher_joins(&rules, &f.in[0], &f.in[1]));
     f.tensors[1].dtype = NARU_FP32;
-    assert_true(nr_batcher_compatible(&f.in[0], &f.in[1]));
+    assert_true(nr_batcher_joins(&rules, &f.in[0], &f.in[1]));
     f.in[1].n_inputs = 0;
-    assert_false(nr_batcher_compatible(&f.in[0], &f.in[1]));
+    assert_false(nr_batcher_joins(&rules, &f.in[0], &f.in[1]));
 }
 
 static void test_delay_holds_and_lets_go(void **state)
