@@ -189,8 +189,10 @@ static void answer_error(struct item *it, nr_status status, struct nr_str text)
         close_stream(s, status, text);
         return;
     }
-    Inference__ModelStreamInferResponse m = INFERENCE__MODEL_STREAM_INFER_RESPONSE__INIT;
-    Inference__ModelInferResponse r = INFERENCE__MODEL_INFER_RESPONSE__INIT;
+    Inference__ModelStreamInferResponse m;
+    Inference__ModelInferResponse r;
+    inference__model_stream_infer_response__init(&m);
+    inference__model_infer_response__init(&r);
     m.error_message = nr_arena_strz(&it->arena, text);
     r.id = nr_arena_strz(&it->arena, it->head.id);
     r.model_name = nr_arena_strz(&it->arena, it->head.model_name);

@@ -111,23 +111,30 @@ static void subtract_counts(const struct why *w, struct nr_why_facts *f)
     for (unsigned i = 0; i < NR_SEAL_COUNT; i++) {
         f->seals[i] = w->last.state.seals[i] - w->first.state.seals[i];
     }
-    f->refused_late = b->expired - a->expired;
-    uint64_t refused = b->failed[NR_FAIL_REJECTED] - a->failed[NR_FAIL_REJECTED];
-    f->refused_full = refused - NR_MIN(refused, f->refused_late);
+    for (unsigned i = 0; i < NR_REFUSAL_KINDS; i++) {
+        bool late = i == NR_REFUSAL_HOPELESS || i == NR_REFUSAL_TIMEOUT || i == NR_REFUSAL_DEADLINE;
+        uint64_t n = w->last.state.refused[i] - w->first.state.refused[i];
+        *(late ? &f->refused_late : &f->refused_full) += n;
+    }
     f->cancelled = b->failed[NR_FAIL_CANCELED] - a->failed[NR_FAIL_CANCELED];
     f->failed = b->failed[NR_FAIL_BACKEND] - a->failed[NR_FAIL_BACKEND] + b->failed[NR_FAIL_OTHER] -
                 a->failed[NR_FAIL_OTHER];
 }
 
 /* What one thread used in between; all of it when it began in between. */
-static int64_t thread_ns(const struct nr_cpu_thread *t, const struct nr_cpu_times *before)
+static struct nr_cpu_thread used_by(const struct nr_cpu_thread *t,
+                                    const struct nr_cpu_times *before)
 {
+    struct nr_cpu_thread used = *t;
     for (unsigned i = 0; i < before->n_threads; i++) {
-        if (before->threads[i].id == t->id) {
-            return NR_MAX(t->ns - before->threads[i].ns, 0);
+        const struct nr_cpu_thread *old = &before->threads[i];
+        if (old->id == t->id) {
+            used.ns = NR_MAX(t->ns - old->ns, 0);
+            used.preempted -= NR_MIN(old->preempted, used.preempted);
+            used.waited -= NR_MIN(old->waited, used.waited);
         }
     }
-    return t->ns;
+    return used;
 }
 
 static void subtract_times(const struct why *w, struct nr_why_facts *f)
@@ -139,12 +146,15 @@ static void subtract_times(const struct why *w, struct nr_why_facts *f)
     f->others_ns = NR_MAX(b->busy_ns - a->busy_ns - f->own_ns, 0);
     for (unsigned i = 0; i < b->n_threads; i++) {
         struct nr_str name = nr_str_from(b->threads[i].name);
-        int64_t used_ns = thread_ns(&b->threads[i], a);
+        struct nr_cpu_thread used = used_by(&b->threads[i], a);
         if (nr_str_starts(name, NR_STR("naru-io-"))) {
-            f->loops_ns += used_ns;
-            f->loop_max_ns = NR_MAX(f->loop_max_ns, used_ns);
+            f->loops_ns += used.ns;
+            f->loop_max_ns = NR_MAX(f->loop_max_ns, used.ns);
         } else if (nr_str_starts(name, NR_STR("naru-pool"))) {
-            f->pool_ns += used_ns;
+            f->pool_ns += used.ns;
+        } else {
+            f->preempted += used.preempted;
+            f->waited += used.waited;
         }
     }
 }

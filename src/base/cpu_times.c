@@ -82,6 +82,29 @@ static int64_t read_machine(struct nr_arena *a)
     return sum_ns;
 }
 
+/* The number behind a name at the beginning of a line; 0 when there is none. */
+static uint64_t status_number(struct nr_str text, struct nr_str name)
+{
+    while (text.ptr != NULL) {
+        struct nr_str value, line = nr_str_cut(text, '\n', &text);
+        uint64_t number;
+        if (nr_str_eq(nr_str_cut(line, ':', &value), name) && value.ptr != NULL &&
+            nr_str_to_u64(nr_str_trim(value), &number)) {
+            return number;
+        }
+    }
+    return 0;
+}
+
+static void read_switches(int dir, const char *id, struct nr_cpu_thread *ret)
+{
+    char path[32], text[4096];
+    (void)snprintf(path, sizeof(path), "%.16s/status", id);
+    struct nr_str s = read_start(dir, path, text, sizeof(text));
+    ret->waited = status_number(s, NR_STR("voluntary_ctxt_switches"));
+    ret->preempted = status_number(s, NR_STR("nonvoluntary_ctxt_switches"));
+}
+
 /* "123 (name) S …": the name may hold anything, the last ')' ends it. */
 static bool read_thread(int dir, const char *id, struct nr_cpu_thread *ret)
 {
@@ -106,6 +129,7 @@ static bool read_thread(int dir, const char *id, struct nr_cpu_thread *ret)
         ticks += i >= 11 ? n : 0;
     }
     ret->ns = ticks_to_ns(ticks);
+    read_switches(dir, id, ret);
     return true;
 }
 

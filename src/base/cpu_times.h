@@ -1,6 +1,6 @@
 /* Who used the processors: this process, each of its threads, and the rest of the machine.
  *
- * Source: proc(5), /proc/stat and /proc/self/task/TID/stat, in ticks of 10 ms; the process as a whole
+ * Source: proc(5), /proc/stat and /proc/self/task/TID/stat and status, in ticks of 10 ms; the process as a whole
  * by getrusage(2). Two readings are compared; one says nothing.
  */
 #ifndef NR_BASE_CPU_TIMES_H
@@ -11,9 +11,10 @@
 #include "base/arena.h"
 
 struct nr_cpu_thread {
-    int64_t id;    /* of the kernel */
-    char name[16]; /* as in ps; "" when it cannot be read */
-    int64_t ns;    /* processor time since it began */
+    int64_t id;                 /* of the kernel */
+    char name[16];              /* as in ps; "" when it cannot be read */
+    int64_t ns;                 /* processor time since it began */
+    uint64_t preempted, waited; /* switches to another thread: against its wish, and by it */
 };
 
 struct nr_cpu_times {

@@ -23,7 +23,7 @@ struct set {
     _Atomic uint64_t success, fail, success_ns, fail_ns, queue_ns, input_ns, infer_ns, output_ns;
     _Atomic uint64_t rows, executions, inline_executions, last_wall_ms;
     _Atomic uint64_t cache_hits, cache_hit_ns, cache_misses, cache_miss_ns;
-    _Atomic uint64_t failed[NR_FAIL_COUNT], expired;
+    _Atomic uint64_t failed[NR_FAIL_COUNT];
     struct nr_hist_coarse stage[NR_STAGE_COUNT];
     struct batch_cell *_Atomic pages[];
 };
@@ -170,11 +170,6 @@ void nr_counters_failure(struct nr_counters *c, unsigned loop, nr_fail_reason wh
     add(&s->failed[why], 1);
 }
 
-void nr_counters_expired(struct nr_counters *c, unsigned loop)
-{
-    add(&set_of(c, loop)->expired, 1);
-}
-
 void nr_counters_cache_hit(struct nr_counters *c, unsigned loop, const struct nr_request *r,
                            int64_t took_ns)
 {
@@ -213,7 +208,6 @@ static void read_set(const struct set *s, struct nr_counts *ret)
     ret->cache_hit_ns += get(&s->cache_hit_ns);
     ret->cache_misses += get(&s->cache_misses);
     ret->cache_miss_ns += get(&s->cache_miss_ns);
-    ret->expired += get(&s->expired);
     ret->last_wall_ms = NR_MAX(ret->last_wall_ms, get(&s->last_wall_ms));
     for (unsigned i = 0; i < NR_FAIL_COUNT; i++) {
         ret->failed[i] += get(&s->failed[i]);

@@ -47,7 +47,6 @@ struct nr_counts {
     uint64_t rows, executions, inline_executions, last_wall_ms;
     uint64_t cache_hits, cache_hit_ns, cache_misses, cache_miss_ns; /* hits are successes, too */
     uint64_t failed[NR_FAIL_COUNT];
-    uint64_t expired; /* of the rejected: their time passed before they ran */
     struct nr_hist_coarse stage[NR_STAGE_COUNT];
     unsigned n_batches;             /* distinct batch sizes, ascending by rows */
     struct nr_batch_count *batches; /* in the arena given to nr_counters_read */
@@ -63,8 +62,6 @@ void nr_counters_success(struct nr_counters *c, unsigned loop, const struct nr_r
 void nr_counters_round(struct nr_counters *c, unsigned loop, const struct nr_request *r,
                        bool leads);
 void nr_counters_failure(struct nr_counters *c, unsigned loop, nr_fail_reason why, int64_t took_ns);
-/* Beside nr_counters_failure, for a request whose time passed before it ran. */
-void nr_counters_expired(struct nr_counters *c, unsigned loop);
 /* An answer from the response cache: a success that nothing was executed for. took_ns: finding it. */
 void nr_counters_cache_hit(struct nr_counters *c, unsigned loop, const struct nr_request *r,
                            int64_t took_ns);

@@ -63,9 +63,6 @@ void nr_request_complete(struct nr_request *r)
     } else {
         nr_counters_failure(s->counters, loop, nr_request_fail_reason(r),
                             nr_clock_now() - r->arrival_ns);
-        if (r->status == NARU_DEADLINE && r->begin_ns == 0) {
-            nr_counters_expired(s->counters, loop);
-        }
     }
     r->on_complete(r);
 }

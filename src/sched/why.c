@@ -30,6 +30,7 @@
 #define BUSY_LOOP 0.85    /* of an I/O thread */
 #define FULL_MACHINE 0.90 /* of all cores */
 #define COMPUTES 0.15     /* processor time in the time of executions: else it waits */
+#define STARVED 0.25      /* switches that were no thread's own wish */
 #define MANY_NEIGHBOURS 0.25
 
 const char *nr_why_cause_text(nr_why_cause c)
@@ -51,6 +52,7 @@ struct work { /* what the steps below share */
     double wait, run, before; /* shares of a request's time */
     double computes;          /* processor time per time of executions */
     double stolen;            /* part that other processes take */
+    bool is_bound;            /* the model computes, rather than to wait for something */
     bool full_machine;
     uint64_t executions; /* sealed */
 };
@@ -416,7 +418,7 @@ static void find_busy(struct work *w, double wait)
 {
     const struct nr_why_facts *f = w->f;
     struct nr_why_finding *n;
-    bool cores = w->full_machine && w->computes > COMPUTES;
+    bool cores = w->full_machine && w->is_bound;
     if ((n = find(w, cores ? NR_WHY_CORES : NR_WHY_INSTANCES, wait, "instances")) == NULL) {
         return;
     }
@@ -515,8 +517,11 @@ static void describe(struct work *w)
     double busy_ns = r->instance_use * window_ns * NR_MAX(f->set.instances, 1u);
     double own_ns = (double)f->own_ns, others_ns = (double)f->others_ns;
     w->computes = busy_ns > 0 ? NR_MAX(model_ns, 0.0) / busy_ns : 0;
+    /* Where many want the cores, a model that computes gets little of them: then it loses them often. */
+    bool starved = (double)f->preempted > STARVED * (double)(f->preempted + f->waited);
+    w->is_bound = w->computes > COMPUTES || (w->computes > COMPUTES / 10 && starved);
     w->full_machine = own_ns + others_ns > FULL_MACHINE * machine_ns;
-    if (w->full_machine && w->computes > COMPUTES && others_ns > MANY_NEIGHBOURS * machine_ns) {
+    if (w->full_machine && w->is_bound && others_ns > MANY_NEIGHBOURS * machine_ns) {
         w->stolen = others_ns / (own_ns + others_ns);
     }
 }

@@ -70,6 +70,9 @@ struct nr_why_facts {
     int64_t loops_ns;    /* its I/O threads … */
     int64_t loop_max_ns; /* … and the busiest of them */
     int64_t pool_ns;     /* its threads for pictures and large JSON */
+    uint64_t
+        preempted;   /* how often one of the others, which run models, lost its core to another … */
+    uint64_t waited; /* … and how often it had nothing to compute */
 };
 
 #define NR_WHY_TEXT 320

@@ -54,6 +54,7 @@ static void test_a_thread_that_computes(void **state)
         assert_true(nr_clock_now() - begin_ns < 60 * NR_S_NS);
     } while (now->ns - before->ns < 100 * NR_MS_NS);
     assert_int_equal(now->id, before->id);
+    assert_true(now->preempted >= before->preempted && now->waited >= before->waited);
     assert_true(last.at_ns > first.at_ns);
     assert_true(last.own_ns - first.own_ns >= 90 * NR_MS_NS); /* ticks of 10 ms */
     assert_true(last.busy_ns >= first.busy_ns);

@@ -362,7 +362,11 @@ static void test_neighbours_take_what_a_computing_model_needs(void **state)
     s.f.others_ns = NR_S_NS * 2; /* two cores idle: they take nothing away */
     explain(&s, NR_WHY_INSTANCES);
     s.f.others_ns = NR_S_NS * 39 / 10;
-    s.f.own_ns = NR_S_NS / 20; /* it waits for a device: processors do not matter */
+    s.f.own_ns = NR_S_NS / 20; /* little, and always taken away */
+    s.f.preempted = 60;
+    s.f.waited = 40;
+    explain(&s, NR_WHY_NEIGHBOURS);
+    s.f.waited = 4000; /* it waits for a device: processors do not matter */
     nr_why_explain(&s.f, &r);
     for (unsigned i = 0; i < r.n_findings; i++) {
         assert_int_not_equal(r.findings[i].cause, NR_WHY_NEIGHBOURS);
