@@ -215,7 +215,7 @@ static bool key_of(const struct nr_cached *f, const struct nr_request *r, struct
     if (bytes > NR_CACHE_MAX_INPUT_BYTES) {
         return false;
     }
-    XXH3_state_t h;
+    _Alignas(64) XXH3_state_t h; /* its own attribute is lost in some builds */
     XXH3_128bits_reset_withSecret(&h, f->cache->secret, sizeof(f->cache->secret));
     const uint64_t what[] = {f->owner, in->n_inputs, in->n_outputs, r->n_options};
     XXH3_128bits_update(&h, what, sizeof(what));
