@@ -12,6 +12,7 @@ import time
 import pytest
 
 from conftest import NARU, wait_until
+from counts import HOUR_US, begun
 from models import linear
 from plugin_models import model, repository, slow
 from rawhttp import H1, H2, SERVICE, infer_pb
@@ -94,13 +95,12 @@ def test_least_recently_used_goes_and_pinned_stay(server, tmp_path):
 
 def test_busy_models_do_not_go(server, tmp_path):
     """The only place is taken by a model that runs: the newcomer waits for it, or is told so."""
-    repo = repository(tmp_path / "repo", busy=slow(1200000), other=model("identity", X))
+    repo = repository(tmp_path / "repo", busy=slow(3000000), other=model("identity", X))
     s = server(*budget(1, "--model-resident-min", "1ms", "--model-wait", "300ms"), models=[repo])
     got = []
     t = threading.Thread(target=lambda: got.append(infer(s, "busy")))
     t.start()
-    wait_until(lambda: ready(s) == {"busy"}, what="the load")
-    time.sleep(0.1)
+    wait_until(lambda: ready(s) == {"busy"} and begun(s, "busy") == 1, what="the load and the execution")
     r = infer(s, "other")
     assert r.status == 503 and r.headers["retry-after"] and "--model-memory-budget" in r.json()["error"]
     t.join()
@@ -110,12 +110,12 @@ def test_busy_models_do_not_go(server, tmp_path):
 
 
 def test_waiting_room_is_bounded(server, tmp_path):
-    repo = repository(tmp_path / "repo", busy=slow(1500000), a=model("identity", X))
-    s = server(*budget(1, "--model-wait-max", "2", "--model-wait", "5s"), models=[repo])
+    repo = repository(tmp_path / "repo", busy=slow(4000000), a=model("identity", X))
+    s = server(*budget(1, "--model-wait-max", "2", "--model-wait", "60s"), models=[repo])
     got = []
     first = threading.Thread(target=infer, args=(s, "busy"))
     first.start()
-    wait_until(lambda: ready(s) == {"busy"}, what="the load")
+    wait_until(lambda: ready(s) == {"busy"} and begun(s, "busy") == 1, what="the load and the execution")
     threads = [threading.Thread(target=lambda: got.append(infer(s, "a").status)) for _ in range(6)]
     for t in threads:
         t.start()
@@ -128,10 +128,10 @@ def test_anti_thrash(server, tmp_path):
     """Two models that cannot both be there: each stays its time, so loads are few; nobody fails."""
     repo = repository(tmp_path / "repo", a=model("identity", X), b=model("identity", X))
     s = server(*budget(1, "--model-resident-min", "300ms"), models=[repo])
-    stop, got = time.monotonic() + 2, []
+    begin, got = time.monotonic(), []
 
     def work(name):
-        while time.monotonic() < stop:
+        while time.monotonic() < begin + 2:
             got.append(infer(s, name).status)
 
     threads = [threading.Thread(target=work, args=(n,)) for n in "ab" * 2]
@@ -140,28 +140,26 @@ def test_anti_thrash(server, tmp_path):
     for t in threads:
         t.join()
     assert set(got) == {200}, got[-5:]
-    assert metric(s, "naru_model_demand_loads_total") <= 2.5 / 0.3 + 2
+    assert metric(s, "naru_model_demand_loads_total") <= (time.monotonic() - begin) / 0.3 + 2
 
 
 def test_other_modes_are_refused(tmp_path):
     repo = repository(tmp_path / "repo", a=model("identity", X))
     for mode in ("poll", "explicit"):
         r = subprocess.run([NARU, "serve", "--model-memory-budget", "1MiB", "--model-control-mode", mode, repo],
-                           capture_output=True, text=True, timeout=20, check=False)
+                           capture_output=True, text=True, timeout=60, check=False)
         assert r.returncode == 1 and "excludes polling and explicit control" in r.stderr
 
 
 def test_sigterm_while_requests_wait(server, tmp_path):
-    repo = repository(tmp_path / "repo", busy=slow(3000000), a=model("identity", X))
+    repo = repository(tmp_path / "repo", busy=slow(HOUR_US), a=model("identity", X))
     s = server(*budget(1, "--exit-timeout", "500ms"), models=[repo])
     threads = [threading.Thread(target=lambda n=n: pytest.raises(BaseException, infer, s, n)) for n in ("busy", "a")]
     threads[0].start()
-    wait_until(lambda: ready(s) == {"busy"}, what="the load")
+    wait_until(lambda: ready(s) == {"busy"} and begun(s, "busy") == 1, what="the load and the execution")
     threads[1].start()
     time.sleep(0.2)
-    begin = time.monotonic()
-    s.stop()
-    assert time.monotonic() - begin < 10
+    s.stop(limit_s=25)
 
 
 @pytest.mark.timing
@@ -172,7 +170,8 @@ def test_a_thousand_models_in_a_tenth_of_their_memory(server, tmp_path):
     for i in range(1, 1000):
         shutil.copytree(repo / "m0", repo / f"m{i}")
     body = json.dumps({"inputs": [{"name": "X", "datatype": "FP32", "shape": [1, 16], "data": [0.5] * 16}]})
-    probe = server("--no-keep-gallery", models=[repo], ready_s=120)
+    # one after the other, as on demand: only then does the plug-in measure what a model takes
+    probe = server("--no-keep-gallery", "--model-load-thread-count", 1, models=[repo], ready_s=120)
     stats = ask(probe, "GET", "/v2/models/stats").json()["model_stats"]
     total = sum(m["memory_usage"][0]["byte_size"] if m.get("memory_usage") else MIB for m in stats)
     assert len(stats) == 1000

@@ -330,7 +330,7 @@ def test_a_member_is_unloaded_and_reloaded(server, tmp_path):
     state, reason = index()["outer"]
     assert state == "UNAVAILABLE" and "needs model" in reason and "FP32 [-1,5]" in reason
 
-    (tmp_path / "member" / "config.pbtxt").write_text(member([4], us=700000))
+    (tmp_path / "member" / "config.pbtxt").write_text(member([4], us=3000000))
     client.load_model("member")
     assert client.is_model_ready("outer")
     slow = client.async_infer("outer", [tensor_of("IN", x)])

@@ -15,6 +15,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from conftest import wait_until
+from counts import begun, one
 from models import identity, linear
 from plugin_models import model, repository, slow
 from rawhttp import H1, H2, SERVICE, WINDOW_UPDATE, frame, infer_pb, message
@@ -180,7 +181,7 @@ class Oracle:
     def end(self):
         self.stop.set()
         for t in self.threads:
-            t.join(20)
+            t.join(60)
         return self
 
 
@@ -196,6 +197,7 @@ def test_hundred_reloads_under_load(server, tmp_path):
         for o in loads:
             o.newest = number
         time.sleep(0.03)
+    wait_until(lambda: sum(o.sent for o in loads) > 1000 and all(o.sent > 100 for o in loads), what="requests enough")
     total = 0
     for o in loads:
         o.end()
@@ -238,15 +240,14 @@ def test_reload_to_a_broken_model_keeps_the_old_one(server, tmp_path):
 
 
 def test_running_requests_finish_on_the_old_version(server, tmp_path):
-    repo = repository(tmp_path / "repo", m=slow(700000))
+    repo = repository(tmp_path / "repo", m=slow(1000))
     s = server(*EXPLICIT, "--no-warm-up", "--load-model", "m", models=[repo])
     with H1(s.http) as c:
-        c.send(message("POST", "/v2/models/m/infer", BODY))
-        time.sleep(0.1)
+        c.send(message("POST", "/v2/models/m/infer", one(7, delay_us=3000000)))
+        wait_until(lambda: begun(s, "m") == 1, what="the execution")
         add_version(repo, "m", 2)
-        begin = time.monotonic()
         control(s, "m", "load")
-        assert time.monotonic() - begin < 0.5, "a load does not wait for the old version to drain"
+        assert c.open_now(wait_s=0.001), "a load does not wait for the old version to drain"
         assert c.response().json()["model_version"] == "1"
     assert infer(s).json()["model_version"] == "2"
 
@@ -366,7 +367,7 @@ def test_sigterm_while_loading_and_draining(server, tmp_path):
     s = server(*EXPLICIT, "--load-model", "m", models=[repo])
     with H1(s.http) as c:
         c.send(message("POST", "/v2/models/m/infer", BODY))
-        time.sleep(0.1)
+        wait_until(lambda: begun(s, "m") == 1, what="the execution")
         add_version(repo, "m", 2)
         control(s, "m", "load")
         s.stop()
@@ -398,7 +399,8 @@ def test_poll_takes_new_changed_and_gone_models(server, tmp_path):
 
 
 def test_poll_never_takes_half_a_model(server, tmp_path):
-    """L3: a copier that writes 1 KiB every 10 ms; no load is tried before it has ended."""
+    """L3: a copier that writes 1 KiB every 30 ms, longer than a folder must be quiet; no load is tried before
+    it has ended."""
     repo = tmp_path / "repo"
     repo.mkdir()
     identity(tmp_path / "made", "m", config='max_batch_size: 4\n' + "# " + "x" * 100 + "\n")
@@ -407,14 +409,14 @@ def test_poll_never_takes_half_a_model(server, tmp_path):
     big = onnx.load_from_string(whole)
     big.doc_string = "x" * 120000
     whole = big.SerializeToString()
-    s = server(*POLL, models=[repo])
+    s = server(*POLL, "--repository-quiet", "1500ms", models=[repo])
     (repo / "m" / "1").mkdir(parents=True)
     seen = []
     with open(repo / "m" / "1" / "model.onnx", "wb") as f:
         for at in range(0, len(whole), 1024):
             f.write(whole[at:at + 1024])
             f.flush()
-            time.sleep(0.01)
+            time.sleep(0.03)
             if at % (20 * 1024) == 0:
                 seen += [k for k in index(s) if k[0] == "m"]
                 assert ask(s, "GET", "/v2/health/ready").status == 200
