@@ -40,7 +40,8 @@ struct serve {
     sigset_t signals;
 };
 
-#define STUCK_AFTER_S 10 /* of taking apart, once draining is over */
+#define LOOK_NS (100 * NR_MS_NS) /* for signals, while models load */
+#define STUCK_AFTER_S 10         /* of taking apart, once draining is over */
 
 /* Asked twice: the kernel frees faster than we do. */
 static void on_second_signal(int sig)
@@ -251,12 +252,36 @@ static void block_signals(struct serve *s)
     sigaction(SIGPIPE, &(struct sigaction){.sa_handler = SIG_IGN}, NULL);
 }
 
+/* Until every model came to rest. False: somebody wants the end before that. */
+static bool wait_ready(struct serve *s)
+{
+    const struct timespec at_once = {0};
+    while (!nr_node_wait_ready(s->node, nr_clock_now() + LOOK_NS)) {
+        int sig = sigtimedwait(&s->signals, NULL, &at_once);
+        if (sig == SIGTERM || sig == SIGINT) {
+            return false;
+        }
+        if (sig == SIGHUP) {
+            on_hangup(s);
+        }
+    }
+    return true;
+}
+
 static void wait_for_end(struct serve *s)
 {
     int sig = 0;
     while (sigwait(&s->signals, &sig) == 0 && sig == SIGHUP) {
         on_hangup(s);
     }
+}
+
+static void serve_until_end(struct serve *s)
+{
+    serve_notify("READY=1");
+    atomic_store(&s->serving, true);
+    wait_for_end(s);
+    atomic_store(&s->serving, false);
 }
 
 static void drain(struct serve *s)
@@ -304,7 +329,10 @@ static int serve(struct serve *s)
     if (start(s, &err) != NARU_OK) {
         return failed(&err, EXIT_FAILURE);
     }
-    nr_node_wait_ready(s->node, 0);
+    if (!wait_ready(s)) {
+        drain(s);
+        return 0;
+    }
     struct nr_repository_counts n = nr_repository_count(nr_node_repository(s->node));
     serve_banner(s->node, s->since_ns, stdout);
     if (s->o.exit_on_error && n.unavailable > 0) {
@@ -312,10 +340,7 @@ static int serve(struct serve *s)
                 n.unavailable, n.models);
         return 1;
     }
-    serve_notify("READY=1");
-    atomic_store(&s->serving, true);
-    wait_for_end(s);
-    atomic_store(&s->serving, false);
+    serve_until_end(s);
     drain(s);
     return 0;
 }

@@ -14,14 +14,37 @@
 #include "api/call.h"
 #include "base/mem.h"
 
+struct entry {
+    const struct nr_route *route;
+    struct nr_str literal; /* the pattern up to its first parameter */
+    size_t pattern_len;
+    bool whole; /* there is no parameter */
+};
+
 struct nr_router {
-    const struct nr_route **routes;
-    unsigned n;
+    struct entry *entries; /* gRPC's first, then HTTP's */
+    unsigned n_grpc, n;
 };
 
 static const struct nr_route *const tables[] = {
     nr_routes_v2_http, nr_routes_v2_grpc, nr_routes_v2_stream, nr_routes_predict, nr_routes_metrics,
     nr_routes_page,    nr_routes_gallery, nr_routes_control,   nr_routes_labels,  nr_routes_why};
+
+static void add_all(struct nr_router *router, bool grpc)
+{
+    for (unsigned t = 0; t < NR_COUNT(tables); t++) {
+        for (const struct nr_route *r = tables[t]; r->pattern != NULL; r++) {
+            struct nr_str pattern = nr_str_from(r->pattern), rest;
+            struct nr_str literal = nr_str_cut(pattern, '{', &rest);
+            if ((r->kind != NR_ROUTE_HTTP) == grpc) {
+                router->entries[router->n++] = (struct entry){.route = r,
+                                                              .literal = literal,
+                                                              .pattern_len = pattern.len,
+                                                              .whole = literal.len == pattern.len};
+            }
+        }
+    }
+}
 
 nr_status nr_router_new(struct nr_router **ret, struct nr_err *err)
 {
@@ -37,12 +60,10 @@ nr_status nr_router_new(struct nr_router **ret, struct nr_err *err)
         }
     }
     struct nr_router *router = nr_new(struct nr_router);
-    router->routes = nr_new_array(const struct nr_route *, n);
-    for (unsigned t = 0; t < NR_COUNT(tables); t++) {
-        for (const struct nr_route *r = tables[t]; r->pattern != NULL; r++) {
-            router->routes[router->n++] = r;
-        }
-    }
+    router->entries = nr_new_array(struct entry, n);
+    add_all(router, true);
+    router->n_grpc = router->n;
+    add_all(router, false);
     *ret = router;
     return NARU_OK;
 }
@@ -50,7 +71,7 @@ nr_status nr_router_new(struct nr_router **ret, struct nr_err *err)
 void nr_router_free(struct nr_router *r)
 {
     if (r != NULL) {
-        nr_free(r->routes);
+        nr_free(r->entries);
         nr_free(r);
     }
 }
@@ -118,10 +139,9 @@ static bool is_version(struct nr_str s)
     return s.len > 0;
 }
 
-static bool match_pattern(const struct nr_route *r, struct nr_call *c)
+/* pattern: from its first parameter on; path: what is behind the literal part. */
+static bool match_segments(struct nr_str pattern, struct nr_str path, struct nr_call *c)
 {
-    struct nr_str path = c->x->path, pattern = nr_str_from(r->pattern);
-    c->model_name = c->version_text = c->extra = (struct nr_str){0};
     while (pattern.ptr != NULL && path.ptr != NULL) {
         struct nr_str want_rest, have_rest;
         struct nr_str want = nr_str_cut(pattern, '/', &want_rest);
@@ -143,14 +163,29 @@ static bool match_pattern(const struct nr_route *r, struct nr_call *c)
     return pattern.ptr == NULL && path.ptr == NULL;
 }
 
+static bool matches(const struct entry *e, struct nr_call *c)
+{
+    struct nr_str path = c->x->path;
+    /* of a route that was tried before */
+    c->model_name = c->version_text = c->extra = (struct nr_str){0};
+    if (e->whole) {
+        return nr_str_eq(path, e->literal);
+    }
+    size_t n = e->literal.len; /* ends with '/': a parameter is a whole segment */
+    return nr_str_starts(path, e->literal) &&
+           match_segments((struct nr_str){e->literal.ptr + n, e->pattern_len - n},
+                          (struct nr_str){path.ptr + n, path.len - n}, c);
+}
+
 nr_status nr_router_match(const struct nr_router *router, struct nr_call *c)
 {
     bool grpc = c->x->protocol == NR_GRPC;
-    for (unsigned i = 0; i < router->n; i++) {
-        const struct nr_route *r = router->routes[i];
-        if ((r->kind != NR_ROUTE_HTTP) != grpc || !match_pattern(r, c)) {
+    unsigned end = grpc ? router->n_grpc : router->n;
+    for (unsigned i = grpc ? 0 : router->n_grpc; i < end; i++) {
+        if (!matches(&router->entries[i], c)) {
             continue;
         }
+        const struct nr_route *r = router->entries[i].route;
         /* gRPC is always POST; HEAD is GET without the body. */
         unsigned bit = 1u << (c->x->method == NR_HEAD ? NR_GET : c->x->method);
         if (grpc || (r->methods & bit) != 0) {

@@ -73,7 +73,8 @@ static void advance(struct stream *s);
 
 static void try_end(struct stream *s)
 {
-    if (s->closed && !s->ended && s->n_running == 0 && !s->decoding && nr_list_empty(&s->order)) {
+    if (s->closed && !s->ended && s->n_running == 0 && !s->decoding && nr_list_empty(&s->order) &&
+        nr_list_empty(&s->backlog)) {
         s->ended = true;
         s->c->err.status = s->end_status;
         nr_exchange_end(s->c->x, nr_status_grpc(s->end_status), s->end_text);

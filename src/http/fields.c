@@ -138,6 +138,28 @@ bool nr_host_valid(struct nr_str host)
     return true;
 }
 
+/* Whether every byte is one that a target may have: above the space, below DEL, no '#'. Eight at a time
+ * (the usual tricks on the high bit of each byte), since this looks at every request. */
+static bool target_bytes_ok(struct nr_str s)
+{
+    const uint64_t ones = UINT64_MAX / 255, high = ones * 0x80;
+    uint64_t bad = 0;
+    size_t i = 0;
+    for (; s.len - i >= 8; i += 8) {
+        uint64_t v;
+        memcpy(&v, s.ptr + i, 8);
+        uint64_t hash = v ^ (ones * '#');
+        bad |= (v - ones * 0x21) & ~v; /* below 0x21 */
+        bad |= (v + ones) | v;         /* above 0x7e */
+        bad |= (hash - ones) & ~hash;  /* zero where '#' was */
+    }
+    for (; i < s.len; i++) {
+        unsigned char ch = (unsigned char)s.ptr[i];
+        bad |= ch <= 0x20 || ch >= 0x7f || ch == '#' ? high : 0;
+    }
+    return (bad & high) == 0;
+}
+
 bool nr_target_split(struct nr_str target, nr_method method, struct nr_str *ret_path,
                      struct nr_str *ret_query)
 {
@@ -146,19 +168,11 @@ bool nr_target_split(struct nr_str target, nr_method method, struct nr_str *ret_
         *ret_path = target;
         return method == NR_OPTIONS;
     }
-    if (target.len == 0 || target.ptr[0] != '/') {
+    if (target.len == 0 || target.ptr[0] != '/' || !target_bytes_ok(target)) {
         return false;
     }
-    size_t query = target.len;
-    for (size_t i = 0; i < target.len; i++) {
-        unsigned char ch = (unsigned char)target.ptr[i];
-        if (NR_UNLIKELY(ch <= 0x20 || ch >= 0x7f || ch == '#')) {
-            return false;
-        }
-        if (ch == '?' && query == target.len) {
-            query = i;
-        }
-    }
+    const char *mark = memchr(target.ptr, '?', target.len);
+    size_t query = mark ? (size_t)(mark - target.ptr) : target.len;
     *ret_path = (struct nr_str){target.ptr, query};
     if (query < target.len) {
         *ret_query = (struct nr_str){target.ptr + query + 1, target.len - query - 1};

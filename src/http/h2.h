@@ -57,6 +57,7 @@ struct nr_h2_stream {
     bool trailers; /* gRPC: grpc-status goes into trailers */
     bool zombie;
     bool waits; /* a response in parts: for the app's next one */
+    bool cut;   /* … ended by the engine */
     unsigned cap_headers;
     uint32_t head_bytes, n_fields;
     int refuse_status; /* found while reading the head: the answer to give */

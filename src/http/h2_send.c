@@ -89,7 +89,7 @@ static ssize_t read_parts(nghttp2_session *s, int32_t id, uint8_t *buf, size_t l
     xp->pumping = false;
     st->tx_bytes += n;
     st->tx_ns = nr_h2_now(h);
-    if (xp->ended && nr_list_empty(&xp->parts)) {
+    if ((xp->ended || st->cut) && nr_list_empty(&xp->parts)) {
         *flags |= NGHTTP2_DATA_FLAG_EOF;
         if (st->grpc) {
             *flags |= NGHTTP2_DATA_FLAG_NO_END_STREAM;
@@ -427,10 +427,16 @@ void nr_h2_refuse(struct nr_xp *xp, int http_status, int grpc_status, const char
     static const struct nr_header identity = {NR_STR_INIT("grpc-accept-encoding"),
                                               NR_STR_INIT("identity")};
     struct nr_h2_stream *st = xp->stream;
-    if (st->begun && xp->streaming && !xp->ended) { /* too late to say why */
+    if (st->begun && xp->streaming && !xp->ended) {
         nr_xp_drop(xp, NR_CANCEL_REFUSED);
-        (void)nghttp2_submit_rst_stream(xp->x.conn->h2->s, NGHTTP2_FLAG_NONE, st->id,
-                                        NGHTTP2_INTERNAL_ERROR);
+        if (st->grpc) { /* trailers can still say why */
+            nr_h2_end(xp, grpc_status, nr_str_from(text));
+            st->cut = true;
+            nr_h2_pump(xp);
+        } else {
+            (void)nghttp2_submit_rst_stream(xp->x.conn->h2->s, NGHTTP2_FLAG_NONE, st->id,
+                                            NGHTTP2_INTERNAL_ERROR);
+        }
         return;
     }
     if (st->begun) {

@@ -355,10 +355,10 @@ static nr_status lookup_version(const struct nr_catalog_model *m, struct nr_str 
                    (long long)number, at > 0 ? list : "none");
 }
 
-nr_status nr_catalog_lookup(const struct nr_catalog *c, struct nr_str name, struct nr_str version,
-                            struct nr_version **ret, struct nr_err *err)
+/* m may be NULL: there is no such model. */
+static nr_status lookup_in(const struct nr_catalog_model *m, struct nr_str name,
+                           struct nr_str version, struct nr_version **ret, struct nr_err *err)
 {
-    const struct nr_catalog_model *m = nr_catalog_find(c, name);
     if (!m) {
         return nr_fail(err, NARU_NOT_FOUND,
                        "unknown model \"%.*s\"; POST /v2/repository/index lists the models",
@@ -376,14 +376,19 @@ nr_status nr_catalog_lookup(const struct nr_catalog *c, struct nr_str name, stru
     return fail_state(err, m->name, "", state, m->reason);
 }
 
+nr_status nr_catalog_lookup(const struct nr_catalog *c, struct nr_str name, struct nr_str version,
+                            struct nr_version **ret, struct nr_err *err)
+{
+    return lookup_in(nr_catalog_find(c, name), name, version, ret, err);
+}
+
 nr_status nr_catalog_route(struct nr_catalog_reader *rd, struct nr_str name, struct nr_str version,
                            struct nr_version **ret, bool *ret_shadow, struct nr_err *err)
 {
-    const struct nr_catalog *c = rd->view->catalog;
-    const struct nr_catalog_model *m = nr_catalog_find(c, name);
+    const struct nr_catalog_model *m = nr_catalog_find(rd->view->catalog, name);
     *ret_shadow = false;
     if (NR_LIKELY(!m || m->n_labels == 0)) {
-        return nr_catalog_lookup(c, name, version, ret, err);
+        return lookup_in(m, name, version, ret, err);
     }
     const struct nr_catalog_label *l = NULL;
     if (version.len > 0) {
@@ -402,6 +407,5 @@ nr_status nr_catalog_route(struct nr_catalog_reader *rd, struct nr_str name, str
         *ret = l->version;
         return NARU_OK;
     }
-    return nr_catalog_lookup(c, name, version, ret,
-                             err); /* a share without a version: the default */
+    return lookup_in(m, name, version, ret, err); /* a share without a version: the default */
 }

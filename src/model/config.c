@@ -18,6 +18,7 @@
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <sys/stat.h>
 
 #include "base/mem.h"
 #include "codec/pbtxt.h"
@@ -606,10 +607,24 @@ static nr_status make_args(struct nr_model_config *c, struct nr_err *err)
     return NARU_OK;
 }
 
+/* A pipe or a device would hold whoever opens it for ever. */
+static nr_status check_file(const struct nr_model_config *c, int version_fd, struct nr_err *err)
+{
+    struct stat st;
+    if (c->file[0] == '\0' || fstatat(version_fd, c->file, &st, 0) != 0 || S_ISREG(st.st_mode) ||
+        S_ISDIR(st.st_mode)) {
+        return NARU_OK; /* what is missing is the plug-in's to say */
+    }
+    return nr_fail(err, NARU_INVALID, "\"%.100s\" is neither a file nor a folder", c->file);
+}
+
 nr_status nr_config_files(struct nr_model_config *c, int version_fd, const char *bare_file,
                           struct nr_err *err)
 {
     nr_status st = choose(c, version_fd, bare_file, err);
+    if (st == NARU_OK) {
+        st = check_file(c, version_fd, err);
+    }
     if (st == NARU_OK) {
         st = make_options(c, err);
     }

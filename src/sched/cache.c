@@ -215,7 +215,8 @@ static bool key_of(const struct nr_cached *f, const struct nr_request *r, struct
     if (bytes > NR_CACHE_MAX_INPUT_BYTES) {
         return false;
     }
-    XXH3_state_t h;
+    /* Not on the stack, where gcc 12 with its address sanitizer does not keep an alignment of 64. */
+    static _Thread_local XXH3_state_t h;
     XXH3_128bits_reset_withSecret(&h, f->cache->secret, sizeof(f->cache->secret));
     const uint64_t what[] = {f->owner, in->n_inputs, in->n_outputs, r->n_options};
     XXH3_128bits_update(&h, what, sizeof(what));

@@ -1,14 +1,16 @@
 """SIGTERM: what runs is answered, what is new is refused, nothing is lost; a second one ends at once."""
 
+import os
 import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
 
 import pytest
 
-from conftest import wait_until
+from conftest import NARU, wait_until
 from counts import SLOW, Held, begun, metric, one, waiting
 from plugin_models import model, repository, slow
 from rawhttp import GOAWAY, H1, H2, LIMIT_S, SERVICE, ask, infer_pb, message
@@ -219,3 +221,27 @@ def test_a_plug_in_that_never_answers_does_not_keep_the_process(server, tmp_path
         c.sendall(b"POST /v2/models/never/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
         wait_until(lambda: begun(s, "never") == 1, what="the execution")
         s.stop(expect=None)
+
+
+def test_signals_are_heard_while_models_load(tmp_path):
+    """A first one begins the end, a second one is the end, though the model warms up for an hour."""
+    warmup = 'model_warmup [ { name: "w" inputs { key: "INPUT0" value { data_type: TYPE_FP32 dims: 1 zero_data: true } } } ]\n'
+    repo = repository(tmp_path / "repo", m=model("delay", [("INPUT0", "FP32", [1])], delay_us=3600000000, extra=warmup))
+    with subprocess.Popen([NARU, "serve", "--no-keep-gallery", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", str(repo)],
+                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as p:
+        time.sleep(0.5)  # long enough to be loading; if it is not yet, it ends all the same
+        p.send_signal(signal.SIGTERM)
+        for line in p.stderr:
+            if "draining" in line:
+                break
+        p.send_signal(signal.SIGTERM)
+        assert p.wait(10) == 0
+
+
+def test_a_pipe_is_no_model(server, tmp_path):
+    """Opening it would wait for ever."""
+    repo = tmp_path / "repo"
+    (repo / "m" / "1").mkdir(parents=True)
+    os.mkfifo(repo / "m" / "1" / "model.onnx")
+    s = server("--no-keep-gallery", models=[repo])
+    assert "neither a file nor a folder" in ask(s.http, "POST", "/v2/repository/index").json()[0]["reason"]

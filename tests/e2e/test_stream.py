@@ -233,3 +233,26 @@ def test_many_streams_at_once(one):
     for c in client:
         c.stop_stream()
         c.close()
+
+
+def test_a_message_that_fails_on_the_pool_ends_nothing(one, stub):
+    """Large enough to be decoded elsewhere, and wrong; what waited behind it is answered, and the server lives."""
+    bad = request("plain", [1], id="bad")
+    bad.raw_input_contents[0] = b"x" * 100001
+    for _ in range(10):
+        answers = run(stub, [bad, request("plain", [2], id="good"), bad, request("plain", [3], id="last")])
+        assert [bool(a.error_message) for a in answers] == [True, False, True, False]
+    assert values(run(stub, [request("plain", [4])])[0].infer_response) == [4]
+
+
+def test_what_the_engine_refuses_says_why(one, stub):
+    """In the middle of a stream: the trailers carry status and reason."""
+    big = request("plain", [1])
+    big.raw_input_contents[0] = b"x" * (65 << 20)
+    with pytest.raises(grpc.RpcError) as e:
+        run(stub, [request("plain", [1]), big])
+    assert e.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than the limit" in e.value.details()
+    with pytest.raises(grpc.RpcError) as e:
+        run(stub, [request("plain", list(range(1000)))] * 3, compression=grpc.Compression.Gzip)
+    assert e.value.code() == grpc.StatusCode.UNIMPLEMENTED and "compressed" in e.value.details()
+    assert values(run(stub, [request("plain", [5])])[0].infer_response) == [5]

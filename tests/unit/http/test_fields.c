@@ -99,6 +99,29 @@ static void test_target(void **state)
     assert_false(nr_host_valid((struct nr_str){"a\0b", 3}));
 }
 
+/* Every byte at every place of targets of many lengths, beside bytes that are just allowed. */
+static void test_bytes_of_targets(void **state)
+{
+    (void)state;
+    static const char edges[] = {'!', '~', '"', '$', 'a'};
+    for (size_t len = 1; len <= 27; len++) {
+        for (size_t at = 1; at < len; at++) {
+            for (unsigned byte = 0; byte < 256; byte++) {
+                char text[32];
+                struct nr_str path, query;
+                memset(text, edges[(len + at) % sizeof(edges)], sizeof(text));
+                text[0] = '/';
+                text[at] = (char)byte;
+                bool ok = byte > 0x20 && byte < 0x7f && byte != '#';
+                struct nr_str target = {text, len};
+                assert_int_equal(nr_target_split(target, NR_GET, &path, &query), ok);
+                assert_true(!ok || path.len == (byte == '?' ? at : len));
+                assert_true(!ok || byte != '?' || query.len == len - at - 1);
+            }
+        }
+    }
+}
+
 static void test_date(void **state)
 {
     (void)state;
@@ -151,8 +174,9 @@ static void test_bucket(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_find), cmocka_unit_test(test_known),  cmocka_unit_test(test_target),
-        cmocka_unit_test(test_date), cmocka_unit_test(test_bucket),
+        cmocka_unit_test(test_find),   cmocka_unit_test(test_known),
+        cmocka_unit_test(test_target), cmocka_unit_test(test_bytes_of_targets),
+        cmocka_unit_test(test_date),   cmocka_unit_test(test_bucket),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
