@@ -223,19 +223,25 @@ def test_a_plug_in_that_never_answers_does_not_keep_the_process(server, tmp_path
         s.stop(expect=None)
 
 
+def blocks(pid, number):
+    with open(f"/proc/{pid}/status", encoding="ascii") as f:
+        mask = next(int(line.split()[1], 16) for line in f if line.startswith("SigBlk:"))
+    return mask >> (number - 1) & 1
+
+
 def test_signals_are_heard_while_models_load(tmp_path):
     """A first one begins the end, a second one is the end, though the model warms up for an hour."""
     warmup = 'model_warmup [ { name: "w" inputs { key: "INPUT0" value { data_type: TYPE_FP32 dims: 1 zero_data: true } } } ]\n'
     repo = repository(tmp_path / "repo", m=model("delay", [("INPUT0", "FP32", [1])], delay_us=3600000000, extra=warmup))
     with subprocess.Popen([NARU, "serve", "--no-keep-gallery", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", str(repo)],
                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as p:
-        time.sleep(0.5)  # long enough to be loading; if it is not yet, it ends all the same
+        wait_until(lambda: blocks(p.pid, signal.SIGTERM), what="a server that reads its signals itself")
         p.send_signal(signal.SIGTERM)
         for line in p.stderr:
             if "draining" in line:
                 break
         p.send_signal(signal.SIGTERM)
-        assert p.wait(10) == 0
+        assert p.wait(DEFAULT_S) == 0
 
 
 def test_a_pipe_is_no_model(server, tmp_path):
