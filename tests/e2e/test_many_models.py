@@ -4,6 +4,7 @@ import json
 import random
 import re
 import shutil
+import statistics
 import struct
 import subprocess
 import threading
@@ -170,11 +171,13 @@ def test_a_thousand_models_in_a_tenth_of_their_memory(server, tmp_path):
     for i in range(1, 1000):
         shutil.copytree(repo / "m0", repo / f"m{i}")
     body = json.dumps({"inputs": [{"name": "X", "datatype": "FP32", "shape": [1, 16], "data": [0.5] * 16}]})
+    for i in range(50):
+        shutil.copytree(repo / "m0", tmp_path / "some" / f"m{i}")
     # one after the other, as on demand: only then does the plug-in measure what a model takes
-    probe = server("--no-keep-gallery", "--model-load-thread-count", 1, models=[repo], ready_s=120)
+    probe = server("--no-keep-gallery", "--model-load-thread-count", 1, models=[tmp_path / "some"])
     stats = ask(probe, "GET", "/v2/models/stats").json()["model_stats"]
-    total = sum(m["memory_usage"][0]["byte_size"] if m.get("memory_usage") else MIB for m in stats)
-    assert len(stats) == 1000
+    assert len(stats) == 50
+    total = int(1000 * statistics.median(m["memory_usage"][0]["byte_size"] if m.get("memory_usage") else MIB for m in stats))
     probe.stop()
     s = server("--no-keep-gallery", "--model-memory-budget", total // 10, models=[repo], ready_s=120)
     weights = [1 / (i + 1) for i in range(1000)]
