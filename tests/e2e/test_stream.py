@@ -133,12 +133,14 @@ def test_errors_stay_in_the_stream(stub):
 
 def test_errors_end_the_call_when_asked(stub):
     """triton_grpc_error: the first error is the call's status, and cancels the rest."""
-    seen = []
+    seen, asks = [], queue.Queue()
+    asks.put(request("plain", [1], id="a"))
     with pytest.raises(grpc.RpcError) as e:
-        for a in stub.ModelStreamInfer(iter([request("plain", [1], id="a"), request("no_such_model", [1], id="b"),
-                                             request("late", [1], id="c")]),
-                                       metadata=[("triton_grpc_error", "true")], timeout=60):
+        for a in stub.ModelStreamInfer(iter(asks.get, None), metadata=[("triton_grpc_error", "true")], timeout=60):
             seen.append(a.infer_response.id)
+            asks.put(request("no_such_model", [1], id="b"))
+            asks.put(request("late", [1], id="c"))
+    asks.put(None)
     assert e.value.code() == grpc.StatusCode.NOT_FOUND and "no_such_model" in e.value.details()
     assert seen == ["a"]
 
