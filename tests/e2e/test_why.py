@@ -258,7 +258,7 @@ def test_a_client_that_goes_and_a_drain_end_the_window(server, tmp_path):
 def test_the_command_prints_what_the_server_says(server, tmp_path):
     s = server(models=[repository(tmp_path / "models", m=ECHO)])
     done = naru_why("m", "--url", s.url, "--seconds", "0.2")
-    assert done.returncode == 0 and done.stdout.startswith("m version 1, 0.2 s\n"), done
+    assert done.returncode == 0 and done.stdout.startswith("m version 1, 0."), done
     assert "1. no_traffic (100 %): no request" in done.stdout and "   try: " in done.stdout
     done = naru_why("m", "--url", s.url + "/", "--seconds", "200ms", "--json", "--model-version", 1)
     assert json.loads(done.stdout)["findings"][0]["cause"] == "no_traffic"
