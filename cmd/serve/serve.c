@@ -391,9 +391,14 @@ static nr_status replace(struct serve *s, struct nr_err *err)
         st = nr_node_accept(s->node, err);
     }
     if (st == NARU_OK) {
-        nr_taker_serving(s->taker, s->node);
+        st = nr_taker_serving(s->taker, s->node, err);
+    }
+    if (st == NARU_OK) {
         nr_taker_free(s->taker, NULL);
         s->taker = NULL;
+        if (!s->given.all) { /* otherwise systemd has them too */
+            nr_server_own(nr_node_server(s->node));
+        }
     }
     return st;
 }

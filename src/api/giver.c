@@ -207,7 +207,8 @@ static nr_status answer(struct nr_giver *g, const char *line, struct nr_err *err
         return send_offer(g, err);
     }
     if (g->phase == OFFERED && strcmp(line, "ready") == 0) {
-        g->phase = GOING;
+        g->phase = GOING; /* what is left is a moment's: not the time to give up */
+        g->cfg.deadline_ns = NR_MAX(g->cfg.deadline_ns, nr_clock_now() + NR_UPGRADE_TALK_NS);
         return nr_pass_send(g->sock, "go", -1, err);
     }
     if (g->phase == GOING && strcmp(line, "serving") == 0) {

@@ -41,6 +41,20 @@ struct nr_taker {
     unsigned n_labels, labels_room;
 };
 
+/* Last words: when nobody hears them there is nobody to tell. */
+void nr_upgrade_tell(int sock, const char *line)
+{
+    struct nr_err err = {0};
+    nr_status st = nr_pass_send(sock, line, -1, &err);
+    (void)st;
+}
+
+void nr_upgrade_fail(int sock, const char *why)
+{
+    nr_autofree char *line = nr_format("failed %.900s", why);
+    nr_upgrade_tell(sock, line);
+}
+
 /* --- the offer -------------------------------------------------------------------------------- */
 
 static struct nr_str word(struct nr_str *rest)
@@ -124,7 +138,8 @@ static nr_status take_offer(struct nr_taker *t, struct nr_given *g, struct nr_er
     char line[NR_PASS_LINE_MAX];
     bool end = false;
     *g = (struct nr_given){.n = 0};
-    nr_status st = nr_pass_send(t->sock, NR_UPGRADE_HELLO, -1, err);
+    nr_status st = NARU_OK;
+    nr_upgrade_tell(t->sock, NR_UPGRADE_HELLO); /* who has closed may have said why before */
     while (st == NARU_OK && !end) {
         int fd;
         st = nr_pass_receive(t->sock, nr_clock_now() + NR_UPGRADE_TALK_NS, line, &fd, err);
@@ -152,20 +167,6 @@ nr_status nr_taker_inherit(int fd, struct nr_taker **ret, struct nr_given *g, st
     }
     *ret = t;
     return NARU_OK;
-}
-
-/* Last words: when nobody hears them there is nobody to tell. */
-void nr_upgrade_tell(int sock, const char *line)
-{
-    struct nr_err err = {0};
-    nr_status st = nr_pass_send(sock, line, -1, &err);
-    (void)st;
-}
-
-void nr_upgrade_fail(int sock, const char *why)
-{
-    nr_autofree char *line = nr_format("failed %.900s", why);
-    nr_upgrade_tell(sock, line);
 }
 
 /* --- asking ----------------------------------------------------------------------------------- */
@@ -367,22 +368,27 @@ nr_status nr_taker_ready(struct nr_taker *t, struct nr_node *n, struct nr_err *e
             st = place_labels(t, i, r, err);
         }
     }
-    if (st == NARU_OK && !t->gone && nr_pass_send(t->sock, "ready", -1, err) != NARU_OK) {
-        t->gone = true;
+    if (st == NARU_OK && !t->gone) {
+        nr_upgrade_tell(t->sock, "ready"); /* what it said last is heard below */
     }
     return st == NARU_OK ? hear(t, nr_clock_now() + NR_UPGRADE_TALK_NS, line, err) : st;
 }
 
-void nr_taker_serving(struct nr_taker *t, struct nr_node *n)
+nr_status nr_taker_serving(struct nr_taker *t, struct nr_node *n, struct nr_err *err)
 {
     char line[NR_PASS_LINE_MAX];
-    struct nr_err err = {0};
-    if (!t->gone && nr_pass_send(t->sock, "serving", -1, &err) == NARU_OK &&
-        hear(t, nr_clock_now() + NR_UPGRADE_TALK_NS, line, &err) != NARU_OK) {
+    if (!t->gone) {
+        nr_upgrade_tell(t->sock, "serving");
+    }
+    nr_status st = hear(t, nr_clock_now() + NR_UPGRADE_TALK_NS, line, err);
+    if (st == NARU_TIMEOUT) { /* it hangs, and cannot accept either */
         nr_log(NR_LOG_WARN, "upgrade", "the old process has not said that it stopped",
-               NR_KV_INT("pid", t->from), NR_KV_TEXT("reason", err.text));
+               NR_KV_INT("pid", t->from), NR_KV_TEXT("reason", err->text));
+        *err = (struct nr_err){0};
+        st = NARU_OK;
     }
     nr_server_look(nr_node_server(n));
+    return st;
 }
 
 void nr_taker_free(struct nr_taker *t, const char *why)

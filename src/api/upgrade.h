@@ -65,8 +65,9 @@ nr_nodiscard nr_status nr_taker_look(struct nr_taker *t, struct nr_err *err);
 /* Every model is at rest. Gives labels their places; NARU_PRECONDITION: a model that the old one
  * serves is not ready here. Says "ready" and waits for "go". */
 nr_nodiscard nr_status nr_taker_ready(struct nr_taker *t, struct nr_node *n, struct nr_err *err);
-/* n accepts. Waits until the old one has stopped, and looks for what was left over. */
-void nr_taker_serving(struct nr_taker *t, struct nr_node *n);
+/* n accepts. Waits until the old one has stopped, and looks for what was left over. NARU_CANCELLED: it
+ * was told to end just now. */
+nr_nodiscard nr_status nr_taker_serving(struct nr_taker *t, struct nr_node *n, struct nr_err *err);
 /* why NULL: nothing is to be told. Accepts t NULL. */
 void nr_taker_free(struct nr_taker *t, const char *why);
 

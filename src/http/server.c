@@ -46,8 +46,8 @@ struct nr_server {
     unsigned n_listeners;
     unsigned max_connections;
     _Atomic unsigned next; /* ties between equally loaded loops go round */
-    atomic_flag drained, aborted, started, looked;
-    _Atomic bool retired;       /* the sockets are another process's now */
+    atomic_flag drained, aborted, started, looked, retired;
+    _Atomic bool shared;        /* another process has the sockets too */
     _Atomic unsigned accepting; /* loops that have not been told to stop yet */
     pthread_mutex_t addr_lock;  /* guards addrs; a leaf: nothing is locked under it */
     struct nr_map addrs;        /* 16 bytes of address → count */
@@ -220,7 +220,8 @@ static void on_stop(struct nr_msg *m)
 
 void nr_server_retire(struct nr_server *s)
 {
-    if (!atomic_exchange(&s->retired, true)) {
+    if (!atomic_flag_test_and_set(&s->retired)) {
+        atomic_store(&s->shared, true);
         for (unsigned i = 0; i < s->n_parts; i++) {
             nr_loop_post(s->parts[i]->e.loop, &s->parts[i]->stop_msg);
         }
@@ -256,7 +257,7 @@ void nr_server_drain(struct nr_server *s)
          * loop stopped looking would hang until the process ends. Closed they are in _free, when no
          * loop can have them in its set. Not those that another process watches: it would be shut
          * for both. */
-        for (unsigned i = 0; i < s->n_listeners && !atomic_load(&s->retired); i++) {
+        for (unsigned i = 0; i < s->n_listeners && !atomic_load(&s->shared); i++) {
             (void)shutdown(s->listeners[i].fd, SHUT_RDWR);
         }
         for (unsigned i = 0; i < s->n_parts; i++) {
@@ -307,6 +308,7 @@ nr_status nr_server_new(struct nr_loop *const *loops, unsigned n_loops,
     atomic_flag_clear(&s->aborted);
     atomic_flag_clear(&s->started);
     atomic_flag_clear(&s->looked);
+    atomic_flag_clear(&s->retired);
     atomic_init(&s->accepting, n_loops);
     NR_ASSERT(pthread_mutex_init(&s->addr_lock, NULL) == 0);
     nr_map_init(&s->addrs);
@@ -326,17 +328,9 @@ nr_status nr_server_new(struct nr_loop *const *loops, unsigned n_loops,
     return NARU_OK;
 }
 
-nr_status nr_server_listen(struct nr_server *s, const char *address, uint16_t port,
-                           uint16_t listener, uint16_t *ret_port, struct nr_err *err)
-{
-    int fd;
-    struct nr_sock_listen cfg = {.host = address, .port = port};
-    nr_status st = nr_sock_listen(&cfg, &fd, err);
-    return st == NARU_OK ? nr_server_adopt(s, fd, listener, ret_port, err) : st;
-}
-
-nr_status nr_server_adopt(struct nr_server *s, int fd, uint16_t listener, uint16_t *ret_port,
-                          struct nr_err *err)
+/* Takes fd, also on error. */
+static nr_status add_listener(struct nr_server *s, int fd, uint16_t listener, uint16_t *ret_port,
+                              struct nr_err *err)
 {
     struct nr_sock_addr bound;
     if (s->n_listeners == MAX_LISTENERS) {
@@ -355,6 +349,27 @@ nr_status nr_server_adopt(struct nr_server *s, int fd, uint16_t listener, uint16
         *ret_port = nr_sock_addr_port(&bound);
     }
     return NARU_OK;
+}
+
+nr_status nr_server_listen(struct nr_server *s, const char *address, uint16_t port,
+                           uint16_t listener, uint16_t *ret_port, struct nr_err *err)
+{
+    int fd;
+    struct nr_sock_listen cfg = {.host = address, .port = port};
+    nr_status st = nr_sock_listen(&cfg, &fd, err);
+    return st == NARU_OK ? add_listener(s, fd, listener, ret_port, err) : st;
+}
+
+nr_status nr_server_adopt(struct nr_server *s, int fd, uint16_t listener, uint16_t *ret_port,
+                          struct nr_err *err)
+{
+    atomic_store(&s->shared, true);
+    return add_listener(s, fd, listener, ret_port, err);
+}
+
+void nr_server_own(struct nr_server *s)
+{
+    atomic_store(&s->shared, false);
 }
 
 int nr_server_listener(const struct nr_server *s, unsigned i)

@@ -58,9 +58,11 @@ nr_nodiscard nr_status nr_server_new(struct nr_loop *const *loops, unsigned n_lo
 nr_nodiscard nr_status nr_server_listen(struct nr_server *s, const char *address, uint16_t port,
                                         uint16_t listener, uint16_t *ret_port, struct nr_err *err);
 /* A socket that listens already, made by another process; taken over also on error. The port goes to
- * *ret_port unless that is NULL. */
+ * *ret_port unless that is NULL. Since the other may still have it, draining does not shut the sockets
+ * of this server down until nr_server_own was called: they are ours alone. */
 nr_nodiscard nr_status nr_server_adopt(struct nr_server *s, int fd, uint16_t listener,
                                        uint16_t *ret_port, struct nr_err *err);
+void nr_server_own(struct nr_server *s); /* any thread */
 /* The descriptor of the i-th listener, borrowed, to be handed to another process. */
 int nr_server_listener(const struct nr_server *s, unsigned i);
 nr_nodiscard nr_status nr_server_start(struct nr_server *s,

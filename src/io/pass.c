@@ -197,9 +197,16 @@ nr_status nr_pass_receive(int sock, int64_t deadline_ns, char line[NR_PASS_LINE_
     if (!wait_for(sock, POLLIN, deadline_ns)) {
         return nr_fail(err, NARU_TIMEOUT, "the other process said nothing in time");
     }
+    /* A peer that closed before it read all of ours leaves ECONNRESET, once, in front of its last
+     * words (net/unix: unix_release_sock). */
     ssize_t n;
+    bool reset = false;
     do {
         n = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+        if (n < 0 && errno == ECONNRESET && !reset) {
+            reset = true;
+            errno = EINTR;
+        }
     } while (n < 0 && errno == EINTR);
     if (n <= 0) {
         return nr_fail(err, NARU_UNAVAILABLE, "the other process has closed the connection");
