@@ -181,19 +181,19 @@ def model_unreadable(folder):
     folder.chmod(0)
 
 
-@kind("m|link")
+@kind("there is no model")
 def model_links_to_itself(folder):
     shutil.rmtree(folder)
     os.symlink(folder.name, folder)
 
 
-@kind("m")
+@kind("there is no model")
 def model_is_a_file(folder):
     shutil.rmtree(folder)
     folder.write_bytes(GOOD)
 
 
-@kind("m")
+@kind("there is no model")
 def model_missing(folder):
     shutil.rmtree(folder)
 
