@@ -171,22 +171,26 @@ nr_status nr_taker_inherit(int fd, struct nr_taker **ret, struct nr_given *g, st
 
 /* --- asking ----------------------------------------------------------------------------------- */
 
-/* proc(5): a bit for each signal that the main thread blocks, as naru's does to read it. */
+/* proc(5): a bit for each signal that the main thread blocks, the lowest in the last of 16 hexadecimal
+ * digits. naru's blocks this one to read it itself. */
 static bool blocks_signal(pid_t pid, int number)
 {
     char path[64], line[256];
-    unsigned long long mask = 0;
+    bool blocks = false;
     snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
     FILE *f = fopen(path, "re");
     while (f != NULL && fgets(line, sizeof(line), f) != NULL) {
-        if (sscanf(line, "SigBlk: %llx", &mask) == 1) {
-            break;
+        struct nr_str s = nr_str_from(line);
+        if (nr_str_starts(s, NR_STR("SigBlk:")) && s.len > 17 && line[s.len - 1] == '\n') {
+            char c = line[s.len - 2 - (size_t)(number - 1) / 4];
+            int digit = c <= '9' ? c - '0' : c - 'a' + 10;
+            blocks = (digit >> (number - 1) % 4 & 1) != 0;
         }
     }
     if (f != NULL) {
         fclose(f);
     }
-    return (mask >> (number - 1) & 1) != 0;
+    return blocks;
 }
 
 /* By a pidfd, so that what was looked at is what gets the signal. */
