@@ -46,13 +46,14 @@ static void on_loaded(struct nr_waiter *w)
 bool nr_call_demand(struct nr_call *c)
 {
     struct nr_str name = c->route->scope == NR_SCOPE_INFER ? name_of(c) : (struct nr_str){0};
-    const struct nr_catalog_model *m =
-        name.len > 0 ? nr_catalog_find(nr_call_catalog(c), name) : NULL;
+    /* Once: the next look may let this snapshot go. */
+    const struct nr_catalog *catalog = name.len > 0 ? nr_call_catalog(c) : NULL;
+    const struct nr_catalog_model *m = catalog != NULL ? nr_catalog_find(catalog, name) : NULL;
     if (m == NULL || m->best != NULL) {
         return false;
     }
     /* an ensemble waits for one member after the other */
-    m = nr_catalog_missing(nr_call_catalog(c), m);
+    m = nr_catalog_missing(catalog, m);
     if (m == NULL) {
         return false;
     }
