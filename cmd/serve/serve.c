@@ -373,7 +373,7 @@ static nr_status take_over(struct serve *s, int connection, struct nr_err *err)
     } else {
         st = nr_given_by_systemd(&s->given, err);
     }
-    if (st != NARU_OK || s->given.n == 0) {
+    if (st != NARU_OK || (s->given.n == 0 && s->taker == NULL)) {
         return st;
     }
     st = nr_given_use(&s->given, &s->cfg, s->o.insecure, err);
