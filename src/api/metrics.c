@@ -338,6 +338,28 @@ static void write_http(struct nr_text *t, struct nr_api *a)
     }
 }
 
+static void write_shared_cache(struct nr_text *t, struct nr_redis *redis)
+{
+    struct nr_redis_stats s;
+    nr_redis_stats_get(redis, &s);
+    const struct {
+        const char *name, *type, *help;
+        uint64_t value;
+    } rows[] = {
+        {"naru_shared_cache_up", "gauge", "1 while the Redis server answers", s.up},
+        {"naru_shared_cache_hits_total", "counter", "Answers found there", s.hits},
+        {"naru_shared_cache_misses_total", "counter", "Answers looked up and not found", s.misses},
+        {"naru_shared_cache_stored_total", "counter", "Answers stored there", s.stored},
+        {"naru_shared_cache_errors_total", "counter",
+         "Commands that failed or took too long; nothing is asked for a while then", s.errors},
+        {"naru_shared_cache_dropped_total", "counter",
+         "Lookups and stores left out because too many waited", s.dropped},
+    };
+    for (unsigned i = 0; i < NR_COUNT(rows); i++) {
+        write_number(t, rows[i].name, rows[i].type, rows[i].help, rows[i].value);
+    }
+}
+
 static void write_cache(struct nr_text *t, struct nr_api *a)
 {
     struct nr_cache_stats s;
@@ -355,6 +377,9 @@ static void write_cache(struct nr_text *t, struct nr_api *a)
     };
     for (unsigned i = 0; i < NR_COUNT(rows); i++) {
         write_number(t, rows[i].name, rows[i].type, rows[i].help, rows[i].value);
+    }
+    if (a->cfg.runtime->redis != NULL) {
+        write_shared_cache(t, a->cfg.runtime->redis);
     }
 }
 

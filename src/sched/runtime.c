@@ -15,6 +15,7 @@
 #include <stdatomic.h>
 
 #include "base/mem.h"
+#include "model/fingerprint.h"
 
 static void runtime_free(struct nr_runtime *rt)
 {
@@ -314,6 +315,26 @@ static nr_status open_pipeline(const struct nr_runtime_host *host, struct nr_ver
     return NARU_OK;
 }
 
+/* Answers are shared among those who run the same files with the same plug-in. */
+static nr_status open_cache(const struct nr_runtime_host *host, struct nr_runtime *rt,
+                            const struct nr_version *v, struct nr_err *err)
+{
+    struct nr_cached_cfg cfg = {.cache = host->cache,
+                                .inner = rt->target,
+                                .counters = rt->counters,
+                                .signature = &v->config->sig,
+                                .redis = host->redis};
+    if (host->redis != NULL) {
+        nr_status st = nr_version_fingerprint(v, rt->plugin->version, cfg.fingerprint, err);
+        if (st != NARU_OK) {
+            return st;
+        }
+    }
+    rt->cached = nr_cached_new(&cfg);
+    rt->target = nr_cached_target(rt->cached);
+    return NARU_OK;
+}
+
 static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *err)
 {
     const struct nr_runtime_host *host = ctx;
@@ -354,8 +375,10 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
         return st;
     }
     if (c->response_cache && host->cache != NULL) {
-        rt->cached = nr_cached_new(host->cache, rt->target, rt->counters);
-        rt->target = nr_cached_target(rt->cached);
+        st = open_cache(host, rt, v, err);
+        if (st != NARU_OK) {
+            return st;
+        }
     }
     rt->signature = &c->sig;
     v->memory_bytes = nr_plugin_model_memory(rt->model);

@@ -26,6 +26,7 @@ struct nr_runtime_host {
     unsigned max_instances;             /* over all groups of a model */
     bool warm_up;                       /* models without model_warmup, where it pays */
     struct nr_cache *cache;             /* for models that ask for it; NULL: none */
+    struct nr_redis *redis;             /* with cache: shares its answers; NULL: nobody does */
     struct nr_sequence_book *sequences; /* NULL: sequences do not outlive a reload */
     void (*extra_free)(void *extra);    /* frees nr_runtime.extra; NULL when nobody sets it */
 };
