@@ -11,6 +11,7 @@
 
 #include "api/state.h"
 #include "codec/infer_json.h"
+#include "codec/infer_pb.h"
 #include "sched/counters.h"
 
 /* perf_analyzer looks for `statistics`; the others say what this server answers. */
@@ -265,4 +266,20 @@ void nr_v2_infer(struct nr_call *c, bool long_work, void (*decode)(struct nr_cal
     }
     decode(c);
     submit_decoded(c);
+}
+
+bool nr_v2_request_id(struct nr_call *c, struct nr_str *ret)
+{
+    struct nr_str body = c->x->body;
+    struct nr_infer_pb_head head;
+    struct nr_err err;
+    if (c->x->protocol != NR_GRPC) {
+        body.len = NR_MIN(body.len, c->api->cfg.inline_json_bytes);
+        return nr_infer_json_id(body, &c->x->arena, ret);
+    }
+    if (nr_infer_pb_peek(body, &head, &err) != NARU_OK) {
+        return false;
+    }
+    *ret = head.id;
+    return head.id.len > 0;
 }
