@@ -413,6 +413,7 @@ static void lib_close(naru_backend_lib *lib)
         a->ReleaseEnv(lib->env);
     }
     ort_spawner_free(lib->spawner);
+    ort_books_free(lib->books);
     free(lib);
 }
 
@@ -459,7 +460,11 @@ static naru_status lib_open(const naru_host *host, const naru_option *options, u
     st = read_lib_options(lib, options, n_options, err);
     if (st == NARU_OK) {
         lib->spawner = ort_spawner_new();
-        st = make_env(lib, err);
+        lib->books = ort_books_new();
+        st = lib->books ? make_env(lib, err) : NARU_NOMEM;
+    }
+    if (st == NARU_OK) {
+        st = ort_books_prime(lib, err);
     }
     if (st != NARU_OK) {
         lib_close(lib);
