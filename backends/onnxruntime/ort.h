@@ -97,8 +97,9 @@ naru_status ort_status(const struct naru_backend_lib *lib, OrtStatus *st, const 
                        unsigned n_hide, naru_text *err);
 
 /* The same for the status of a run, not NULL. Shapes that operators refuse are the client's mistake
- * (NARU_INVALID) where the model leaves any open. */
-naru_status ort_run_status(const naru_backend_model *m, OrtStatus *st, naru_text *err);
+ * (NARU_INVALID) where the model leaves any open; the text has the batch's inputs and their shapes. */
+naru_status ort_run_status(const naru_backend_model *m, const naru_batch *batch, OrtStatus *st,
+                           naru_text *err);
 
 bool ort_has_provider(const struct naru_backend_lib *lib, const char *name);
 

@@ -409,7 +409,9 @@ static void on_complete(struct nr_request *r)
         r->error = NR_STR("the request's time limit passed while it ran");
     }
     if (r->status != NARU_OK) {
-        nr_call_fail(c, r->status, r->error, r->retry_after_s);
+        nr_call_fail(c, r->status,
+                     nr_v2_run_error(c->version, &c->in, r->status, r->error, &c->x->arena),
+                     r->retry_after_s);
         return;
     }
     c->respond(c);

@@ -300,7 +300,8 @@ static void on_complete(struct nr_request *r)
     if (s->end_status != NARU_OK) {
         nr_list_remove(&it->order_node); /* nobody waits for its answer */
     } else if (r->status != NARU_OK) {
-        answer_error(it, r->status, r->error);
+        answer_error(it, r->status,
+                     nr_v2_run_error(it->version, &it->in, r->status, r->error, &it->arena));
     } else if (!it->decoupled) {
         answer_outputs(it, r->outputs, r->n_outputs, true, NULL, &it->arena);
     } else if (it->wants_empty_final && !it->final_sent) {
