@@ -154,12 +154,6 @@ void nr_plugins_add_dir(struct nr_plugins *set, const char *path)
     set->n_given++;
 }
 
-const char *const *nr_plugins_dirs(const struct nr_plugins *set, size_t *ret_n)
-{
-    *ret_n = set->n_dirs;
-    return set->dirs;
-}
-
 void nr_plugins_set_option(struct nr_plugins *set, const char *backend, const char *key,
                            const char *value)
 {

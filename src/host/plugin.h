@@ -68,8 +68,6 @@ void nr_plugins_add_dir(struct nr_plugins *set, const char *path); /* copied */
 /* An option of the backend library, given to its lib_open; a later value replaces an earlier. */
 void nr_plugins_set_option(struct nr_plugins *set, const char *backend, const char *key,
                            const char *value);
-/* Directories in search order, for banners; borrowed until the set changes. */
-const char *const *nr_plugins_dirs(const struct nr_plugins *set, size_t *ret_n);
 
 /* *ret is a reference for the caller. NARU_INVALID (bad name), NARU_NOT_FOUND (no such file; the
  * text lists what there is), NARU_UNSUPPORTED (the table does not fit this server), or what the
