@@ -47,6 +47,8 @@ struct nr_str nr_v2_run_error(const struct nr_version *v, const struct nr_infer_
 /* The id of an inference's body that was not decoded, for the log: looked for in its first
  * --inline-json bytes. False: there is none. Loop, before the answer. */
 bool nr_v2_request_id(struct nr_call *c, struct nr_str *ret);
+/* The head of a request to a model has come: where the body of an inference should lie. */
+void nr_v2_http_place_body(const struct nr_call *c, const struct nr_signature *sig);
 struct nr_str nr_v2_version_text(const struct nr_version *v, struct nr_arena *a);
 
 #endif
