@@ -607,6 +607,7 @@ static const struct option_def defs[] = {
 const struct option_table serve_table = {
     .command = "serve",
     .synopsis = "MODEL|DIR|REPOSITORY…",
+    .operands = "model-repository",
     .summary = "serve models over HTTP and gRPC",
     .examples = "  naru serve model.onnx                 one file; the model's name is the file's\n"
                 "  naru serve models/resnet50            one model's folder\n"
@@ -808,16 +809,12 @@ static void configure_rest(const struct serve_options *o, struct nr_node_cfg *cf
     cfg->api.max_image_side = o->max_image_side;
 }
 
-nr_status serve_configure(const struct serve_options *o, const struct option_list *positional,
-                          struct nr_plugins *plugins, struct nr_node_cfg *cfg, struct nr_err *err)
+nr_status serve_configure(const struct serve_options *o, struct nr_plugins *plugins,
+                          struct nr_node_cfg *cfg, struct nr_err *err)
 {
     nr_node_cfg_default(cfg);
     cfg->plugins = plugins;
-    const struct option_list *paths = positional->n > 0 ? positional : &o->repositories;
-    if (positional->n > 0 && o->repositories.n > 0) {
-        return nr_fail(err, NARU_INVALID,
-                       "name models either after the options or with --model-repository, not both");
-    }
+    const struct option_list *paths = &o->repositories;
     if (paths->n == 0) {
         return nr_fail(err, NARU_INVALID,
                        "no model: give a model file, a model's folder or a repository, e.g. naru "

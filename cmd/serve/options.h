@@ -65,9 +65,7 @@ nr_nodiscard nr_status serve_configure_cache(const struct option_list *given,
 
 /* Options → node configuration. Strings are borrowed from o. plugins gets directories and options.
  * Errors: addresses that need --i-accept-insecure, unsupported modes, malformed --backend-config. */
-nr_nodiscard nr_status serve_configure(const struct serve_options *o,
-                                       const struct option_list *positional,
-                                       struct nr_plugins *plugins, struct nr_node_cfg *cfg,
-                                       struct nr_err *err);
+nr_nodiscard nr_status serve_configure(const struct serve_options *o, struct nr_plugins *plugins,
+                                       struct nr_node_cfg *cfg, struct nr_err *err);
 
 #endif

@@ -30,10 +30,6 @@ static void runtime_free(struct nr_runtime *rt)
     }
     nr_room_free(rt->room);
     nr_pipeline_free(rt->pipeline);
-    void *extra = atomic_load(&rt->extra);
-    if (extra != NULL && rt->extra_free != NULL) {
-        rt->extra_free(extra);
-    }
     for (unsigned i = 0; i < rt->n_instances; i++) {
         nr_plugin_instance_close(rt->instances[i]);
     }
@@ -292,7 +288,6 @@ static nr_status runtime_prepare(void *ctx, struct nr_version *v, struct nr_err 
         struct nr_runtime *rt = nr_new(struct nr_runtime);
         rt->version = v;
         rt->plugin = plugin;
-        rt->extra_free = host->extra_free;
         v->runtime = rt;
     }
     return st;
