@@ -31,7 +31,7 @@ struct serve {
     struct serve_options o;
     struct option_values values;
     struct nr_node_cfg cfg;
-    struct nr_plugins *plugins;
+    struct serve_shelves shelves;
     struct nr_gallery *gallery;
     struct nr_node *node;
     int log_fd;
@@ -323,7 +323,7 @@ static int serve(struct serve *s)
         nr_log(NR_LOG_WARN, "serve", "an environment variable has no effect",
                NR_KV_TEXT("reason", s->values.strangers.items[i]));
     }
-    if (serve_configure(&s->o, &s->values.positional, s->plugins, &s->cfg, &err) != NARU_OK) {
+    if (serve_configure(&s->o, &s->values.positional, &s->shelves, &s->cfg, &err) != NARU_OK) {
         return failed(&err, EX_CONFIG);
     }
     if (start(s, &err) != NARU_OK) {
@@ -349,7 +349,9 @@ static void done(struct serve *s)
 {
     nr_node_free(s->node);
     nr_gallery_close(s->gallery);
-    nr_plugins_free(s->plugins);
+    nr_plugins_free(s->shelves.plugins);
+    nr_agents_free(s->shelves.agents);
+    nr_batchings_free(s->shelves.batchings);
     option_done(&s->values);
     if (s->log_fd >= 0) {
         close(s->log_fd);
@@ -380,7 +382,8 @@ static int run(int argc, char **argv)
         option_done(&s.values);
         return 0;
     }
-    s.plugins = nr_plugins_new();
+    s.shelves = (struct serve_shelves){
+        .plugins = nr_plugins_new(), .agents = nr_agents_new(), .batchings = nr_batchings_new()};
     int code = serve(&s);
     done(&s);
     return code;
