@@ -53,12 +53,14 @@ _Static_assert(offsetof(naru_batching, version) == offsetof(struct head, version
                "tables begin alike");
 
 static const struct {
-    const char *what, *prefix, *symbol, *option;
+    const char *what, *one, *prefix, *symbol, *option;
 } kinds[NR_SHELF_KINDS] = {
-    [NR_SHELF_BACKEND] = {"backend", "naru-", NARU_ENTRY_SYMBOL, "--backend-directory"},
-    [NR_SHELF_AGENT] = {"agent", "naru-agent-", NARU_AGENT_ENTRY_SYMBOL, "--agent-directory"},
-    [NR_SHELF_BATCHING] = {"batching strategy", "naru-batching-", NARU_BATCHING_ENTRY_SYMBOL,
-                           "--batching-directory"},
+    [NR_SHELF_BACKEND] = {"backend", "a backend", "naru-", NARU_ENTRY_SYMBOL,
+                          "--backend-directory"},
+    [NR_SHELF_AGENT] = {"agent", "an agent", "naru-agent-", NARU_AGENT_ENTRY_SYMBOL,
+                        "--agent-directory"},
+    [NR_SHELF_BATCHING] = {"batching strategy", "a batching strategy", "naru-batching-",
+                           NARU_BATCHING_ENTRY_SYMBOL, "--batching-directory"},
 };
 
 /* "<directory of the running binary>/<to>": an installed tree may be moved as a whole. */
@@ -205,8 +207,8 @@ nr_status nr_shelf_find(const struct nr_shelf *s, struct nr_str name, char **ret
 {
     if (!nr_name_valid(name)) {
         return nr_fail(err, NARU_INVALID,
-                       "\"%.*s\" is no name of a %s: letters, digits, '.', '_' and '-' are allowed",
-                       (int)NR_MIN(name.len, (size_t)128), name.ptr, kinds[s->kind].what);
+                       "\"%.*s\" is no name of %s: letters, digits, '.', '_' and '-' are allowed",
+                       (int)NR_MIN(name.len, (size_t)128), name.ptr, kinds[s->kind].one);
     }
     nr_autofree char *text = nr_format(NR_STR_FMT, NR_STR_ARG(name));
     for (size_t i = 0; i < s->n_dirs; i++) {
@@ -352,8 +354,8 @@ nr_status nr_shelf_open_path(struct nr_shelf *s, const struct nr_table_rule *rul
     }
     const char *slash = strrchr(real, '/');
     if (!nr_shelf_name_of(s->kind, nr_str_from(slash ? slash + 1 : real), &found)) {
-        return nr_fail(err, NARU_INVALID, "%s: the file of a %s is named %s<name>.so", path,
-                       kinds[s->kind].what, kinds[s->kind].prefix);
+        return nr_fail(err, NARU_INVALID, "%s: the file of %s is named %s<name>.so", path,
+                       kinds[s->kind].one, kinds[s->kind].prefix);
     }
     nr_autofree char *name = nr_format(NR_STR_FMT, NR_STR_ARG(found));
     return open_path(s, rule, real, name, ret, err);
