@@ -231,6 +231,9 @@ static void check_options(void)
 
 static void check_memory(void)
 {
+#ifdef NR_ASAN
+    skip("AddressSanitizer keeps what is freed");
+#endif
     struct stage t;
     struct scene *s = nr_new(struct scene);
     uint64_t seed = 7;

@@ -27,7 +27,8 @@ static struct nr_agents *agents;
 static struct {
     _Atomic int64_t bad;   /* this version cannot be opened */
     _Atomic int64_t holds; /* nor this one before it is 0 */
-    char path[256];        /* of the version opened last */
+    pthread_mutex_t lock;
+    char path[256]; /* of the version opened last */
 } stub;
 
 static void put(const char *rel, const char *text)
@@ -91,7 +92,9 @@ static nr_status stub_open(void *ctx, struct nr_version *v, struct nr_err *err)
     while (stub.holds == v->number) {
         (void)usleep(1000);
     }
+    (void)pthread_mutex_lock(&stub.lock);
     (void)snprintf(stub.path, sizeof stub.path, "%s", v->path);
+    (void)pthread_mutex_unlock(&stub.lock);
     if (v->number == stub.bad) {
         return nr_fail(err, NARU_INVALID, "the stub cannot open it");
     }
@@ -109,6 +112,7 @@ static int set_up(void **state)
 {
     (void)state;
     memset(&stub, 0, sizeof stub);
+    (void)pthread_mutex_init(&stub.lock, NULL);
     (void)snprintf(root, sizeof root, "/tmp/naru-model-agents-XXXXXX");
     assert_non_null(mkdtemp(root));
     (void)snprintf(log_path, sizeof log_path, "%s.log", root);
