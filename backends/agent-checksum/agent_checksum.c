@@ -209,7 +209,7 @@ static void hex_of(const uint8_t *sum, size_t bytes, char *to)
 static naru_status check_file(const naru_agent_host *host, const naru_agent_call *call,
                               const struct entry *e, void *buf, naru_text *err)
 {
-    struct sum s;
+    struct sum s = {0};
     int32_t fd = -1;
     uint8_t got[MAX_SUM] = {0};
     naru_status st = host->file_open(call, e->path, &fd, err);

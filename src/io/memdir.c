@@ -12,6 +12,7 @@
  */
 #include "io/memdir.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
@@ -117,29 +118,28 @@ nr_status nr_memdir_new(const char *base, bool in_memory, struct nr_memdir *ret,
                    in_memory ? " in memory" : "", why.text);
 }
 
+/* One folder of a process that is gone, maybe. */
+static bool sweep_one(int base_fd, const char *name)
+{
+    struct stat sb;
+    nr_autoclose int fd = openat(base_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    return fd >= 0 && fstat(fd, &sb) == 0 && sb.st_uid == geteuid() &&
+           flock(fd, LOCK_EX | LOCK_NB) == 0 && remove_folder(base_fd, name, fd);
+}
+
 unsigned nr_memdir_sweep(const char *base)
 {
     unsigned n_gone = 0;
     for (size_t i = 0; i < (base ? 1 : NR_COUNT(bases)); i++) {
-        nr_autoclose int base_fd = -1;
-        nr_autofree struct nr_dir_entry *entries = NULL;
-        size_t n = 0;
-        if (nr_dir_open_root(base ? base : bases[i], &base_fd, NULL) != NARU_OK ||
-            nr_dir_list(base_fd, MAX_ENTRIES, &entries, &n, NULL) != NARU_OK) {
-            continue;
+        DIR *d =
+            opendir(base ? base : bases[i]); /* by name only: there may be many others' files */
+        for (const struct dirent *e; d && (e = readdir(d)) != NULL;) {
+            if (nr_str_starts(nr_str_from(e->d_name), NR_STR(PREFIX))) {
+                n_gone += sweep_one(dirfd(d), e->d_name);
+            }
         }
-        for (size_t k = 0; k < n; k++) {
-            const char *name = entries[k].name;
-            struct stat sb;
-            if (!entries[k].is_dir || !nr_str_starts(nr_str_from(name), NR_STR(PREFIX))) {
-                continue;
-            }
-            nr_autoclose int fd =
-                openat(base_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-            if (fd >= 0 && fstat(fd, &sb) == 0 && sb.st_uid == geteuid() &&
-                flock(fd, LOCK_EX | LOCK_NB) == 0) {
-                n_gone += remove_folder(base_fd, name, fd);
-            }
+        if (d) {
+            closedir(d);
         }
     }
     return n_gone;

@@ -383,6 +383,14 @@ def test_keys(server, tmp_path):
     assert x.hex not in s.log()
 
 
+def test_the_example_keeps_to_the_interface(tmp_path):
+    x = Sealed(tmp_path)
+    done = subprocess.run([BUILD / "naru-backend-check", BUILD / "examples" / "naru-agent-decrypt.so", "--model", x.repo / "m",
+                           "--option", f"key_file={x.key}"], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 failed" in done.stdout and "LOAD needs more" not in done.stdout, done.stdout
+
+
 def test_checked_then_opened(server, tmp_path):
     """Two agents in a chain: the sum is that of the sealed file, the model that of the opened one."""
     x = Sealed(tmp_path)
