@@ -37,7 +37,7 @@ struct serve {
     struct serve_options o;
     struct option_values values;
     struct nr_node_cfg cfg;
-    struct nr_plugins *plugins;
+    struct serve_shelves shelves;
     struct nr_gallery *gallery;
     struct nr_node *node;
     struct nr_given given;      /* sockets that somebody else made */
@@ -576,7 +576,7 @@ static int serve(struct serve *s, int connection)
         nr_log(NR_LOG_WARN, "serve", "an environment variable has no effect",
                NR_KV_TEXT("reason", s->values.strangers.items[i]));
     }
-    if (serve_configure(&s->o, s->plugins, &s->cfg, &err) != NARU_OK) {
+    if (serve_configure(&s->o, &s->shelves, &s->cfg, &err) != NARU_OK) {
         return failed(&err, EX_CONFIG);
     }
     if (take_over(s, connection, &err) != NARU_OK) {
@@ -594,7 +594,9 @@ static void done(struct serve *s)
     nr_node_free(s->node);
     nr_given_done(&s->given);
     nr_gallery_close(s->gallery);
-    nr_plugins_free(s->plugins);
+    nr_plugins_free(s->shelves.plugins);
+    nr_agents_free(s->shelves.agents);
+    nr_batchings_free(s->shelves.batchings);
     nr_rebirth_free(s->rebirth);
     option_done(&s->values);
     if (s->log_fd >= 0) {
@@ -627,7 +629,8 @@ static int run(int argc, char **argv)
         option_done(&s.values);
         return 0;
     }
-    s.plugins = nr_plugins_new();
+    s.shelves = (struct serve_shelves){
+        .plugins = nr_plugins_new(), .agents = nr_agents_new(), .batchings = nr_batchings_new()};
     if (nr_rebirth_note(&s.rebirth, &err) != NARU_OK) {
         s.rebirth = NULL; /* told when it is needed */
     }

@@ -160,6 +160,7 @@ static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
     nr_buf_set_unmap(unmap_on_pool);
     n->runtime =
         (struct nr_runtime_host){.plugins = n->cfg.plugins,
+                                 .batchings = n->cfg.batchings,
                                  .loops = n->loops,
                                  .n_loops = n->n_loops,
                                  .pool = n->pool,

@@ -39,6 +39,7 @@ struct nr_node_cfg {
     struct nr_http_limits http;
     struct nr_repository_cfg repository; /* ops, ctx and callbacks are filled by the node */
     struct nr_plugins *plugins;          /* borrowed */
+    struct nr_batchings *batchings; /* borrowed; NULL: models that name a strategy do not load */
     struct nr_sched_limits queue;
     struct nr_placement_cfg placement;
     unsigned max_instances;

@@ -37,9 +37,6 @@
 #include "io/file.h"
 #include "model/repository_priv.h"
 
-#define LOW_NICE \
-    15 /* about a thirtieth of a core that is wanted by others, all of one that is not */
-
 /* --- states and slots, under the lock ----------------------------------------------------------- */
 
 static bool is_busy(nr_version_state s)
@@ -90,6 +87,7 @@ static struct nr_slot *slot_new(struct nr_repository *r, struct nr_model *m,
     bool flat = strcmp(from->folder, ".") == 0;
     s->model = m;
     s->print = from->print;
+    s->has_agents = p->has_agents;
     memcpy(s->folder, from->folder, sizeof s->folder);
     s->v = (struct nr_version){.name = m->name,
                                .number = from->number,
@@ -108,7 +106,7 @@ static struct nr_slot *slot_new(struct nr_repository *r, struct nr_model *m,
 
 static void slot_free(struct nr_repository *r, struct nr_slot *s)
 {
-    NR_ASSERT(s->v.config == NULL && s->n_jobs == 0);
+    NR_ASSERT(s->v.config == NULL && s->n_jobs == 0 && s->lease == NULL);
     r->index_used[s->v.index] = 0;
     r->n_slots--;
     nr_free((char *)(uintptr_t)s->v.path);
@@ -371,8 +369,10 @@ static void job_close(struct nr_job *j)
     struct nr_slot *s = nr_container_of(j, struct nr_slot, job);
     struct nr_repository *r = s->v.repository;
     struct nr_catalog *old = NULL;
+    nr_lease_closing(s->lease);
     r->cfg.ops.close(r->cfg.ops_ctx, &s->v);
     nr_version_clear(&s->v);
+    nr_lease_unref(NR_TAKE(s->lease));
     nr_repository_lock(r);
     bool shown = s->shown, last = r->n_closing == 1 && r->n_loading == 0;
     r->closing_bytes -= s->closing_bytes;
@@ -577,7 +577,7 @@ static void *open_low(void *arg)
 {
     struct low_open *o = arg;
     struct nr_repository *r = o->v->repository;
-    (void)setpriority(PRIO_PROCESS, 0, LOW_NICE); /* of this thread only, on Linux */
+    (void)setpriority(PRIO_PROCESS, 0, NR_LOW_NICE); /* of this thread only, on Linux */
     o->st = r->cfg.ops.open(r->cfg.ops_ctx, o->v, o->err);
     nr_arena_thread_done();
     return NULL;
@@ -601,6 +601,29 @@ static nr_status open_version(struct nr_version *v, bool low, struct nr_err *err
     return o.st;
 }
 
+/* Lets the model's agents look at its folder first. *fd: of the model's own folder; when they put another
+ * one in its place the version is opened from there, and *fd is that one, borrowed. */
+static nr_status run_agents(struct nr_slot *s, bool low, int *fd, struct nr_err *err)
+{
+    struct nr_version *v = &s->v;
+    bool flat = strcmp(s->folder, ".") == 0;
+    const char *path = v->path;
+    nr_autofree char *own =
+        flat ? nr_strdup(path)
+             : nr_format("%.*s", (int)(strlen(path) - strlen(s->folder) - 1), path);
+    int fresh_fd = *fd;
+    nr_status st = nr_lease_load(s->lease, *fd, own, low, &fresh_fd, &path, err);
+    if (st != NARU_OK || strcmp(path, own) == 0) {
+        return st;
+    }
+    nr_close(v->dir_fd);
+    v->dir_fd = -1;
+    *fd = fresh_fd;
+    nr_free((char *)(uintptr_t)v->path);
+    v->path = flat ? nr_strdup(path) : nr_format("%s/%s", path, s->folder);
+    return nr_dir_open_at(fresh_fd, s->folder, O_RDONLY | O_DIRECTORY, 0, &v->dir_fd, err);
+}
+
 static nr_status load(struct nr_slot *s, bool low, struct nr_err *err)
 {
     struct nr_repository *r = s->v.repository;
@@ -616,8 +639,14 @@ static nr_status load(struct nr_slot *s, bool low, struct nr_err *err)
     if (st != NARU_OK) {
         return st;
     }
-    s->v.model_fd = s->v.bare_file ? -1 : model_fd;
-    st = nr_version_prepare(&s->v, r->config_name, err);
+    int files_fd = model_fd; /* where its files are */
+    if (s->lease) {
+        st = run_agents(s, low, &files_fd, err);
+    }
+    s->v.model_fd = s->v.bare_file ? -1 : files_fd;
+    if (st == NARU_OK) {
+        st = nr_version_prepare(&s->v, r->config_name, err);
+    }
     if (st == NARU_OK) {
         st = open_version(&s->v, low, err);
     }
@@ -679,7 +708,9 @@ static void job_load(struct nr_job *j)
     s->v.load_ns = (uint64_t)(nr_clock_now() - begin);
     if (st != NARU_OK) {
         nr_version_clear(&s->v);
+        nr_lease_unref(NR_TAKE(s->lease));
     } else {
+        nr_lease_opened(s->lease);
         err = (struct nr_err){0}; /* a step may have looked for something that need not be there */
     }
     err.status = st;
@@ -712,6 +743,9 @@ static void job_load(struct nr_job *j)
         tell(r, &s->v, NR_VERSION_UNAVAILABLE, c->err.text);
     }
     tell_ensembles(r);
+    if (last) {
+        nr_lease_settle(NR_TAKE(c->lease), c->beside && c->failed);
+    }
     drop_now(&d);
     if (own) {
         nr_version_unref(&s->v);
@@ -799,6 +833,10 @@ static struct nr_slot **begin_loads(struct nr_repository *r, struct nr_change *c
     size_t n = 0;
     c->model->change = c;
     for (size_t i = 0; i < c->n_slots; i++) {
+        if (c->slots[i]->change == c && c->slots[i]->has_agents) {
+            c->lease = c->lease ? c->lease : nr_lease_new(r, c->model->name);
+            c->slots[i]->lease = nr_lease_ref(c->lease);
+        }
         if (c->slots[i]->change == c) {
             set_state(r, &c->slots[i]->v, NR_VERSION_LOADING, "");
             start[n++] = c->slots[i];
