@@ -73,7 +73,7 @@ bool nr_call_demand(struct nr_call *c)
 {
     struct nr_str name = c->route->scope == NR_SCOPE_INFER ? name_of(c) : (struct nr_str){0};
     struct nr_err err = {0};
-    c->waiter = (struct nr_waiter){.done = on_loaded};
+    c->waiter = (struct nr_waiter){.done = on_loaded, .ticket = c->waiter.ticket};
     if (nr_demand_model(c->api, nr_call_catalog(c), name, &c->waiter, &err)) {
         return true;
     }

@@ -449,7 +449,7 @@ static bool demand(struct item *it, struct nr_err *err)
         nr_infer_pb_peek(it->message, &it->head, err) != NARU_OK) {
         return false;
     }
-    it->waiter = (struct nr_waiter){.done = on_loaded};
+    it->waiter = (struct nr_waiter){.done = on_loaded, .ticket = it->waiter.ticket};
     it->s->decoding = true;
     if (nr_demand_model(api, nr_call_catalog(it->s->c), it->head.model_name, &it->waiter, err)) {
         return true;

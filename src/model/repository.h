@@ -176,6 +176,8 @@ void nr_repository_submit(struct nr_repository *r, struct nr_str name, struct nr
 struct nr_waiter {
     void (*done)(struct nr_waiter *w); /* exactly once, any thread, no locks */
     struct nr_err err;                 /* NARU_OK: it was loaded, look it up again */
+    int64_t ticket; /* 0 at first; kept when the same request asks again (for the next member of an
+                       ensemble): who came first is served first */
     struct nr_list node;
 };
 typedef enum nr_demand {

@@ -8,6 +8,11 @@
  * that, which bounds the rate of loads. When nothing can go, the demand waits until something can or
  * its patience ends.
  *
+ * An ensemble needs all its members at once and asks for one after the other. Each request has a
+ * ticket, the time at which it first asked: demands are served in that order, and what was loaded for a
+ * request is not closed for a later one before it was used. So two ensembles that do not fit together
+ * take turns, the older request first, instead of closing each other's members for ever.
+ *
  * What a version takes is what its plug-in says (nr_version.memory_bytes), or 1 MiB when it does not. Before a model's first load
  * it is guessed: the mean of those that were loaded. Versions that are closing count until they are
  * closed, so the budget holds while old requests drain, too. One model larger than the budget is
@@ -26,6 +31,7 @@
 #include "model/repository_priv.h"
 
 #define UNKNOWN_BYTES ((uint64_t)1 << 20) /* of a version whose plug-in does not say */
+#define KEPT_NS NR_S_NS                   /* see is_kept */
 #define LOOK_NS (20 * NR_MS_NS) /* while waiting for room: models become idle without telling */
 
 /* --- what there is, under the lock -------------------------------------------------------------- */
@@ -46,6 +52,9 @@ static nr_version_state best_state(const struct nr_model *m)
 
 static uint64_t bytes_of(const struct nr_version *v)
 {
+    if (v->config && v->config->ensemble) {
+        return 0; /* nothing by itself */
+    }
     return v->memory_bytes > 0 ? v->memory_bytes : UNKNOWN_BYTES;
 }
 
@@ -72,11 +81,31 @@ static uint64_t expect_bytes(const struct nr_model *m, uint64_t used, uint64_t n
     return m->expect_bytes > 0 ? m->expect_bytes : n > 0 ? used / n : 0;
 }
 
-/* Whether all of the model may be closed now; *ret_used_ns: when it was used last. */
-static bool may_go(const struct nr_repository *r, const struct nr_model *m, int64_t now_ns,
-                   int64_t *ret_used_ns)
+/* True while those for whom m was loaded, and nobody has used it since, may still wait for another
+ * model: for a moment they are on their way here, afterwards they are waiters of one. */
+static bool is_kept(const struct nr_repository *r, const struct nr_model *m, int64_t ready_ns,
+                    int64_t now_ns)
 {
-    bool any = false;
+    if (now_ns - ready_ns < KEPT_NS) {
+        return true;
+    }
+    for (size_t i = 0; i < r->n_models; i++) {
+        const struct nr_model *other = r->models[i];
+        if (other->demanded != NR_DEMAND_NONE && other->first_ticket <= m->kept_last &&
+            other->last_ticket >= m->kept_first) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Whether all of the model may be closed now for a request of this ticket; *ret_used_ns: when it was
+ * used last. */
+static bool may_go(const struct nr_repository *r, const struct nr_model *m, int64_t ticket,
+                   int64_t now_ns, int64_t *ret_used_ns)
+{
+    bool any = false, used = false;
+    int64_t ready_ns = 0;
     *ret_used_ns = 0;
     if (m->pinned || m->change || m->active || m->demanded != NR_DEMAND_NONE) {
         return false;
@@ -92,18 +121,21 @@ static bool may_go(const struct nr_repository *r, const struct nr_model *m, int6
         }
         any = true;
         int64_t used_ns = atomic_load_explicit(&v->used_ns, memory_order_relaxed);
+        used |= used_ns >= m->slots[i]->ready_ns;
+        ready_ns = NR_MAX(ready_ns, m->slots[i]->ready_ns);
         *ret_used_ns = NR_MAX(*ret_used_ns, used_ns);
     }
-    return any;
+    bool for_older = m->kept_first != 0 && m->kept_first <= ticket && !used;
+    return any && !(for_older && is_kept(r, m, ready_ns, now_ns));
 }
 
-static struct nr_model *least_recent(const struct nr_repository *r, int64_t now_ns)
+static struct nr_model *least_recent(const struct nr_repository *r, int64_t ticket, int64_t now_ns)
 {
     struct nr_model *found = NULL;
     int64_t oldest_ns = INT64_MAX;
     for (size_t i = 0; i < r->n_models; i++) {
         int64_t used_ns;
-        if (may_go(r, r->models[i], now_ns, &used_ns) && used_ns < oldest_ns) {
+        if (may_go(r, r->models[i], ticket, now_ns, &used_ns) && used_ns < oldest_ns) {
             oldest_ns = used_ns;
             found = r->models[i];
         }
@@ -145,10 +177,24 @@ static void on_loaded(struct nr_op *op)
         m->expect_bytes += bytes_of(&m->slots[i]->v);
     }
     r->n_demand_loads++;
+    m->kept_first = m->first_ticket;
+    m->kept_last = m->last_ticket;
     take_waiters(r, m, &waiters);
     (void)pthread_cond_broadcast(&r->rest);
     nr_repository_unlock(r);
     answer(&waiters, &err);
+}
+
+/* Under the lock: the model's place among the demands, by its oldest waiter. */
+static void sort_in(struct nr_repository *r, struct nr_model *m)
+{
+    nr_list_remove(&m->demand_node);
+    struct nr_list *at = r->demands.next;
+    while (at != &r->demands &&
+           nr_container_of(at, struct nr_model, demand_node)->first_ticket <= m->first_ticket) {
+        at = at->next;
+    }
+    nr_list_insert_before(at, &m->demand_node);
 }
 
 nr_demand nr_repository_demand(struct nr_repository *r, struct nr_str name, struct nr_waiter *w)
@@ -160,14 +206,21 @@ nr_demand nr_repository_demand(struct nr_repository *r, struct nr_str name, stru
         ret = r->n_waiters < r->cfg.max_waiters ? NR_DEMAND_WAITS : NR_DEMAND_FULL;
     }
     if (ret == NR_DEMAND_WAITS) {
+        int64_t now_ns = nr_clock_now();
+        w->ticket = w->ticket != 0 ? w->ticket : now_ns;
+        bool is_first = m->n_waiters == 0;
+        m->first_ticket = is_first ? w->ticket : NR_MIN(m->first_ticket, w->ticket);
+        m->last_ticket = is_first ? w->ticket : NR_MAX(m->last_ticket, w->ticket);
         nr_list_append(&m->waiters, &w->node);
         m->n_waiters++;
         r->n_waiters++;
         if (m->demanded == NR_DEMAND_NONE) {
             m->demanded = NR_DEMAND_QUEUED;
-            m->demand_ns = nr_clock_now();
-            nr_list_append(&r->demands, &m->demand_node);
+            m->demand_ns = now_ns;
             (void)pthread_cond_broadcast(&r->rest);
+        }
+        if (m->demanded == NR_DEMAND_QUEUED) {
+            sort_in(r, m);
         }
     }
     nr_repository_unlock(r);
@@ -201,7 +254,8 @@ static bool serve_first(struct nr_repository *r, int64_t now_ns)
         nr_repository_lock(r);
         return true;
     }
-    struct nr_model *old = fits || r->closing_bytes > 0 ? NULL : least_recent(r, now_ns);
+    struct nr_model *old =
+        fits || r->closing_bytes > 0 ? NULL : least_recent(r, m->first_ticket, now_ns);
     if (old) {
         evict(r, old);
         return false;

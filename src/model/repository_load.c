@@ -56,7 +56,9 @@ static void set_state(struct nr_repository *r, struct nr_version *v, nr_version_
     s->n_jobs += is_busy(to);
     if (to == NR_VERSION_READY) {
         s->ready_ns = nr_clock_now();
-        atomic_store_explicit(&v->used_ns, s->ready_ns, memory_order_relaxed);
+        /* before it was ready: the first use is noted at once */
+        atomic_store_explicit(&v->used_ns, s->ready_ns - NR_VERSION_USED_NS - 1,
+                              memory_order_relaxed);
     } else if (to == NR_VERSION_UNLOADING) {
         s->closing_bytes = NR_MAX(v->memory_bytes, (uint64_t)1);
         r->closing_bytes += s->closing_bytes;

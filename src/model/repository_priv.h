@@ -75,7 +75,9 @@ struct nr_model {
     } demanded;
     struct nr_list demand_node, waiters;
     uint32_t n_waiters;
-    int64_t demand_ns; /* queued at */
+    int64_t demand_ns;                 /* queued at */
+    int64_t first_ticket, last_ticket; /* of its waiters … */
+    int64_t kept_first, kept_last;     /* … and of those for whom it was loaded last; 0: nobody */
     struct nr_op demand_op;
     uint64_t expect_bytes; /* 0: never loaded */
     /* of the polling thread only */

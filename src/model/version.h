@@ -91,10 +91,11 @@ nr_nodiscard nr_status nr_version_complete(struct nr_version *v, const naru_mode
                                            struct nr_err *err);
 struct nr_version *nr_version_ref(struct nr_version *v); /* any thread; v must be held already */
 void nr_version_unref(struct nr_version *v); /* any thread, never blocks; accepts NULL */
+#define NR_VERSION_USED_NS 100000000
 /* Any thread. Writes a shared line ten times a second at most, however many requests come. */
 static inline void nr_version_used(struct nr_version *v, int64_t now_ns)
 {
-    if (now_ns - atomic_load_explicit(&v->used_ns, memory_order_relaxed) > 100000000) {
+    if (now_ns - atomic_load_explicit(&v->used_ns, memory_order_relaxed) > NR_VERSION_USED_NS) {
         atomic_store_explicit(&v->used_ns, now_ns, memory_order_relaxed);
     }
 }
