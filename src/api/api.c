@@ -9,7 +9,10 @@
  *     nr_exchange_respond, and a call whose work or inference is under way is answered by it, even
  *     when the client has gone (the engine drops the answer).
  *  2. A call's model is pinned exactly while c->pin is set, and released in on_done.
- *  3. While c->job is with the pool the loop does not touch the call, but for c->cancelled.
+ *  3. While c->away the loop touches nothing of the call but cancelled, cancel_status, grace and
+ *     abandoned.
+ *  4. A call that was cancelled is answered after CANCEL_GRACE_NS at the latest, whatever has it: its
+ *     exchange is then held until it comes back (nr_call_abandon).
  *
  * THREADS. Loop threads, but for `work`.
  */
@@ -25,6 +28,9 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/reclaim.h"
+
+/* For a plug-in to heed a cancel: what it says is better than what we can say without it. */
+#define CANCEL_GRACE_NS (10 * NR_MS_NS)
 
 /* --- answers ---------------------------------------------------------------------------------- */
 
@@ -87,16 +93,15 @@ static struct nr_str allowed_methods(struct nr_call *c)
     return nr_arena_str(&c->x->arena, (struct nr_str){storage, t.len});
 }
 
-void nr_call_fail(struct nr_call *c, nr_status status, struct nr_str text, unsigned retry_after_s)
+/* The answer; touches nothing that belongs to whom has the call. */
+static void respond_error(struct nr_call *c, nr_status status, struct nr_str text,
+                          unsigned retry_after_s)
 {
-    c->err.status = status;
-    if (text.ptr != c->err.text) { /* for the access log */
-        snprintf(c->err.text, sizeof(c->err.text), NR_STR_FMT, NR_STR_ARG(text));
-    }
+    struct nr_arena *a = nr_exchange_arena(c->x);
     if (c->x->protocol == NR_GRPC) {
         struct nr_response r = {.status = 200,
                                 .grpc_status = nr_status_grpc(status),
-                                .grpc_message = nr_arena_str(&c->x->arena, text)};
+                                .grpc_message = nr_arena_str(a, text)};
         nr_exchange_respond(c->x, &r);
         return;
     }
@@ -105,21 +110,29 @@ void nr_call_fail(struct nr_call *c, nr_status status, struct nr_str text, unsig
     nr_text_str(&t, "{\"error\":");
     nr_text_json(&t, text);
     nr_text_str(&t, "}");
-    struct nr_str body = nr_arena_str(&c->x->arena, (struct nr_str){t.data, t.len});
+    struct nr_str body = nr_arena_str(a, (struct nr_str){t.data, t.len});
     nr_text_done(&t);
     struct nr_iov part = {body.ptr, body.len};
     struct nr_header more = {{0}, {0}};
     struct nr_response r = {
         .status = nr_status_http(status), .content_type = json_type(), .body = &part, .n_body = 1};
     if (retry_after_s > 0) {
-        more = (struct nr_header){NR_STR("retry-after"),
-                                  nr_arena_fmt(&c->x->arena, "%u", retry_after_s)};
+        more = (struct nr_header){NR_STR("retry-after"), nr_arena_fmt(a, "%u", retry_after_s)};
     } else if (status == NARU_METHOD) { /* RFC 9110 section 15.5.6 */
         more = (struct nr_header){NR_STR("allow"), allowed_methods(c)};
     }
     r.headers = &more;
     r.n_headers = more.name.len > 0;
     nr_exchange_respond(c->x, &r);
+}
+
+void nr_call_fail(struct nr_call *c, nr_status status, struct nr_str text, unsigned retry_after_s)
+{
+    c->err.status = status;
+    if (text.ptr != c->err.text) { /* for the access log */
+        snprintf(c->err.text, sizeof(c->err.text), NR_STR_FMT, NR_STR_ARG(text));
+    }
+    respond_error(c, status, text, retry_after_s);
 }
 
 void nr_call_fail_err(struct nr_call *c, const struct nr_err *err)
@@ -372,6 +385,11 @@ static void on_complete(struct nr_request *r)
 {
     struct nr_call *c = nr_container_of(r, struct nr_call, request);
     c->completed = true;
+    c->away = false;
+    if (NR_UNLIKELY(c->abandoned)) {
+        nr_call_let_go(c, 1);
+        return;
+    }
     c->outputs = r->outputs;
     if (c->version->config->decoupled && r->status == NARU_OK) {
         c->in.outputs = (struct nr_infer_output *)(uintptr_t)nr_call_match_outputs(
@@ -410,6 +428,12 @@ void nr_call_options(const struct nr_infer_request *in, struct nr_arena *a, stru
     r->n_options = n;
 }
 
+static struct nr_str cancel_text(nr_status why)
+{
+    return why == NARU_DEADLINE ? NR_STR("the request's time limit passed before it ran")
+                                : NR_STR("the client has gone");
+}
+
 void nr_call_submit(struct nr_call *c)
 {
     nr_call_submit_in(c, &c->x->arena);
@@ -432,10 +456,10 @@ void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena)
         c->in.id = nr_arena_str(&x->arena, c->in.id);
     }
     if (c->cancelled) { /* the client went while the body was decoded on the pool */
-        nr_call_fail(c, NARU_CANCELLED, NR_STR("the client has gone"), 0);
+        nr_call_fail(c, c->cancel_status, cancel_text(c->cancel_status), 0);
         return;
     }
-    c->submitted = true;
+    c->submitted = c->away = true;
     if (NR_UNLIKELY(c->wants_shadow)) {
         nr_shadow_send(c);
     }
@@ -447,6 +471,11 @@ void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena)
 static void after_job(struct nr_msg *m)
 {
     struct nr_call *c = nr_container_of(m, struct nr_call, msg);
+    c->away = false;
+    if (NR_UNLIKELY(c->abandoned)) {
+        nr_call_let_go(c, 1);
+        return;
+    }
     c->after(c);
 }
 
@@ -464,13 +493,53 @@ void nr_call_offload(struct nr_call *c, void (*work)(struct nr_call *),
     c->work = work;
     c->after = after;
     c->job.run = run_job;
+    c->away = true;
     if (nr_pool_submit(c->api->cfg.pool, &c->job) != NARU_OK) {
+        c->away = false;
         nr_call_fail(c, NARU_UNAVAILABLE,
                      NR_STR("too many large requests are being decoded; try again later"), 1);
     }
 }
 
 /* --- end -------------------------------------------------------------------------------------- */
+
+void nr_call_abandon(struct nr_call *c, unsigned n)
+{
+    c->abandoned = true;
+    atomic_fetch_add_explicit(&c->api->n_abandoned, n, memory_order_relaxed);
+    atomic_fetch_add_explicit(&c->api->abandoned, n, memory_order_relaxed);
+    nr_exchange_hold(c->x);
+}
+
+void nr_call_let_go(struct nr_call *c, unsigned n)
+{
+    struct nr_api *a = c->api;
+    c->err.status = c->cancel_status; /* for the access log, which comes with on_done */
+    snprintf(c->err.text, sizeof(c->err.text), "answered before its work had ended");
+    nr_exchange_release(c->x);
+    atomic_fetch_sub_explicit(&a->n_abandoned, n, memory_order_release);
+}
+
+/* A cancelled call has had its time. */
+static void on_grace(struct nr_timer *t)
+{
+    struct nr_call *c = nr_container_of(t, struct nr_call, grace);
+    if (c->x->responded) {
+        return;
+    }
+    if (c->stream != NULL) {
+        c->stream->abandon(c);
+    } else if (c->away) {
+        bool late = c->cancel_status == NARU_DEADLINE;
+        c->request.abandoned = true;
+        nr_call_abandon(c, 1);
+        respond_error(c, c->cancel_status,
+                      late ? NR_STR("the request's time limit passed while it ran; it has been "
+                                    "told to stop and has not yet")
+                           : NR_STR("the client has gone"),
+                      0);
+    }
+}
 
 static void on_cancel(void *ctx, struct nr_exchange *x, nr_cancel_reason why)
 {
@@ -485,6 +554,10 @@ static void on_cancel(void *ctx, struct nr_exchange *x, nr_cancel_reason why)
         nr_call_fail(c, st, NR_STR("the request ended before its body was complete"), 0);
     } else if (c->submitted && !c->completed) {
         nr_request_cancel(&c->request, st, why != NR_CANCEL_HALF_CLOSE);
+    }
+    if (why != NR_CANCEL_HALF_CLOSE && !x->responded) {
+        c->grace.on_timer = on_grace;
+        nr_loop_timer_set(x->loop, &c->grace, nr_loop_now(x->loop) + CANCEL_GRACE_NS);
     }
 }
 
@@ -525,6 +598,9 @@ static void on_done(void *ctx, struct nr_exchange *x)
     struct nr_call *c = x->app;
     if (c == NULL) {
         return;
+    }
+    if (NR_UNLIKELY(c->grace.heap_index)) {
+        nr_loop_timer_cancel(x->loop, &c->grace);
     }
     if (a->cfg.access_log) {
         access_log(c);
@@ -594,6 +670,11 @@ void nr_api_set_draining(struct nr_api *a)
 unsigned nr_api_shadows(const struct nr_api *a)
 {
     return atomic_load_explicit(&a->n_shadows, memory_order_acquire);
+}
+
+unsigned nr_api_abandoned(const struct nr_api *a)
+{
+    return atomic_load_explicit(&a->n_abandoned, memory_order_acquire);
 }
 
 void nr_api_set_server(struct nr_api *a, struct nr_server *server)

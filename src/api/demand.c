@@ -23,6 +23,11 @@ static struct nr_str name_of(struct nr_call *c)
 static void go_on(struct nr_msg *m)
 {
     struct nr_call *c = nr_container_of(m, struct nr_call, msg);
+    c->away = false;
+    if (c->abandoned) {
+        nr_call_let_go(c, 1);
+        return;
+    }
     if (c->waiter.err.status == NARU_UNAVAILABLE || c->cancelled) {
         nr_call_fail(c, c->cancelled ? c->cancel_status : NARU_UNAVAILABLE,
                      c->cancelled ? NR_STR("the request ended before its model was loaded")
@@ -58,16 +63,19 @@ bool nr_call_demand(struct nr_call *c)
     }
     name = nr_str_from(m->name);
     c->waiter = (struct nr_waiter){.done = on_loaded};
+    c->away = true; /* before the demand: `done` may have been called when it returns */
     switch (nr_repository_demand(c->api->cfg.repository, name, &c->waiter)) {
     case NR_DEMAND_WAITS:
         return true;
     case NR_DEMAND_FULL:
+        c->away = false;
         nr_call_fail(c, NARU_UNAVAILABLE,
                      NR_STR("too many requests wait for models to be loaded (--model-wait-max); "
                             "try again later"),
                      1);
         return true;
     case NR_DEMAND_LEAVE:
+        c->away = false;
         break;
     }
     return false;

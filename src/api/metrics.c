@@ -334,6 +334,12 @@ static void write_http(struct nr_text *t, struct nr_api *a)
     for (unsigned i = 0; i < NR_COUNT(rows); i++) {
         write_number(t, rows[i].name, rows[i].type, rows[i].help, rows[i].value);
     }
+    write_number(t, "naru_requests_abandoned", "gauge",
+                 "Requests that were answered at their deadline, or whose client went, and which a "
+                 "plug-in still runs",
+                 nr_api_abandoned(a));
+    write_number(t, "naru_requests_abandoned_total", "counter", "Such requests since the start",
+                 atomic_load_explicit(&a->abandoned, memory_order_relaxed));
 }
 
 static void write_cache(struct nr_text *t, struct nr_api *a)

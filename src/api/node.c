@@ -298,7 +298,8 @@ static void nap(int64_t ns)
 
 static bool wait_connections(struct nr_node *n, int64_t deadline_ns)
 {
-    while (nr_server_connections(n->server) > 0 || nr_api_shadows(n->api) > 0) {
+    while (nr_server_connections(n->server) > 0 || nr_api_shadows(n->api) > 0 ||
+           nr_api_abandoned(n->api) > 0) {
         if (nr_clock_now() >= deadline_ns) {
             return false;
         }

@@ -21,6 +21,9 @@
 
 nr_fail_reason nr_request_fail_reason(const struct nr_request *r)
 {
+    if (r->abandoned) {
+        return NR_FAIL_CANCELED;
+    }
     switch (r->status) {
     case NARU_CANCELLED:
         return NR_FAIL_CANCELED;
@@ -58,7 +61,7 @@ void nr_request_complete(struct nr_request *r)
         nr_request_fail(r, NARU_DEADLINE, "the request's time limit passed while it ran");
     }
     atomic_store_explicit(&r->state, NR_REQUEST_DONE, memory_order_relaxed);
-    if (r->status == NARU_OK) {
+    if (r->status == NARU_OK && !r->abandoned) {
         nr_counters_success(s->counters, loop, r, r->leads);
     } else {
         nr_counters_failure(s->counters, loop, nr_request_fail_reason(r),
