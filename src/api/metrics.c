@@ -159,6 +159,12 @@ static void write_gauges(struct nr_text *t, const struct row *rows, unsigned n)
                         (unsigned long long)rows[i].state.seals[k]);
         }
     }
+    head(t, "naru_batch_retries_total", "counter",
+         "Batches that failed as a whole and whose requests ran again, one by one");
+    for (unsigned i = 0; i < n; i++) {
+        nr_text_fmt(t, "naru_batch_retries_total{" NR_STR_FMT "} %llu\n",
+                    NR_STR_ARG(rows[i].labels), (unsigned long long)rows[i].state.batch_retries);
+    }
 }
 
 /* Of models that serve sequences. */

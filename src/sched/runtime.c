@@ -215,7 +215,8 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
                                .placement = host->placement,
                                .limits = host->limits,
                                .latency_target_ns = c->latency_target_ns,
-                               .decoupled = c->decoupled};
+                               .decoupled = c->decoupled,
+                               .isolate = !c->decoupled && c->sequence == NULL};
     cfg.placement.allowed = may_inline(host, rt, c);
     struct nr_queue_rules levels[NR_CONFIG_MAX_LEVELS];
     level_rules(c, levels, &cfg.limits);

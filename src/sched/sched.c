@@ -198,6 +198,7 @@ static struct nr_place *take_batch(struct nr_sched *s, struct taken *t)
     }
     struct nr_place *p = nr_container_of(nr_list_pop(&s->idle), struct nr_place, node);
     p->is_inline = false;
+    p->isolated = false;
     p->begin_ns = now_ns;
     p->rows = plan.rows;
     nr_hold_took(&s->hold, plan.rows, fixed_ns, now_ns);
@@ -250,6 +251,24 @@ static void on_batch_done(struct nr_batch *b, void *arg)
     pthread_mutex_unlock(&s->finished_lock);
 }
 
+/* A run of the place has ended: results, and further runs when the batch is taken apart. False: one of
+ * those goes on, and on_batch_done brings the place back. */
+static bool run_rest(struct nr_place *p)
+{
+    for (;;) {
+        p->infer_end_ns = nr_clock_now();
+        show_running(p, false);
+        if (NR_LIKELY(!nr_place_deliver(p))) {
+            return true;
+        }
+        show_running(p, true);
+        p->infer_begin_ns = nr_clock_now();
+        if (nr_batch_run(p->batch, p->instance) == NARU_PENDING) {
+            return false;
+        }
+    }
+}
+
 static void finish_pending(struct nr_sched *s)
 {
     for (;;) {
@@ -260,10 +279,9 @@ static void finish_pending(struct nr_sched *s)
             return;
         }
         struct nr_place *p = nr_container_of(node, struct nr_place, node);
-        p->infer_end_ns = nr_clock_now();
-        show_running(p, false);
-        nr_place_deliver(p);
-        release_place(p, true, -1);
+        if (run_rest(p)) {
+            release_place(p, !p->isolated, -1);
+        }
     }
 }
 
@@ -299,12 +317,11 @@ static bool run_queue(struct nr_runnable *runnable)
     if (p->n_taken > 0 && nr_batch_run(p->batch, p->instance) == NARU_PENDING) {
         return true; /* on_batch_done brings the place back */
     }
-    p->infer_end_ns = nr_clock_now();
     cpu_ns = cpu_ns >= 0 ? nr_clock_thread_cpu() - cpu_ns : -1;
     bool ran = p->n_taken > 0;
-    show_running(p, false);
-    nr_place_deliver(p);
-    release_place(p, ran, cpu_ns);
+    if (run_rest(p)) {
+        release_place(p, ran && !p->isolated, cpu_ns);
+    }
     return true;
 }
 
@@ -590,6 +607,7 @@ void nr_sched_state_get(struct nr_sched *s, struct nr_sched_state *ret)
                                    .n_demoted = s->placement.n_demoted,
                                    .row_ns = s->admit.row_ns,
                                    .n_levels = s->queue.n_levels,
+                                   .batch_retries = s->batch_retries,
                                    .bytes_copied = s->bytes_copied,
                                    .bytes_in_place = s->bytes_in_place};
     memcpy(ret->seals, s->seals, sizeof(ret->seals));

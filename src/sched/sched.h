@@ -49,6 +49,8 @@ struct nr_sched_cfg {
     unsigned default_level;              /* from 0 */
     bool preserve_ordering; /* answers in the order of requests; rules.in_order, not inline */
     bool decoupled;         /* a request may get several responses */
+    bool isolate; /* when a batch fails as a whole, its requests run again, one by one. Not with
+                     decoupled, nor where a run changes a state */
 };
 
 nr_nodiscard nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret,
@@ -84,6 +86,7 @@ struct nr_sched_state {
     uint64_t refused[NR_REFUSAL_KINDS];
     unsigned n_levels;
     unsigned levels[NR_QUEUE_MAX_LEVELS];  /* requests that wait, by level */
+    uint64_t batch_retries;                /* batches that failed and whose requests ran alone */
     uint64_t bytes_copied, bytes_in_place; /* of inputs: gathered into a batch, or read where they
                                               lay by the plug-in; of finished executions */
 };

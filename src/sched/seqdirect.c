@@ -232,7 +232,7 @@ static void run_lane(struct nr_sequencer *q, struct nr_seq_lane *l, nr_seal why)
     nr_sched_observe(s, p, -1);
     nr_trim_arm(s); /* of the plug-in's memory */
     pthread_mutex_unlock(&s->lock);
-    nr_place_deliver(p);
+    (void)nr_place_deliver(p); /* cfg.isolate is not set */
     nr_place_rest(p);
 }
 
