@@ -23,7 +23,7 @@
 
 #define METRICS_MAX (64u << 20)
 
-struct row { /* one ready version */
+struct row { /* one version that is ready, or would be if it were not stuck */
     const struct nr_version *version;
     struct nr_str labels; /* model="…",version="…" */
     struct nr_counts counts;
@@ -158,6 +158,11 @@ static void write_gauges(struct nr_text *t, const struct row *rows, unsigned n)
                         NR_STR_ARG(rows[i].labels), nr_seal_text((nr_seal)k),
                         (unsigned long long)rows[i].state.seals[k]);
         }
+    }
+    head(t, "naru_model_stuck", "gauge", "Instances with a run that does not return");
+    for (unsigned i = 0; i < n; i++) {
+        nr_text_fmt(t, "naru_model_stuck{" NR_STR_FMT "} %u\n", NR_STR_ARG(rows[i].labels),
+                    rows[i].state.stuck);
     }
     head(t, "naru_batch_retries_total", "counter",
          "Batches that failed as a whole and whose requests ran again, one by one");
@@ -432,7 +437,8 @@ static unsigned collect(struct nr_call *c, struct row **ret)
     struct row *rows = nr_arena_zalloc(a, (most + 1) * sizeof(*rows));
     for (uint32_t i = 0; i < catalog->n_models; i++) {
         for (uint32_t k = 0; k < catalog->models[i].n_versions; k++) {
-            const struct nr_version *v = catalog->models[i].versions[k].version;
+            const struct nr_catalog_version *seen = &catalog->models[i].versions[k];
+            const struct nr_version *v = seen->version != NULL ? seen->version : seen->stuck;
             if (v == NULL) {
                 continue;
             }

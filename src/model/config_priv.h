@@ -10,6 +10,7 @@
 /* Parameter "true" (default) or "false": whether dimensions of one name must be equal. */
 #define NR_CONFIG_CHECK_SYMBOLS "naru.check_symbols"
 #define NR_CONFIG_LATENCY_TARGET "naru.latency_target_ms"
+#define NR_CONFIG_WATCHDOG "naru.watchdog_ms"
 
 /* Rules that the text alone can break: names, types, dims, reshapes, schedulers, instances.
  * NARU_INVALID, or NARU_UNSUPPORTED for features that this version does not serve. */

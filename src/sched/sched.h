@@ -21,6 +21,7 @@
 #include "sched/exec.h"
 #include "sched/placement.h"
 #include "sched/request.h"
+#include "sched/watchdog.h"
 
 void nr_sched_limits_default(struct nr_sched_limits *l);
 
@@ -42,6 +43,7 @@ struct nr_sched_cfg {
     struct nr_placement_cfg placement;
     struct nr_sched_limits limits;
     int64_t latency_target_ns;    /* naru.latency_target_ms; 0 none. With rules.auto_size */
+    struct nr_runwatch *watch;       /* gets the lanes of executors; borrowed, NULL: none */
     struct nr_counters *counters; /* borrowed, for schedulers that count together; NULL: its own */
     bool iterative; /* a model may ask for another execution of a request (nr_request.again) */
     const struct nr_queue_rules *levels; /* [n_levels] the most urgent first; copied */
@@ -69,6 +71,9 @@ nr_nodiscard nr_status nr_sched_warm(struct nr_sched *s, const Inference__ModelW
  * nr_sched_prove. */
 void nr_sched_warm_auto(struct nr_sched *s);
 
+/* The watchdog's: none of its lanes returns. Who waits is refused, who comes, too, until it is false. */
+void nr_sched_set_stuck(struct nr_sched *s, bool stuck);
+
 /* Where its requests go; lives as long as the scheduler. */
 struct nr_target *nr_sched_target(struct nr_sched *s);
 const struct nr_signature *nr_sched_signature(const struct nr_sched *s);
@@ -77,6 +82,7 @@ struct nr_counters *nr_sched_counters(struct nr_sched *s);
 /* What is going on now. Any thread. */
 struct nr_sched_state {
     unsigned queued, running, places;
+    unsigned stuck; /* of those that run, as nr_runtime_state_get says */
     uint64_t queued_bytes;
     int64_t queued_rows, row_limit; /* and what the queue may hold at the measured pace */
     bool is_inline, may_inline;

@@ -38,6 +38,7 @@ struct nr_place {
     struct nr_plugin_instance *instance;
     struct nr_batch *batch;
     struct nr_list node; /* idle or finished */
+    struct nr_lane lane;
     struct nr_request **taken;
     unsigned n_taken, taken_capacity;
     struct nr_batch_input *inputs; /* scratch, plug-in order */
@@ -89,6 +90,7 @@ struct nr_sched {
     uint64_t refused[NR_REFUSAL_KINDS];
     uint64_t bytes_copied, bytes_in_place;
     uint64_t batch_retries;
+    bool stuck; /* nr_sched_set_stuck */
     bool trim_armed;
     int64_t used_ns; /* a place was given back at */
     struct nr_turn *turns;
