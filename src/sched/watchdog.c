@@ -32,6 +32,9 @@
 
 #define LOOK_STUCK_NS (100 * NR_MS_NS)
 #define TIMES_P999 20
+/* One run that was stuck and came back is the percentile of the few that a model may have had: it must
+ * not make the watchdog blind. */
+#define MOST_TIMES_LIMIT 10
 
 struct nr_runwatch {
     struct nr_watchdog *dog;
@@ -74,7 +77,9 @@ static int64_t limit_now(const struct nr_runwatch *w)
     nr_counters_read(w->counters, &a, &n);
     uint64_t p999 = nr_hist_coarse_quantile(&n.stage[NR_STAGE_INFER], 0.999);
     nr_arena_done(&a);
-    return NR_MAX(w->limit_ns, (int64_t)p999 * TIMES_P999);
+    int64_t most_ns =
+        w->limit_ns > INT64_MAX / MOST_TIMES_LIMIT ? INT64_MAX : w->limit_ns * MOST_TIMES_LIMIT;
+    return NR_MAX(w->limit_ns, NR_MIN((int64_t)p999 * TIMES_P999, most_ns));
 }
 
 struct seen {
@@ -274,7 +279,7 @@ void nr_watchdog_free(struct nr_watchdog *d)
 }
 
 struct nr_runwatch *nr_runwatch_new(struct nr_watchdog *d, struct nr_version *v, int64_t limit_ns,
-                              bool exact)
+                                    bool exact)
 {
     struct nr_runwatch *w = nr_new(struct nr_runwatch);
     w->dog = d;

@@ -7,7 +7,8 @@
  * LOOK_STUCK_NS of that). The executor thread of a stuck run is not counted on any more.
  *
  * The limit: of a configuration (naru.watchdog_ms) it is taken as it is; the server's
- * (--watchdog-timeout) is raised to 20 times the 99.9th percentile that was measured. 0: none.
+ * (--watchdog-timeout) is raised to 20 times the 99.9th percentile that was measured, but not beyond
+ * 10 times itself. 0: none.
  *
  * Executions on I/O threads are not watched, nor are those of a load (the version is LOADING then).
  *

@@ -143,7 +143,7 @@ def test_other_instances_go_on(start):
 
 
 def test_the_servers_limit_follows_the_model(start):
-    """100 ms, but a run of this model takes 60 ms: 20 times that is no sign of anything."""
+    """100 ms, but a run of this model takes 60 ms: some times that is no sign of anything. Ten times the limit is."""
     s = start("--watchdog-timeout", "100ms", slow=model("delay", IO, batch=4, delay_us=60000, deaf=1))
     for _ in range(5):
         assert ask(s.http, "POST", SLOW, body(1, 60000)).status == 200
