@@ -4,7 +4,7 @@
  * neighbours of the machine change nothing about it); "per" says "batch" (default) or "row";
  * "row_us" sleeps for each row besides. "after_requests" N with "spin_us_after" / "delay_us_after":
  * the first N requests of the model take the first figures, later ones these, all at once (for the
- * test that a model which becomes slow leaves the I/O thread). A request parameter "delay_us" or
+ * test that a model which becomes slow leaves the I/O thread). "load_us": opening the model takes that long. A request parameter "delay_us" or
  * "spin_us" replaces the model's for its batch. "io" as in echo.h.
  *
  * "rounds" N (iterative sequences): the last output, INT64 with one element a row, is its input plus
@@ -28,7 +28,7 @@ struct naru_backend_model {
     struct echo_model echo;
     int64_t rounds;
     int64_t delay_us[2], spin_us[2]; /* before and after the change */
-    int64_t after_requests, row_us, deaf;
+    int64_t after_requests, row_us, deaf, load_us;
     int per_row;
     _Atomic int64_t seen;
 };
@@ -51,6 +51,7 @@ static naru_status read_options(naru_backend_model *m, const naru_model_args *ar
                    {"row_us", MAX_US, &m->row_us},
                    {"rounds", INT64_MAX, &m->rounds},
                    {"deaf", 1, &m->deaf},
+                   {"load_us", MAX_US, &m->load_us},
                    {"after_requests", INT64_MAX, &m->after_requests}};
     m->after_requests = INT64_MAX;
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
@@ -89,6 +90,9 @@ static naru_status model_open(naru_backend_lib *lib, const naru_model_args *args
                          "\"rounds\" counts in the last output, \"%s\", which "
                          "must be INT64",
                          last->name);
+    }
+    struct timespec opening = {m->load_us / 1000000, (long)(m->load_us % 1000000) * 1000};
+    while (nanosleep(&opening, &opening) != 0 && errno == EINTR) {
     }
     if (m->delay_us[0] > 0 || m->delay_us[1] > 0 || m->row_us > 0) {
         m->echo.io.info.flags &= ~(uint32_t)NARU_MODEL_STATIC_GRAPH;

@@ -29,6 +29,9 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/reclaim.h"
+#include "store/gallery.h"
+
+#define GALLERY_CHECK_NS (250 * NR_MS_NS)
 
 /* For a plug-in to heed a cancel: what it says is better than what we can say without it. */
 #define CANCEL_GRACE_NS (10 * NR_MS_NS)
@@ -659,6 +662,46 @@ bool nr_api_ready(struct nr_api *a, const struct nr_catalog *catalog)
         return false;
     }
     return !a->cfg.strict_readiness || catalog->all_ready;
+}
+
+/* Pool. */
+static void run_gallery_check(struct nr_job *j)
+{
+    struct nr_api *a = nr_container_of(j, struct nr_api, gallery_check);
+    nr_gallery_check(a->cfg.gallery);
+    atomic_store(&a->gallery_checked_ns, nr_clock_now());
+    atomic_store(&a->gallery_checks, false);
+}
+
+/* Whoever asks about it sets off the next look, so that good news need no new picture. */
+static void check_gallery(struct nr_api *a)
+{
+    bool late = nr_clock_now() - atomic_load(&a->gallery_checked_ns) >= GALLERY_CHECK_NS;
+    if (!late || atomic_exchange(&a->gallery_checks, true)) {
+        return;
+    }
+    a->gallery_check.run = run_gallery_check;
+    if (nr_pool_submit(a->cfg.pool, &a->gallery_check) != NARU_OK) {
+        atomic_store(&a->gallery_checks, false);
+    }
+}
+
+void nr_api_troubles(struct nr_api *a, struct nr_troubles *ret)
+{
+    for (unsigned i = 0; i < NR_TROUBLES; i++) {
+        ret->text[i][0] = '\0';
+    }
+    if (atomic_load_explicit(&a->draining, memory_order_relaxed)) {
+        snprintf(ret->text[NR_TROUBLE_DRAINING], NR_ERR_TEXT_MAX, "the server is draining");
+    }
+    (void)nr_repository_trouble(a->cfg.repository, ret->text[NR_TROUBLE_REPOSITORY],
+                                NR_ERR_TEXT_MAX);
+    char text[NR_ERR_TEXT_MAX];
+    if (a->cfg.gallery != NULL && nr_gallery_trouble(a->cfg.gallery, text, sizeof(text))) {
+        snprintf(ret->text[NR_TROUBLE_GALLERY], NR_ERR_TEXT_MAX, "pictures are not kept: %.*s",
+                 NR_ERR_TEXT_MAX - 32, text);
+        check_gallery(a);
+    }
 }
 
 void nr_api_set_draining(struct nr_api *a)

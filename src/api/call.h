@@ -124,6 +124,17 @@ void nr_call_grpc_bytes(struct nr_call *c, struct nr_str message); /* message: a
 
 const struct nr_catalog *nr_call_catalog(struct nr_call *c); /* newest; for this turn only */
 bool nr_api_ready(struct nr_api *a, const struct nr_catalog *catalog);
+/* What is wrong, or going on, beyond single models: texts for people, "" where nothing is. Loop. */
+enum nr_trouble {
+    NR_TROUBLE_DRAINING,
+    NR_TROUBLE_REPOSITORY,
+    NR_TROUBLE_GALLERY,
+    NR_TROUBLES
+};
+struct nr_troubles {
+    char text[NR_TROUBLES][NR_ERR_TEXT_MAX];
+};
+void nr_api_troubles(struct nr_api *a, struct nr_troubles *ret);
 
 /* --- adapters' route tables, joined by route.c; each ends with pattern NULL --- */
 extern const struct nr_route nr_routes_v2_http[];

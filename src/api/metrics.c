@@ -355,6 +355,17 @@ static void write_http(struct nr_text *t, struct nr_api *a)
                  atomic_load_explicit(&a->abandoned, memory_order_relaxed));
 }
 
+static void write_troubles(struct nr_text *t, struct nr_api *a)
+{
+    static const char *const names[NR_TROUBLES] = {"draining", "repository", "gallery"};
+    struct nr_troubles troubles;
+    nr_api_troubles(a, &troubles);
+    head(t, "naru_trouble", "gauge", "1 while this is so; /v2/health/models says why");
+    for (unsigned i = 0; i < NR_TROUBLES; i++) {
+        nr_text_fmt(t, "naru_trouble{what=\"%s\"} %d\n", names[i], troubles.text[i][0] != '\0');
+    }
+}
+
 static void write_cache(struct nr_text *t, struct nr_api *a)
 {
     struct nr_cache_stats s;
@@ -479,6 +490,7 @@ static void handle_metrics(struct nr_call *c)
     write_residency(&t, c->api);
     write_http(&t, c->api);
     write_cache(&t, c->api);
+    write_troubles(&t, c->api);
     write_process(&t, c->api);
     if (t.failed) {
         nr_text_done(&t);

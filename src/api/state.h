@@ -27,6 +27,9 @@ struct nr_api {
     struct nr_job trim;
     _Atomic bool trim_queued; /* whoever sets it owns `trim` until it runs */
     int64_t start_wall_ns;
+    struct nr_job gallery_check;
+    _Atomic bool gallery_checks; /* as trim_queued */
+    _Atomic int64_t gallery_checked_ns;
 };
 
 #endif

@@ -194,6 +194,10 @@ struct nr_residency {
 };
 void nr_repository_residency(struct nr_repository *r, struct nr_residency *ret); /* any thread */
 
+/* In NR_CONTROL_POLL: true with the text when the files cannot be looked at now, so that what is loaded
+ * is what was there before. Any thread. */
+bool nr_repository_trouble(struct nr_repository *r, char *text, size_t bytes);
+
 struct nr_index_entry {
     const char *name;
     int64_t version; /* -1: the model has none to show */

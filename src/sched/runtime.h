@@ -43,7 +43,7 @@ struct nr_runtime {
                                        NULL for an ensemble */
     struct nr_sequencer *sequencer; /* NULL: the configuration asks for none */
     struct nr_pipeline *pipeline;   /* of an ensemble, else NULL */
-    struct nr_runwatch *watch;         /* NULL for an ensemble */
+    struct nr_runwatch *watch;      /* NULL for an ensemble */
     struct nr_cached *cached;       /* in front of sched; NULL: the configuration asks for none */
     const struct nr_signature *signature;
     struct nr_room *room; /* of the signature's inputs; NULL: they may lie anywhere */

@@ -21,8 +21,8 @@
 #include "sched/exec.h"
 #include "sched/placement.h"
 #include "sched/request.h"
-#include "sched/watchdog.h"
 #include "sched/room.h"
+#include "sched/watchdog.h"
 
 void nr_sched_limits_default(struct nr_sched_limits *l);
 
@@ -45,7 +45,7 @@ struct nr_sched_cfg {
     struct nr_placement_cfg placement;
     struct nr_sched_limits limits;
     int64_t latency_target_ns;    /* naru.latency_target_ms; 0 none. With rules.auto_size */
-    struct nr_runwatch *watch;       /* gets the lanes of executors; borrowed, NULL: none */
+    struct nr_runwatch *watch;    /* gets the lanes of executors; borrowed, NULL: none */
     struct nr_counters *counters; /* borrowed, for schedulers that count together; NULL: its own */
     bool iterative; /* a model may ask for another execution of a request (nr_request.again) */
     const struct nr_queue_rules *levels; /* [n_levels] the most urgent first; copied */

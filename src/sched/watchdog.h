@@ -67,7 +67,7 @@ unsigned nr_watchdog_names(struct nr_watchdog *d, int64_t since_ns, struct nr_te
 
 /* limit_ns 0: nothing is watched. exact: see above. d may be NULL: then nothing is, either. */
 struct nr_runwatch *nr_runwatch_new(struct nr_watchdog *d, struct nr_version *v, int64_t limit_ns,
-                              bool exact);
+                                    bool exact);
 void nr_runwatch_lane(struct nr_runwatch *w, struct nr_lane *l, struct nr_sched *s);
 /* counters: of the measured times. */
 void nr_runwatch_start(struct nr_runwatch *w, const struct nr_counters *counters);

@@ -157,7 +157,7 @@ def test_the_servers_limit_follows_the_model(start):
 
 def test_a_plugin_that_answers_later(start):
     """A run whose thread is the plug-in's own; it ends when its client goes."""
-    s = start(never=model("fault", IO, batch=4, fault="never", **{"naru.watchdog_ms": 200}))
+    s = start("--warm-up=false", never=model("fault", IO, batch=4, fault="never", **{"naru.watchdog_ms": 200}))
     c = H1(s.http)
     c.send(message("POST", "/v2/models/never/infer", body()))
     wait_until(lambda: ready(s, "never") == 503, what="a stuck model")
