@@ -321,6 +321,15 @@ static nr_status lookup_label(const struct nr_catalog_model *m, struct nr_str na
                        "version \"" NR_STR_FMT "\" is no version and no label of model \"%s\"",
                        NR_STR_ARG(name), m->name);
     }
+    for (uint32_t i = 0; i < m->n_versions; i++) {
+        const struct nr_catalog_version *v = &m->versions[i];
+        if (v->number == l->number && v->passes) {
+            char which[96];
+            (void)snprintf(which, sizeof which, " version %lld (\"%s\")", (long long)v->number,
+                           l->label->name);
+            return fail_state(err, m->name, which, v, v->reason);
+        }
+    }
     *ret = l->version;
     return l->version ? NARU_OK
                       : nr_fail(err, NARU_NOT_FOUND,

@@ -190,6 +190,15 @@ def test_pipelines_follow_their_members(start):
     wait_until(lambda: ready(s, "chain") == 200, what="its return")
 
 
+def test_label_of_a_stuck_version(start):
+    s = start(slow=watched(**{"naru.label.stable": 1}))
+    assert ask(s.http, "GET", "/v2/models/slow/versions/stable/ready").status == 200
+    with run_for(s):
+        wait_until(lambda: ready(s) == 503, what="a stuck model")
+        assert ask(s.http, "GET", "/v2/models/slow/versions/stable/ready").status == 503
+        assert ask(s.http, "GET", "/v2/models/slow/versions/1/ready").status == 503
+
+
 def test_neighbours_keep_a_core(start):
     """The only executor computes for ever: when it is written off, another thread takes its place."""
     s = start("--exec-threads", 1, slow=watched(ms=300), next=model("delay", IO, batch=4, delay_us=1))
