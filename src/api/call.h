@@ -122,6 +122,10 @@ bool nr_call_accepts(struct nr_str accept, const char *type);
 bool nr_call_refuse_encoding(struct nr_call *c);
 void nr_call_grpc_bytes(struct nr_call *c, struct nr_str message); /* message: arena */
 
+/* One request of a stream has failed: its line in the log, as the access log has it for a call. Loop. */
+void nr_call_log_item(const struct nr_call *c, struct nr_str id, struct nr_str model,
+                      nr_status status, struct nr_str text);
+
 const struct nr_catalog *nr_call_catalog(struct nr_call *c); /* newest; for this turn only */
 bool nr_api_ready(struct nr_api *a, const struct nr_catalog *catalog);
 /* What is wrong, or going on, beyond single models: texts for people, "" where nothing is. Loop. */

@@ -20,6 +20,7 @@
  *
  * THREADS. The call's loop, but for decode_job.
  */
+#include <stdio.h>
 #include <string.h>
 
 #include "api/call.h"
@@ -76,7 +77,8 @@ static void advance(struct stream *s);
 static void end(struct stream *s)
 {
     s->ended = true;
-    s->c->err.status = s->end_status;
+    s->c->err.status = s->end_status; /* for the access log */
+    snprintf(s->c->err.text, sizeof(s->c->err.text), NR_STR_FMT, NR_STR_ARG(s->end_text));
     nr_exchange_end(s->c->x, nr_status_grpc(s->end_status), s->end_text);
 }
 
@@ -201,6 +203,7 @@ static struct answer *answer_new(struct item *it, size_t bytes)
 static void answer_error(struct item *it, nr_status status, struct nr_str text)
 {
     struct stream *s = it->s;
+    nr_call_log_item(s->c, it->head.id, it->head.model_name, status, text);
     if (s->errors_end) {
         close_stream(s, status, text);
         return;
@@ -312,7 +315,8 @@ static void on_complete(struct nr_request *r)
     if (s->end_status != NARU_OK) {
         nr_list_remove(&it->order_node); /* nobody waits for its answer */
     } else if (r->status != NARU_OK) {
-        answer_error(it, r->status, r->error);
+        answer_error(it, r->status,
+                     nr_v2_run_error(it->version, &it->in, r->status, r->error, &it->arena));
     } else if (!it->decoupled) {
         answer_outputs(it, r->outputs, r->n_outputs, true, NULL, &it->arena);
     } else if (it->wants_empty_final && !it->final_sent) {
