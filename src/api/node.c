@@ -170,6 +170,8 @@ static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
                                  .limits = n->cfg.queue,
                                  .placement = n->cfg.placement,
                                  .max_instances = n->cfg.max_instances,
+                                 .watchdog = n->watchdog,
+                                 .watchdog_ns = n->cfg.watchdog_ns,
                                  .warm_up = n->cfg.warm_up,
                                  .cache = make_cache(n->cfg.cache_bytes, budget, is_shared),
                                  .redis = is_shared ? nr_redis_new(&n->cfg.redis) : NULL,
