@@ -4,13 +4,14 @@
  * neighbours of the machine change nothing about it); "per" says "batch" (default) or "row";
  * "row_us" sleeps for each row besides. "after_requests" N with "spin_us_after" / "delay_us_after":
  * the first N requests of the model take the first figures, later ones these, all at once (for the
- * test that a model which becomes slow leaves the I/O thread). A request parameter "delay_us" or
+ * test that a model which becomes slow leaves the I/O thread). "load_us": opening the model takes that long. A request parameter "delay_us" or
  * "spin_us" replaces the model's for its batch. "io" as in echo.h.
  *
  * "rounds" N (iterative sequences): the last output, INT64 with one element a row, is its input plus
  * one, and a request whose element is below N then asks to be run again.
  *
- * A sleep ends early when every request of the batch is cancelled. A model that may sleep is not
+ * A sleep ends early when every request of the batch is cancelled, unless "deaf" is 1, of the model or
+ * of a request: then nothing ends it. A model that may sleep is not
  * marked as a static graph, since a sleeping execution must not run on an I/O thread.
  *
  * Threads: `seen` counts requests of all instances, relaxed: its order against others is no matter.
@@ -27,7 +28,7 @@ struct naru_backend_model {
     struct echo_model echo;
     int64_t rounds;
     int64_t delay_us[2], spin_us[2]; /* before and after the change */
-    int64_t after_requests, row_us;
+    int64_t after_requests, row_us, deaf, load_us;
     int per_row;
     _Atomic int64_t seen;
 };
@@ -49,6 +50,8 @@ static naru_status read_options(naru_backend_model *m, const naru_model_args *ar
                    {"spin_us_after", MAX_US, &m->spin_us[1]},
                    {"row_us", MAX_US, &m->row_us},
                    {"rounds", INT64_MAX, &m->rounds},
+                   {"deaf", 1, &m->deaf},
+                   {"load_us", MAX_US, &m->load_us},
                    {"after_requests", INT64_MAX, &m->after_requests}};
     m->after_requests = INT64_MAX;
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
@@ -88,6 +91,9 @@ static naru_status model_open(naru_backend_lib *lib, const naru_model_args *args
                          "must be INT64",
                          last->name);
     }
+    struct timespec opening = {m->load_us / 1000000, (long)(m->load_us % 1000000) * 1000};
+    while (nanosleep(&opening, &opening) != 0 && errno == EINTR) {
+    }
     if (m->delay_us[0] > 0 || m->delay_us[1] > 0 || m->row_us > 0) {
         m->echo.io.info.flags &= ~(uint32_t)NARU_MODEL_STATIC_GRAPH;
     }
@@ -102,12 +108,12 @@ static int64_t now_us(clockid_t clock)
     return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
 }
 
-/* Sleeps until `end`, looking for cancellation every millisecond. */
+/* Sleeps until `end`, looking for cancellation every millisecond, or never. */
 static naru_status sleep_until(const naru_host *host, const naru_batch *batch, int64_t end,
-                               naru_text *err)
+                               int64_t deaf, naru_text *err)
 {
     for (int64_t left; (left = end - now_us(CLOCK_MONOTONIC)) > 0;) {
-        if (naru_all_cancelled(host, batch)) {
+        if (!deaf && naru_all_cancelled(host, batch)) {
             return naru_fail(err, NARU_CANCELLED, "cancelled while it slept");
         }
         int64_t nap = left < 1000 ? left : 1000;
@@ -150,13 +156,16 @@ static naru_status execute(naru_backend_instance *instance, naru_batch *batch, n
     const naru_host *host = m->echo.lib->host;
     int64_t seen = atomic_fetch_add_explicit(&m->seen, batch->n_requests, memory_order_relaxed);
     int later = seen >= m->after_requests;
-    int64_t delay = m->delay_us[later], spin = m->spin_us[later];
+    int64_t delay = m->delay_us[later], spin = m->spin_us[later], deaf = m->deaf;
     for (uint32_t i = 0; i < batch->n_requests; i++) {
         const naru_request *r = &batch->requests[i];
         naru_status st =
             naru_option_i64(r->options, r->n_options, "delay_us", 0, MAX_US, &delay, err);
         if (st == NARU_OK) {
             st = naru_option_i64(r->options, r->n_options, "spin_us", 0, MAX_US, &spin, err);
+        }
+        if (st == NARU_OK) {
+            st = naru_option_i64(r->options, r->n_options, "deaf", 0, 1, &deaf, err);
         }
         if (st != NARU_OK) {
             host->request_fail(batch, i, st, err->data);
@@ -166,7 +175,7 @@ static naru_status execute(naru_backend_instance *instance, naru_batch *batch, n
     int64_t sleep_us = delay * times + m->row_us * batch->rows;
     if (sleep_us > 0) {
         int64_t end = now_us(CLOCK_MONOTONIC) + sleep_us;
-        naru_status st = sleep_until(host, batch, end, err);
+        naru_status st = sleep_until(host, batch, end, deaf, err);
         if (st != NARU_OK) {
             return st;
         }

@@ -11,6 +11,8 @@
  *   async           answers from another thread after "fault_delay_us" (default 1000)
  *   twice           the same, and answers once more
  *   never           answers only when every request of the batch is cancelled
+ *   guilty_row      the batch fails with NARU_INVALID when the first element of a row of the first
+ *                   input, FP32, is 13; else copies
  *   return_and_done answers from execute by both ways
  * "fault_every" N: only every N-th batch misbehaves, the others are copied.
  *
@@ -44,6 +46,7 @@
     X(FAULT_ASYNC, "async")             \
     X(FAULT_TWICE, "twice")             \
     X(FAULT_NEVER, "never")             \
+    X(FAULT_GUILTY, "guilty_row")       \
     X(FAULT_BOTH, "return_and_done")
 
 enum fault {
@@ -269,6 +272,30 @@ static naru_status ask_wrong(const naru_host *host, naru_batch *batch, int64_t r
                      (long long)rows, to->name, (long long)batch->rows);
 }
 
+#define GUILTY 13.0F
+
+/* Fails for all what one row brought about. */
+static naru_status judge_rows(const naru_batch *batch, naru_text *err)
+{
+    const naru_tensor *t = &batch->inputs[0];
+    if (t->dtype != NARU_FP32) {
+        return naru_fail(err, NARU_INVALID, "fault: guilty_row looks at FP32 only");
+    }
+    for (uint32_t k = 0; k < t->n_segments; k++) {
+        const naru_segment *s = &t->segments[k];
+        uint64_t row = batch->rows > 0 ? t->bytes / (uint64_t)batch->rows : 0;
+        const char *at = (const char *)s->region->base + s->offset;
+        for (uint64_t i = 0; row > 0 && i + row <= s->bytes; i += row) {
+            float first;
+            memcpy(&first, at + i, sizeof first);
+            if (first >= GUILTY && first <= GUILTY) {
+                return naru_fail(err, NARU_INVALID, "fault: a row of the batch is guilty");
+            }
+        }
+    }
+    return NARU_OK;
+}
+
 static naru_status hold_memory(size_t bytes, naru_text *err)
 {
     char *p = malloc(bytes + 1);
@@ -329,6 +356,12 @@ static naru_status execute(naru_backend_instance *instance, naru_batch *batch, n
     case FAULT_TWICE:
     case FAULT_NEVER:
         return answer_later(instance, batch, fault);
+    case FAULT_GUILTY:
+        st = judge_rows(batch, err);
+        if (st != NARU_OK) {
+            return st;
+        }
+        break;
     case FAULT_BOTH:
         st = echo_copy(&m->echo, batch, err);
         host->batch_done(batch, st, err->data);

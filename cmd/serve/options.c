@@ -332,6 +332,15 @@ static const struct option_def defs[] = {
      .arg = "TIME",
      .unit_ns = S,
      .help = "refuse when the queue holds more work than this at the measured speed"},
+    {.name = "watchdog-timeout",
+     .kind = OPTION_DURATION,
+     .offset = O(watchdog_ns),
+     .preset = "30s",
+     .arg = "TIME",
+     .unit_ns = S,
+     .help = "a run that lasts longer than this, and than 20 times the 99.9th percentile of its "
+             "model, makes its instance stuck, and a model without another one not ready; 0: never "
+             "(naru.watchdog_ms of a configuration says exactly when)"},
     {.name = "inline",
      .kind = OPTION_BOOL,
      .offset = O(inline_models),
@@ -829,6 +838,7 @@ static void configure_rest(const struct serve_options *o, struct nr_node_cfg *cf
     cfg->pool_threads = o->pool_threads;
     cfg->pool_queue = o->pool_queue;
     cfg->max_instances = o->max_instances;
+    cfg->watchdog_ns = (int64_t)NR_MIN(o->watchdog_ns, (uint64_t)INT64_MAX / 4);
     cfg->warm_up = o->warm_up;
     cfg->memory_budget_bytes = o->memory_budget;
     cfg->cache_bytes = o->cache_size;

@@ -32,7 +32,7 @@ struct serve_options {
     struct option_list cache_config;
     /* scheduling */
     unsigned queue_requests;
-    uint64_t queue_bytes, queue_wait_ns;
+    uint64_t queue_bytes, queue_wait_ns, watchdog_ns;
     bool inline_models;
     uint64_t inline_short_ns, inline_slow_ns, inline_budget_ns;
     /* limits */

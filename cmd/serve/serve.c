@@ -81,11 +81,32 @@ static void log_each(nr_log_level level, const char *msg, const struct nr_kv *kv
     }
 }
 
+/* The watchdog's news of a version that is loaded. */
+static void on_health(const struct nr_version *v, nr_version_state state, const char *reason)
+{
+    bool ready = state == NR_VERSION_READY, well = ready && strcmp(reason, "returned") == 0;
+    log_each(!ready ? NR_LOG_ERROR
+             : well ? NR_LOG_INFO
+                    : NR_LOG_WARN,
+             !ready ? "not ready"
+             : well ? "ready again"
+                    : "ready with fewer instances",
+             (struct nr_kv[]){NR_KV_TEXT("model", v->name),
+                              NR_KV_INT("version", v->number),
+                              NR_KV_TEXT("reason", reason),
+                              {.kind = NR_KV_END}});
+}
+
 static void on_state(void *ctx, const struct nr_version *v, nr_version_state state,
                      const char *reason)
 {
     const struct serve *s = ctx;
     bool ready = state == NR_VERSION_READY, unloaded = strcmp(reason, "unloaded") == 0;
+    if (nr_str_starts(nr_str_from(reason), NR_STR("stuck: ")) ||
+        (ready && strcmp(reason, "returned") == 0)) {
+        on_health(v, state, reason);
+        return;
+    }
     const char *what = ready ? "loaded" : unloaded ? "unloaded" : "not loaded";
     /* At the start and the end the banner and the operator know; in between it is news. */
     bool news = atomic_load_explicit(&s->serving, memory_order_relaxed);
@@ -522,6 +543,16 @@ static void drain(struct serve *s)
     struct sigaction act = {.sa_handler = on_stuck};
     sigaction(SIGALRM, &act, NULL);
     alarm(STUCK_AFTER_S);
+    nr_node_stop(s->node);
+    char names[1024] = "";
+    struct nr_text t;
+    nr_text_init_at(&t, names, sizeof(names));
+    if (nr_node_hung(s->node, &t) > 0) { /* taking apart would wait for it */
+        nr_log(NR_LOG_ERROR, "serve", "a plug-in did not return; the process ends without it",
+               NR_KV_TEXT("stuck", names));
+        nr_gallery_close(s->gallery);
+        _exit(EXIT_FAILURE);
+    }
 }
 
 static int failed(const struct nr_err *err, int code)

@@ -9,7 +9,10 @@
  *     nr_exchange_respond, and a call whose work or inference is under way is answered by it, even
  *     when the client has gone (the engine drops the answer).
  *  2. A call's model is pinned exactly while c->pin is set, and released in on_done.
- *  3. While c->job is with the pool the loop does not touch the call, but for c->cancelled.
+ *  3. While c->away the loop touches nothing of the call but cancelled, cancel_status, grace and
+ *     abandoned.
+ *  4. A call that was cancelled is answered after CANCEL_GRACE_NS at the latest, whatever has it: its
+ *     exchange is then held until it comes back (nr_call_abandon).
  *
  * THREADS. Loop threads, but for `work`.
  */
@@ -27,6 +30,12 @@
 #include "base/mem.h"
 #include "base/reclaim.h"
 #include "http/grpc.h"
+#include "store/gallery.h"
+
+#define GALLERY_CHECK_NS (250 * NR_MS_NS)
+
+/* For a plug-in to heed a cancel: what it says is better than what we can say without it. */
+#define CANCEL_GRACE_NS (10 * NR_MS_NS)
 
 /* --- answers ---------------------------------------------------------------------------------- */
 
@@ -109,17 +118,15 @@ static void keep_id(struct nr_call *c)
     }
 }
 
-void nr_call_fail(struct nr_call *c, nr_status status, struct nr_str text, unsigned retry_after_s)
+/* The answer; touches nothing that belongs to whom has the call. */
+static void respond_error(struct nr_call *c, nr_status status, struct nr_str text,
+                          unsigned retry_after_s)
 {
-    c->err.status = status;
-    keep_id(c);
-    if (text.ptr != c->err.text) { /* for the access log */
-        snprintf(c->err.text, sizeof(c->err.text), NR_STR_FMT, NR_STR_ARG(text));
-    }
+    struct nr_arena *a = nr_exchange_arena(c->x);
     if (c->x->protocol == NR_GRPC) {
         struct nr_response r = {.status = 200,
                                 .grpc_status = nr_status_grpc(status),
-                                .grpc_message = nr_arena_str(&c->x->arena, text)};
+                                .grpc_message = nr_arena_str(a, text)};
         nr_exchange_respond(c->x, &r);
         return;
     }
@@ -128,21 +135,30 @@ void nr_call_fail(struct nr_call *c, nr_status status, struct nr_str text, unsig
     nr_text_str(&t, "{\"error\":");
     nr_text_json(&t, text);
     nr_text_str(&t, "}");
-    struct nr_str body = nr_arena_str(&c->x->arena, (struct nr_str){t.data, t.len});
+    struct nr_str body = nr_arena_str(a, (struct nr_str){t.data, t.len});
     nr_text_done(&t);
     struct nr_iov part = {body.ptr, body.len};
     struct nr_header more = {{0}, {0}};
     struct nr_response r = {
         .status = nr_status_http(status), .content_type = json_type(), .body = &part, .n_body = 1};
     if (retry_after_s > 0) {
-        more = (struct nr_header){NR_STR("retry-after"),
-                                  nr_arena_fmt(&c->x->arena, "%u", retry_after_s)};
+        more = (struct nr_header){NR_STR("retry-after"), nr_arena_fmt(a, "%u", retry_after_s)};
     } else if (status == NARU_METHOD) { /* RFC 9110 section 15.5.6 */
         more = (struct nr_header){NR_STR("allow"), allowed_methods(c)};
     }
     r.headers = &more;
     r.n_headers = more.name.len > 0;
     nr_exchange_respond(c->x, &r);
+}
+
+void nr_call_fail(struct nr_call *c, nr_status status, struct nr_str text, unsigned retry_after_s)
+{
+    c->err.status = status;
+    keep_id(c);
+    if (text.ptr != c->err.text) { /* for the access log */
+        snprintf(c->err.text, sizeof(c->err.text), NR_STR_FMT, NR_STR_ARG(text));
+    }
+    respond_error(c, status, text, retry_after_s);
 }
 
 void nr_call_fail_err(struct nr_call *c, const struct nr_err *err)
@@ -396,6 +412,11 @@ static void on_complete(struct nr_request *r)
 {
     struct nr_call *c = nr_container_of(r, struct nr_call, request);
     c->completed = true;
+    c->away = false;
+    if (NR_UNLIKELY(c->abandoned)) {
+        nr_call_let_go(c, 1);
+        return;
+    }
     c->outputs = r->outputs;
     if (c->version->config->decoupled && r->status == NARU_OK) {
         c->in.outputs = (struct nr_infer_output *)(uintptr_t)nr_call_match_outputs(
@@ -436,6 +457,12 @@ void nr_call_options(const struct nr_infer_request *in, struct nr_arena *a, stru
     r->n_options = n;
 }
 
+static struct nr_str cancel_text(nr_status why)
+{
+    return why == NARU_DEADLINE ? NR_STR("the request's time limit passed before it ran")
+                                : NR_STR("the client has gone");
+}
+
 void nr_call_submit(struct nr_call *c)
 {
     nr_call_submit_in(c, &c->x->arena);
@@ -458,10 +485,10 @@ void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena)
         c->in.id = nr_arena_str(&x->arena, c->in.id);
     }
     if (c->cancelled) { /* the client went while the body was decoded on the pool */
-        nr_call_fail(c, NARU_CANCELLED, NR_STR("the client has gone"), 0);
+        nr_call_fail(c, c->cancel_status, cancel_text(c->cancel_status), 0);
         return;
     }
-    c->submitted = true;
+    c->submitted = c->away = true;
     if (NR_UNLIKELY(c->wants_shadow)) {
         nr_shadow_send(c);
     }
@@ -473,6 +500,11 @@ void nr_call_submit_in(struct nr_call *c, struct nr_arena *arena)
 static void after_job(struct nr_msg *m)
 {
     struct nr_call *c = nr_container_of(m, struct nr_call, msg);
+    c->away = false;
+    if (NR_UNLIKELY(c->abandoned)) {
+        nr_call_let_go(c, 1);
+        return;
+    }
     c->after(c);
 }
 
@@ -490,13 +522,53 @@ void nr_call_offload(struct nr_call *c, void (*work)(struct nr_call *),
     c->work = work;
     c->after = after;
     c->job.run = run_job;
+    c->away = true;
     if (nr_pool_submit(c->api->cfg.pool, &c->job) != NARU_OK) {
+        c->away = false;
         nr_call_fail(c, NARU_UNAVAILABLE,
                      NR_STR("too many large requests are being decoded; try again later"), 1);
     }
 }
 
 /* --- end -------------------------------------------------------------------------------------- */
+
+void nr_call_abandon(struct nr_call *c, unsigned n)
+{
+    c->abandoned = true;
+    atomic_fetch_add_explicit(&c->api->n_abandoned, n, memory_order_relaxed);
+    atomic_fetch_add_explicit(&c->api->abandoned, n, memory_order_relaxed);
+    nr_exchange_hold(c->x);
+}
+
+void nr_call_let_go(struct nr_call *c, unsigned n)
+{
+    struct nr_api *a = c->api;
+    c->err.status = c->cancel_status; /* for the access log, which comes with on_done */
+    snprintf(c->err.text, sizeof(c->err.text), "answered before its work had ended");
+    nr_exchange_release(c->x);
+    atomic_fetch_sub_explicit(&a->n_abandoned, n, memory_order_release);
+}
+
+/* A cancelled call has had its time. */
+static void on_grace(struct nr_timer *t)
+{
+    struct nr_call *c = nr_container_of(t, struct nr_call, grace);
+    if (c->x->responded) {
+        return;
+    }
+    if (c->stream != NULL) {
+        c->stream->abandon(c);
+    } else if (c->away) {
+        bool late = c->cancel_status == NARU_DEADLINE;
+        c->request.abandoned = true;
+        nr_call_abandon(c, 1);
+        respond_error(c, c->cancel_status,
+                      late ? NR_STR("the request's time limit passed while it ran; it has been "
+                                    "told to stop and has not yet")
+                           : NR_STR("the client has gone"),
+                      0);
+    }
+}
 
 static void on_cancel(void *ctx, struct nr_exchange *x, nr_cancel_reason why)
 {
@@ -511,6 +583,10 @@ static void on_cancel(void *ctx, struct nr_exchange *x, nr_cancel_reason why)
         nr_call_fail(c, st, NR_STR("the request ended before its body was complete"), 0);
     } else if (c->submitted && !c->completed) {
         nr_request_cancel(&c->request, st, why != NR_CANCEL_HALF_CLOSE);
+    }
+    if (why != NR_CANCEL_HALF_CLOSE && !x->responded) {
+        c->grace.on_timer = on_grace;
+        nr_loop_timer_set(x->loop, &c->grace, nr_loop_now(x->loop) + CANCEL_GRACE_NS);
     }
 }
 
@@ -578,6 +654,9 @@ static void on_done(void *ctx, struct nr_exchange *x)
     if (c == NULL) {
         return;
     }
+    if (NR_UNLIKELY(c->grace.heap_index)) {
+        nr_loop_timer_cancel(x->loop, &c->grace);
+    }
     if (a->cfg.access_log) {
         access_log(c);
     } else if (is_ours(c->err.status)) {
@@ -638,6 +717,46 @@ bool nr_api_ready(struct nr_api *a, const struct nr_catalog *catalog)
     return !a->cfg.strict_readiness || catalog->all_ready;
 }
 
+/* Pool. */
+static void run_gallery_check(struct nr_job *j)
+{
+    struct nr_api *a = nr_container_of(j, struct nr_api, gallery_check);
+    nr_gallery_check(a->cfg.gallery);
+    atomic_store(&a->gallery_checked_ns, nr_clock_now());
+    atomic_store(&a->gallery_checks, false);
+}
+
+/* Whoever asks about it sets off the next look, so that good news need no new picture. */
+static void check_gallery(struct nr_api *a)
+{
+    bool late = nr_clock_now() - atomic_load(&a->gallery_checked_ns) >= GALLERY_CHECK_NS;
+    if (!late || atomic_exchange(&a->gallery_checks, true)) {
+        return;
+    }
+    a->gallery_check.run = run_gallery_check;
+    if (nr_pool_submit(a->cfg.pool, &a->gallery_check) != NARU_OK) {
+        atomic_store(&a->gallery_checks, false);
+    }
+}
+
+void nr_api_troubles(struct nr_api *a, struct nr_troubles *ret)
+{
+    for (unsigned i = 0; i < NR_TROUBLES; i++) {
+        ret->text[i][0] = '\0';
+    }
+    if (atomic_load_explicit(&a->draining, memory_order_relaxed)) {
+        snprintf(ret->text[NR_TROUBLE_DRAINING], NR_ERR_TEXT_MAX, "the server is draining");
+    }
+    (void)nr_repository_trouble(a->cfg.repository, ret->text[NR_TROUBLE_REPOSITORY],
+                                NR_ERR_TEXT_MAX);
+    char text[NR_ERR_TEXT_MAX];
+    if (a->cfg.gallery != NULL && nr_gallery_trouble(a->cfg.gallery, text, sizeof(text))) {
+        snprintf(ret->text[NR_TROUBLE_GALLERY], NR_ERR_TEXT_MAX, "pictures are not kept: %.*s",
+                 NR_ERR_TEXT_MAX - 32, text);
+        check_gallery(a);
+    }
+}
+
 void nr_api_set_draining(struct nr_api *a)
 {
     atomic_store(&a->draining, true);
@@ -646,6 +765,11 @@ void nr_api_set_draining(struct nr_api *a)
 unsigned nr_api_shadows(const struct nr_api *a)
 {
     return atomic_load_explicit(&a->n_shadows, memory_order_acquire);
+}
+
+unsigned nr_api_abandoned(const struct nr_api *a)
+{
+    return atomic_load_explicit(&a->n_abandoned, memory_order_acquire);
 }
 
 void nr_api_set_server(struct nr_api *a, struct nr_server *server)

@@ -56,6 +56,9 @@ void nr_api_set_server(struct nr_api *a, struct nr_server *server);
 void nr_api_set_draining(struct nr_api *a);
 /* Shadow requests under way, which no connection waits for. Any thread. */
 unsigned nr_api_shadows(const struct nr_api *a);
+/* Requests that were answered although a plug-in still runs them; no connection waits for them either.
+ * Any thread. */
+unsigned nr_api_abandoned(const struct nr_api *a);
 /* Calls on_publish of the repository's configuration: tells every loop to look at the new catalog. */
 void nr_api_catalog_changed(struct nr_api *a);
 

@@ -37,6 +37,8 @@ struct nr_stream_ops {
     void (*message)(struct nr_call *c); /* one is in c->x->body */
     void (*last)(struct nr_call *c);    /* the client has sent its last */
     void (*cancel)(struct nr_call *c, nr_status why);
+    /* It was cancelled, and some time has passed: if it has not ended, ends now (nr_call_abandon). */
+    void (*abandon)(struct nr_call *c);
 };
 
 struct nr_route {
@@ -64,8 +66,11 @@ struct nr_call {
     struct nr_waiter waiter; /* demand.c: the model is being loaded */
     bool wants_shadow;       /* the model's shadow shall have a copy */
     bool begun;              /* the body is complete and the handler was called */
+    bool away; /* the pool, the scheduler or a load has the call, and will bring it back */
     bool submitted, completed, cancelled;
+    bool abandoned;          /* answered while it is away: what brings it back lets it go */
     nr_status cancel_status; /* why, when cancelled */
+    struct nr_timer grace;   /* cancelled and away: answered then in any case */
     struct nr_err err;
     /* offloaded work */
     struct nr_job job;
@@ -97,6 +102,12 @@ const struct nr_infer_output *nr_call_match_outputs(const struct nr_infer_reques
 void nr_call_offload(struct nr_call *c, void (*work)(struct nr_call *),
                      void (*after)(struct nr_call *));
 
+/* Before the answer to a call whose work cannot be stopped: what the work uses stays, n requests are
+ * counted. Loop. */
+void nr_call_abandon(struct nr_call *c, unsigned n);
+/* The work has ended: the call's memory may be gone afterwards. Loop. */
+void nr_call_let_go(struct nr_call *c, unsigned n);
+
 /* --- answers (loop) --- */
 void nr_call_json(struct nr_call *c, int status, struct nr_text *t); /* takes t's memory over */
 void nr_call_bytes(struct nr_call *c, int status, struct nr_str type,
@@ -117,6 +128,17 @@ void nr_call_log_item(const struct nr_call *c, struct nr_str id, struct nr_str m
 
 const struct nr_catalog *nr_call_catalog(struct nr_call *c); /* newest; for this turn only */
 bool nr_api_ready(struct nr_api *a, const struct nr_catalog *catalog);
+/* What is wrong, or going on, beyond single models: texts for people, "" where nothing is. Loop. */
+enum nr_trouble {
+    NR_TROUBLE_DRAINING,
+    NR_TROUBLE_REPOSITORY,
+    NR_TROUBLE_GALLERY,
+    NR_TROUBLES
+};
+struct nr_troubles {
+    char text[NR_TROUBLES][NR_ERR_TEXT_MAX];
+};
+void nr_api_troubles(struct nr_api *a, struct nr_troubles *ret);
 
 /* --- adapters' route tables, joined by route.c; each ends with pattern NULL --- */
 extern const struct nr_route nr_routes_v2_http[];

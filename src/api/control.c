@@ -198,8 +198,19 @@ static void handle_models(struct nr_call *c)
     struct nr_text t;
     nr_repository_index(c->api->cfg.repository, false, &c->x->arena, &entries, &n);
     nr_text_init(&t, MODELS_TEXT_MAX);
-    nr_text_fmt(&t, "{\"ready\":%s,\"models\":[",
+    nr_text_fmt(&t, "{\"ready\":%s,\"troubles\":[",
                 nr_api_ready(c->api, nr_call_catalog(c)) ? "true" : "false");
+    struct nr_troubles troubles;
+    const char *comma = "";
+    nr_api_troubles(c->api, &troubles);
+    for (unsigned i = 0; i < NR_TROUBLES; i++) {
+        if (troubles.text[i][0] != '\0') {
+            nr_text_str(&t, comma);
+            nr_text_json(&t, nr_str_from(troubles.text[i]));
+            comma = ",";
+        }
+    }
+    nr_text_str(&t, "],\"models\":[");
     for (uint32_t i = 0; i < n; i++) {
         nr_text_str(&t, i > 0 ? "," : "");
         write_entry(&t, &entries[i]);

@@ -23,6 +23,11 @@ static struct nr_str name_of(struct nr_call *c)
 static void go_on(struct nr_msg *m)
 {
     struct nr_call *c = nr_container_of(m, struct nr_call, msg);
+    c->away = false;
+    if (c->abandoned) {
+        nr_call_let_go(c, 1);
+        return;
+    }
     if (c->waiter.err.status == NARU_UNAVAILABLE || c->cancelled) {
         nr_call_fail(c, c->cancelled ? c->cancel_status : NARU_UNAVAILABLE,
                      c->cancelled ? NR_STR("the request ended before its model was loaded")
@@ -74,9 +79,11 @@ bool nr_call_demand(struct nr_call *c)
     struct nr_str name = c->route->scope == NR_SCOPE_INFER ? name_of(c) : (struct nr_str){0};
     struct nr_err err = {0};
     c->waiter = (struct nr_waiter){.done = on_loaded, .ticket = c->waiter.ticket};
+    c->away = true; /* before the demand: `done` may have been called when it returns */
     if (nr_demand_model(c->api, nr_call_catalog(c), name, &c->waiter, &err)) {
         return true;
     }
+    c->away = false;
     if (err.status != NARU_OK) {
         nr_call_fail(c, err.status, nr_str_from(err.text), 1);
     }

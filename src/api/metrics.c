@@ -22,7 +22,7 @@
 
 #define METRICS_MAX (64u << 20)
 
-struct row { /* one ready version */
+struct row { /* one version that is ready, or would be if it were not stuck */
     const struct nr_version *version;
     struct nr_str labels; /* model="…",version="…" */
     struct nr_counts counts;
@@ -166,6 +166,17 @@ static void write_gauges(struct nr_text *t, const struct row *rows, unsigned n)
                         NR_STR_ARG(rows[i].labels), nr_seal_text((nr_seal)k),
                         (unsigned long long)rows[i].state.seals[k]);
         }
+    }
+    head(t, "naru_model_stuck", "gauge", "Instances with a run that does not return");
+    for (unsigned i = 0; i < n; i++) {
+        nr_text_fmt(t, "naru_model_stuck{" NR_STR_FMT "} %u\n", NR_STR_ARG(rows[i].labels),
+                    rows[i].state.stuck);
+    }
+    head(t, "naru_batch_retries_total", "counter",
+         "Batches that failed as a whole and whose requests ran again, one by one");
+    for (unsigned i = 0; i < n; i++) {
+        nr_text_fmt(t, "naru_batch_retries_total{" NR_STR_FMT "} %llu\n",
+                    NR_STR_ARG(rows[i].labels), (unsigned long long)rows[i].state.batch_retries);
     }
 }
 
@@ -332,6 +343,23 @@ static void write_http(struct nr_text *t, struct nr_api *a)
     for (unsigned i = 0; i < NR_COUNT(rows); i++) {
         write_number(t, rows[i].name, rows[i].type, rows[i].help, rows[i].value);
     }
+    write_number(t, "naru_requests_abandoned", "gauge",
+                 "Requests that were answered at their deadline, or whose client went, and which a "
+                 "plug-in still runs",
+                 nr_api_abandoned(a));
+    write_number(t, "naru_requests_abandoned_total", "counter", "Such requests since the start",
+                 atomic_load_explicit(&a->abandoned, memory_order_relaxed));
+}
+
+static void write_troubles(struct nr_text *t, struct nr_api *a)
+{
+    static const char *const names[NR_TROUBLES] = {"draining", "repository", "gallery"};
+    struct nr_troubles troubles;
+    nr_api_troubles(a, &troubles);
+    head(t, "naru_trouble", "gauge", "1 while this is so; /v2/health/models says why");
+    for (unsigned i = 0; i < NR_TROUBLES; i++) {
+        nr_text_fmt(t, "naru_trouble{what=\"%s\"} %d\n", names[i], troubles.text[i][0] != '\0');
+    }
 }
 
 static void write_shared_cache(struct nr_text *t, struct nr_redis *redis)
@@ -443,7 +471,8 @@ static unsigned collect(struct nr_call *c, struct row **ret)
     struct row *rows = nr_arena_zalloc(a, (most + 1) * sizeof(*rows));
     for (uint32_t i = 0; i < catalog->n_models; i++) {
         for (uint32_t k = 0; k < catalog->models[i].n_versions; k++) {
-            const struct nr_version *v = catalog->models[i].versions[k].version;
+            const struct nr_catalog_version *seen = &catalog->models[i].versions[k];
+            const struct nr_version *v = seen->version != NULL ? seen->version : seen->stuck;
             if (v == NULL) {
                 continue;
             }
@@ -482,6 +511,7 @@ static void handle_metrics(struct nr_call *c)
     write_residency(&t, c->api);
     write_http(&t, c->api);
     write_cache(&t, c->api);
+    write_troubles(&t, c->api);
     write_process(&t, c->api);
     if (t.failed) {
         nr_text_done(&t);

@@ -34,6 +34,7 @@ struct nr_node {
     unsigned n_loops, n_threads;
     struct nr_runtime_host runtime;
     struct nr_pool *pool;
+    struct nr_watchdog *watchdog;
     struct nr_repository *repository;
     struct nr_api *api;
     struct nr_server *server;
@@ -46,6 +47,7 @@ void nr_node_cfg_default(struct nr_node_cfg *cfg)
                                 .pool_queue = 256,
                                 .max_instances = 64,
                                 .cache_bytes = 64u << 20,
+                                .watchdog_ns = 30 * NR_S_NS,
                                 .warm_up = true};
     nr_redis_cfg_default(&cfg->redis);
     nr_http_limits_default(&cfg->http);
@@ -155,6 +157,7 @@ static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
         n->cfg.memory_budget_bytes > 0 ? n->cfg.memory_budget_bytes : default_budget();
     bool is_shared = n->cfg.redis.host != NULL || n->cfg.redis.unix_path != NULL;
     nr_buf_set_budget(budget);
+    n->watchdog = nr_watchdog_new();
     n->pool = nr_pool_new("naru-pool", pool_threads, n->cfg.pool_queue);
     atomic_store_explicit(&unmap_pool, n->pool, memory_order_release);
     nr_buf_set_unmap(unmap_on_pool);
@@ -168,6 +171,8 @@ static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
                                  .limits = n->cfg.queue,
                                  .placement = n->cfg.placement,
                                  .max_instances = n->cfg.max_instances,
+                                 .watchdog = n->watchdog,
+                                 .watchdog_ns = n->cfg.watchdog_ns,
                                  .warm_up = n->cfg.warm_up,
                                  .cache = make_cache(n->cfg.cache_bytes, budget, is_shared),
                                  .redis = is_shared ? nr_redis_new(&n->cfg.redis) : NULL,
@@ -250,6 +255,9 @@ static void *loop_main(void *arg)
 nr_status nr_node_start(struct nr_node *n, struct nr_err *err)
 {
     n->runtime.exec = nr_exec_new(n->cfg.exec_threads, n->cfg.max_exec_threads);
+    if (!nr_watchdog_start(n->watchdog, n->runtime.exec)) {
+        return nr_fail(err, NARU_NOMEM, "cannot start the watchdog's thread");
+    }
     nr_repository_load_all(n->repository);
     for (; n->n_threads < n->n_loops; n->n_threads++) {
         if (pthread_create(&n->threads[n->n_threads], NULL, loop_main, n->loops[n->n_threads]) !=
@@ -292,9 +300,16 @@ static void nap(int64_t ns)
     nanosleep(&ts, NULL);
 }
 
+/* Requests that no connection waits for, either; none when a run is stuck: it may never end. */
+static unsigned left_behind(const struct nr_node *n)
+{
+    return nr_watchdog_stuck(n->watchdog) > 0 ? 0
+                                              : nr_api_shadows(n->api) + nr_api_abandoned(n->api);
+}
+
 static bool wait_connections(struct nr_node *n, int64_t deadline_ns)
 {
-    while (nr_server_connections(n->server) > 0 || nr_api_shadows(n->api) > 0) {
+    while (nr_server_connections(n->server) > 0 || left_behind(n) > 0) {
         if (nr_clock_now() >= deadline_ns) {
             return false;
         }
@@ -356,6 +371,13 @@ void nr_node_stop(struct nr_node *n)
     n->n_threads = 0;
 }
 
+unsigned nr_node_hung(struct nr_node *n, struct nr_text *t)
+{
+    bool left = nr_api_abandoned(n->api) > 0 || nr_watchdog_stuck(n->watchdog) > 0 ||
+                nr_server_connections(n->server) > 0;
+    return left ? nr_watchdog_names(n->watchdog, INT64_MAX, t) : 0;
+}
+
 void nr_node_free(struct nr_node *n)
 {
     if (n == NULL) {
@@ -378,6 +400,7 @@ void nr_node_free(struct nr_node *n)
     nr_redis_free(n->runtime.redis);
     nr_cache_free(n->runtime.cache);
     nr_sequence_book_free(n->runtime.sequences);
+    nr_watchdog_free(n->watchdog);
     nr_exec_free(n->runtime.exec);
     for (unsigned i = 0; i < n->n_loops; i++) {
         nr_loop_free(n->loops[i]);

@@ -43,6 +43,7 @@ struct nr_node_cfg {
     struct nr_sched_limits queue;
     struct nr_placement_cfg placement;
     unsigned max_instances;
+    int64_t watchdog_ns;   /* see nr_runtime_host */
     bool warm_up;          /* see nr_runtime_host */
     bool hold;             /* nr_node_start does not accept yet: nr_node_accept does */
     struct nr_api_cfg api; /* repository, runtime, pool, loops are filled by the node */
@@ -79,6 +80,9 @@ bool nr_node_retire(struct nr_node *n, int64_t deadline_ns);
 bool nr_node_leave(struct nr_node *n, int64_t idle_until_ns, int64_t deadline_ns);
 /* Cuts what is left, ends loops and threads, unloads. */
 void nr_node_stop(struct nr_node *n);
+/* After nr_node_stop: appends the names of versions with runs that did not return (nr_watchdog_names),
+ * and returns how many; above 0, nr_node_free would wait for them. */
+unsigned nr_node_hung(struct nr_node *n, struct nr_text *t);
 void nr_node_free(struct nr_node *n); /* stops if need be; accepts NULL */
 
 #endif

@@ -21,10 +21,15 @@ struct nr_api {
     struct nr_catalog_msg *catalog_msgs;
     struct nr_server *server;
     _Atomic bool draining;
-    _Atomic unsigned n_shadows; /* requests of shadow.c under way */
+    _Atomic unsigned n_shadows;   /* requests of shadow.c under way */
+    _Atomic unsigned n_abandoned; /* requests that were answered and still run */
+    _Atomic uint64_t abandoned;   /* ever */
     struct nr_job trim;
     _Atomic bool trim_queued; /* whoever sets it owns `trim` until it runs */
     int64_t start_wall_ns;
+    struct nr_job gallery_check;
+    _Atomic bool gallery_checks; /* as trim_queued */
+    _Atomic int64_t gallery_checked_ns;
 };
 
 #endif

@@ -15,7 +15,8 @@
  *  2. s->order holds the items of ordinary models whose answer was not written, oldest first; only the first one
  *     writes.
  *  3. The call is ended exactly once: when the client has sent its last message, or was cancelled,
- *     or an error is to end it; and no item's request is under way.
+ *     or an error is to end it; and no item's request is under way, or those that are do not heed
+ *     their cancel: then the exchange is held until they are over.
  *
  * THREADS. The call's loop, but for decode_job.
  */
@@ -36,7 +37,8 @@ struct stream {
     bool decoding;      /* an item is with the pool, or waits for its model to be loaded */
     bool closed;        /* nothing more comes from the client, or is wanted */
     bool ended;
-    bool errors_end; /* triton_grpc_error */
+    unsigned n_abandoned; /* ended and held: for so many requests */
+    bool errors_end;      /* triton_grpc_error */
     nr_status end_status;
     struct nr_str end_text;
 };
@@ -74,14 +76,27 @@ static void begin(struct item *it);
 
 /* --- ends ------------------------------------------------------------------------------------- */
 
+static void end(struct stream *s)
+{
+    s->ended = true;
+    s->c->err.status = s->end_status; /* for the access log */
+    snprintf(s->c->err.text, sizeof(s->c->err.text), NR_STR_FMT, NR_STR_ARG(s->end_text));
+    nr_exchange_end(s->c->x, nr_status_grpc(s->end_status), s->end_text);
+}
+
+/* The last thing that is done with s: it may be gone afterwards. */
 static void try_end(struct stream *s)
 {
-    if (s->closed && !s->ended && s->n_running == 0 && !s->decoding && nr_list_empty(&s->order) &&
-        nr_list_empty(&s->backlog)) {
-        s->ended = true;
-        s->c->err.status = s->end_status; /* for the access log */
-        snprintf(s->c->err.text, sizeof(s->c->err.text), NR_STR_FMT, NR_STR_ARG(s->end_text));
-        nr_exchange_end(s->c->x, nr_status_grpc(s->end_status), s->end_text);
+    if (!s->closed || s->n_running > 0 || s->decoding || !nr_list_empty(&s->order) ||
+        !nr_list_empty(&s->backlog)) {
+        return;
+    }
+    if (!s->ended) {
+        end(s);
+    } else if (s->n_abandoned > 0) {
+        unsigned n = s->n_abandoned;
+        s->n_abandoned = 0;
+        nr_call_let_go(s->c, n);
     }
 }
 
@@ -529,8 +544,38 @@ static void on_cancel(struct nr_call *c, nr_status why)
                                       : NR_STR("the client has gone"));
 }
 
+/* What runs does not heed its cancel. Answers that wait behind it are not sent. */
+static void on_abandon(struct nr_call *c)
+{
+    struct stream *s = c->data;
+    if (s->ended) {
+        return;
+    }
+    NR_LIST_FOREACH_SAFE (node, tmp, &s->order) {
+        struct item *it = nr_container_of(node, struct item, order_node);
+        if (it->complete) {
+            it->n_unwritten++; /* it stays while we look at it */
+            struct nr_list *n;
+            while ((n = nr_list_pop(&it->ready)) != NULL) {
+                on_written(&nr_container_of(n, struct answer, node)->part);
+            }
+            it->n_unwritten--;
+            nr_list_remove(&it->order_node);
+            try_free(it);
+        }
+    }
+    NR_LIST_FOREACH (node, &s->items) {
+        nr_container_of(node, struct item, node)->request.abandoned = true;
+    }
+    s->n_abandoned = s->n_running + s->decoding;
+    if (s->n_abandoned > 0) {
+        nr_call_abandon(c, s->n_abandoned);
+    }
+    end(s);
+}
+
 static const struct nr_stream_ops ops = {
-    .message = on_message, .last = on_last, .cancel = on_cancel};
+    .message = on_message, .last = on_last, .cancel = on_cancel, .abandon = on_abandon};
 
 static void handle_stream(struct nr_call *c)
 {

@@ -602,6 +602,11 @@ nr_status nr_batch_result(const struct nr_batch *b, uint32_t request, struct nr_
     return NARU_OK;
 }
 
+nr_status nr_batch_failed(const struct nr_batch *b)
+{
+    return b->status;
+}
+
 bool nr_batch_again(const struct nr_batch *b, uint32_t request)
 {
     NR_DCHECK(request < b->n_requests);

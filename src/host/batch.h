@@ -172,6 +172,8 @@ void nr_batch_cancel(struct nr_batch *b, uint32_t request);
 
 /* Result of one request after completion; *err gets the text when it failed. */
 nr_status nr_batch_result(const struct nr_batch *b, uint32_t request, struct nr_err *err);
+/* The status with which the plug-in failed all requests of the run that is over; NARU_OK: it did not. */
+nr_status nr_batch_failed(const struct nr_batch *b);
 /* Slice of output `output` (index of cfg.outputs) for a request whose result is NARU_OK.
  * NARU_NOT_FOUND: no request of the batch asked for it; NARU_INTERNAL: a BYTES output whose lengths
  * do not add up. */

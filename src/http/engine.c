@@ -285,8 +285,8 @@ void nr_engine_init(struct nr_engine *e, struct nr_loop *loop, const struct nr_h
     e->resume_msg.run = on_resume;
     e->wheel.timer.on_timer = wheel_on_timer;
     e->idle_timer.on_timer = on_idle_timer;
-    struct nr_list *lists[] = {&e->conns, &e->free_conns,      &e->flush,         &e->resume,
-                               &e->reap,  &e->fresh_deadlines, &e->free_exchanges};
+    struct nr_list *lists[] = {&e->conns, &e->free_conns,      &e->flush,          &e->resume,
+                               &e->reap,  &e->fresh_deadlines, &e->free_exchanges, &e->parked};
     for (size_t i = 0; i < NR_COUNT(lists); i++) {
         nr_list_init(lists[i]);
     }

@@ -162,7 +162,9 @@ struct nr_span {
 /* An exchange with the engine's part behind it. */
 struct nr_xp {
     struct nr_exchange x;
-    struct nr_block *block; /* what head and body point into */
+    struct nr_engine *e;
+    struct nr_arena *answer; /* of the response, while the app holds the exchange; else NULL */
+    struct nr_block *block;  /* what head and body point into */
     struct nr_timer deadline;
     struct nr_list deadline_node;
     uint64_t out_end;    /* c->out_queued when the response was queued whole */
@@ -172,12 +174,14 @@ struct nr_xp {
     unsigned n_spans, cap_spans;
     size_t body_off; /* of the body in x.body_buf */
     size_t body_len;
-    bool exposed;    /* on_head was called */
-    bool requested;  /* on_request was called */
-    bool emitted;    /* response is in the output queue */
-    bool held_close; /* of `held` */
-    bool dropped;    /* no response of the app will be sent */
-    bool cancel_told;
+    bool exposed;                /* on_head was called */
+    bool requested;              /* on_request was called */
+    bool emitted;                /* response is in the output queue */
+    bool held_close;             /* of `held` */
+    bool dropped;                /* no response of the app will be sent */
+    bool cancel_told, half_told; /* on_cancel was called; only with NR_CANCEL_HALF_CLOSE */
+    bool app_holds;
+    bool parked; /* over and held: no connection's any more */
     bool keep_alive, expect, no_body;
     /* a response in parts */
     bool streaming;   /* begun */
@@ -222,6 +226,7 @@ struct nr_engine {
     struct nr_timer idle_timer;
     struct nr_turn_hook hook;
     struct nr_list conns, free_conns, flush, resume, reap, fresh_deadlines, free_exchanges;
+    struct nr_list parked; /* exchanges */
     unsigned n_free_conns, n_free_exchanges, n_free_blocks;
     struct nr_block *free_blocks;
     uint8_t *scratch;
@@ -304,10 +309,15 @@ void nr_xp_drop_parts(struct nr_xp *xp);
 void nr_xp_message(struct nr_xp *xp); /* on_message */
 /* Whether nothing is left to do: the app has answered and bytes up to out_end are gone. */
 bool nr_xp_over(const struct nr_xp *xp, uint64_t out_sent);
-void nr_xp_finish(struct nr_xp *xp); /* on_done, recycled */
+void nr_xp_finish(struct nr_xp *xp); /* on_done, recycled; or parked, when the app holds it */
 static inline struct nr_xp *nr_xp_of(struct nr_exchange *x)
 {
     return nr_container_of(x, struct nr_xp, x);
+}
+/* See nr_exchange_arena. */
+static inline struct nr_arena *nr_xp_arena(struct nr_xp *xp)
+{
+    return NR_UNLIKELY(xp->answer != NULL) ? xp->answer : &xp->x.arena;
 }
 /* Body memory: makes x.body_buf hold `need` bytes behind body_off, aligned as the app asked. False:
  * no memory. `final` is the stated size, 0 when unknown. */

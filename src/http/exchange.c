@@ -1,12 +1,15 @@
 /* Exchanges: pooled, handed to the app, answered, finished.
  *
  * Invariants
- *  1. on_head is called once (nr_xp_expose), on_request at most once, on_cancel at most once and
- *     only while the app has not answered, on_done once for each exchange that was exposed.
+ *  1. on_head is called once (nr_xp_expose), on_request at most once, on_cancel at most once (and
+ *     once more after a half-close) and only while the app has not answered, on_done once for each
+ *     exchange that was exposed.
  *  2. An exchange is finished when the app has answered (or never saw it) and its response was sent
  *     or dropped. Sessions ask nr_xp_over; nobody else recycles.
  *  3. A cancelled exchange whose peer can still read (half-close, deadline) is answered with what
  *     the app says; `dropped` marks those whose peer cannot, or was answered by the engine.
+ *  4. An exchange that is over and held is parked: it is in no session's list, and has a copy of the
+ *     peer, so its connection may end and be another's.
  *
  * Threads: the loop's. */
 #include "http/exchange.h"
@@ -36,6 +39,7 @@ struct nr_xp *nr_xp_new(struct nr_conn *c, const struct nr_session_ops *ops)
         nr_list_init(&xp->deadline_node);
     }
     struct nr_exchange *x = &xp->x;
+    xp->e = e;
     x->loop = e->loop;
     x->conn = c;
     x->ops = ops;
@@ -81,11 +85,13 @@ void nr_xp_request(struct nr_xp *xp)
 
 void nr_xp_cancel(struct nr_xp *xp, nr_cancel_reason why)
 {
-    if (!xp->exposed || xp->x.responded || xp->cancel_told) {
+    bool harder = xp->half_told && why != NR_CANCEL_HALF_CLOSE;
+    if (!xp->exposed || xp->x.responded || (xp->cancel_told && !harder)) {
         return;
     }
     const struct nr_http_app *app = xp->x.conn->e->app;
     xp->cancel_told = true;
+    xp->half_told = why == NR_CANCEL_HALF_CLOSE;
     xp->x.cancelled = true;
     app->on_cancel(app->ctx, &xp->x, why);
 }
@@ -179,6 +185,44 @@ void nr_exchange_respond(struct nr_exchange *x, const struct nr_response *r)
     x->ops->respond(xp, r);
 }
 
+/* --- holding -------------------------------------------------------------------------------- */
+
+struct nr_arena *nr_exchange_arena(struct nr_exchange *x)
+{
+    return nr_xp_arena(nr_xp_of(x));
+}
+
+void nr_exchange_hold(struct nr_exchange *x)
+{
+    struct nr_xp *xp = nr_xp_of(x);
+    NR_ASSERT(xp->exposed && !x->responded && !xp->app_holds);
+    xp->app_holds = true;
+    xp->answer = nr_new(struct nr_arena); /* rare: work that did not heed its cancel */
+    nr_arena_init(xp->answer, 0);
+}
+
+void nr_exchange_release(struct nr_exchange *x)
+{
+    struct nr_xp *xp = nr_xp_of(x);
+    NR_ASSERT(xp->app_holds && x->responded);
+    xp->app_holds = false;
+    if (xp->parked) {
+        nr_xp_finish(xp);
+    }
+}
+
+/* Away from its connection, which may end now. */
+static void park(struct nr_xp *xp)
+{
+    struct nr_peer *peer = nr_arena_new(xp->answer, struct nr_peer);
+    *peer = *xp->x.peer;
+    xp->x.peer = peer;
+    xp->x.conn = NULL;
+    xp->parked = true;
+    nr_list_remove(&xp->x.node);
+    nr_list_append(&xp->e->parked, &xp->x.node);
+}
+
 bool nr_xp_over(const struct nr_xp *xp, uint64_t out_sent)
 {
     if (xp->exposed && !xp->x.responded) {
@@ -192,7 +236,11 @@ bool nr_xp_over(const struct nr_xp *xp, uint64_t out_sent)
 
 void nr_xp_finish(struct nr_xp *xp)
 {
-    struct nr_engine *e = xp->x.conn->e;
+    struct nr_engine *e = xp->e;
+    if (NR_UNLIKELY(xp->app_holds)) {
+        park(xp);
+        return;
+    }
     if (xp->exposed) {
         e->app->on_done(e->app->ctx, &xp->x);
     }
@@ -203,6 +251,10 @@ void nr_xp_finish(struct nr_xp *xp)
     }
     nr_block_unref(e, xp->block);
     nr_buf_unref(xp->x.body_buf);
+    if (NR_UNLIKELY(xp->answer != NULL)) {
+        nr_arena_done(xp->answer);
+        nr_free(xp->answer);
+    }
     nr_buf_unref(xp->x.tail_buf);
     if (e->n_free_exchanges >= 512) {
         nr_arena_done(&xp->x.arena);

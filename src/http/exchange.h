@@ -5,7 +5,8 @@
  *
  *   head complete ──▶ app->on_head ──▶ body bytes ──▶ app->on_request ──▶ nr_exchange_respond
  *                        │ (may respond at once: the body is then drained or the connection closed)
- *   peer gone, reset, deadline ──▶ app->on_cancel, once, only between on_head and respond
+ *   peer gone, reset, deadline ──▶ app->on_cancel, only between on_head and respond; once, but that
+ *                        NR_CANCEL_HALF_CLOSE may be followed by another reason
  *   response sent or dropped ──▶ app->on_done, always, exactly once; then the exchange is recycled
  *
  * Instead of one response the app may begin a stream, write parts and end it; ending is the answer
@@ -17,8 +18,8 @@
  *  1. After on_head the app answers exactly once, with nr_exchange_respond or nr_exchange_end,
  *     cancelled or not. The
  *     engine drops the response of a cancelled exchange; it never frees an unanswered exchange.
- *  2. Everything a response points to lives in x->arena or is tied to it (nr_arena_link): the
- *     engine clears the arena after the last byte was written or dropped.
+ *  2. Everything a response points to lives in nr_exchange_arena(x) or is tied to it
+ *     (nr_arena_link): the engine clears the arena after the last byte was written or dropped.
  *  3. The body handed to on_request is contiguous. A small HTTP/1.1 body is a view on the receive
  *     buffer (body_buf NULL, valid until the response was given); otherwise body_buf owns it.
  *  4. Bytes are charged before they are buffered: content-length beyond body_limit is refused with
@@ -26,6 +27,9 @@
  *  5. For gRPC the engine checks the framing, strips it and hands over the one message of a unary
  *     call; it writes prefix, headers and trailers.
  *  6. Responses given within one loop turn are written together at the end of the turn.
+ *  7. While the app holds an exchange (nr_exchange_hold) another thread may use its arena, body and
+ *     strings: the engine neither allocates there nor frees it, and answers from memory of its own.
+ *     The connection does not wait for the release, only on_done does.
  */
 #ifndef NR_HTTP_EXCHANGE_H
 #define NR_HTTP_EXCHANGE_H
@@ -98,7 +102,7 @@ typedef enum nr_cancel_reason {
 struct nr_exchange {
     struct nr_arena arena;
     struct nr_loop *loop;
-    struct nr_conn *conn;
+    struct nr_conn *conn; /* NULL when it was answered and is held */
     const struct nr_session_ops *ops;
     const struct nr_peer *peer;
     struct nr_list node; /* the session's */
@@ -117,7 +121,8 @@ struct nr_exchange {
     int64_t start_ns;       /* first byte of the head was read */
     int64_t head_ns;        /* head complete */
     int64_t body_ns;        /* body complete */
-    int64_t deadline_ns;    /* from grpc-timeout; 0 none. The app may set it in on_head */
+    int64_t deadline_ns; /* from grpc-timeout, which plain HTTP may send, too; 0 none. The app may
+                               set it in on_head */
 
     /* set by the app in on_head */
     void *app;            /* the app's own */
@@ -178,6 +183,15 @@ void nr_exchange_begin(struct nr_exchange *x, const struct nr_response *r);
 void nr_exchange_write(struct nr_exchange *x, struct nr_part *p);
 /* No more parts. The status is for gRPC; HTTP has said its own. */
 void nr_exchange_end(struct nr_exchange *x, int grpc_status, struct nr_str grpc_message);
+
+/* --- holding (loop thread) ---
+ * For work that cannot be stopped: the app answers without waiting for it, and what the work uses
+ * stays. Before the answer, once; on_done comes after the release. */
+void nr_exchange_hold(struct nr_exchange *x);
+/* The work has ended. Answered and sent: on_done is called before this returns, and x is gone. */
+void nr_exchange_release(struct nr_exchange *x);
+/* Where the response's memory comes from: x->arena, or another one while x is held. */
+struct nr_arena *nr_exchange_arena(struct nr_exchange *x);
 
 /* 100-continue is sent by the engine when the body is wanted. */
 

@@ -7,6 +7,7 @@
  * Invariants: reads only the head, [in_start, in_start + parsed); changes nothing of it but the case
  * of field names; strings of the exchange point into it or into the arena.
  * Threads: the loop's. */
+#include "http/grpc.h"
 #include "http/h1.h"
 
 static void lower(char *p, size_t len)
@@ -55,6 +56,7 @@ static void look_at_codings(struct nr_str list, struct head_seen *seen)
 static const char *collect_fields(struct nr_conn *c, struct nr_xp *xp, struct head_seen *seen)
 {
     struct nr_exchange *x = &xp->x;
+    int64_t timeout;
     char *head = (char *)c->in->data + c->in_start;
     x->headers = nr_arena_alloc(&x->arena, (xp->n_spans + 1) * sizeof(x->headers[0]));
     x->n_headers = xp->n_spans;
@@ -70,6 +72,14 @@ static const char *collect_fields(struct nr_conn *c, struct nr_xp *xp, struct he
         case NR_FIELD_TRANSFER_ENCODING:
             seen->codings++;
             look_at_codings(f->value, seen);
+            break;
+        case NR_FIELD_GRPC_TIMEOUT:
+            if (!nr_grpc_timeout(f->value, &timeout)) {
+                return "malformed grpc-timeout";
+            }
+            if (__builtin_add_overflow(x->start_ns, timeout, &x->deadline_ns)) {
+                x->deadline_ns = 0; /* beyond the end of the clock: none */
+            }
             break;
         case NR_FIELD_EXPECT:
             xp->expect = nr_str_eq_nocase(f->value, NR_STR("100-continue"));

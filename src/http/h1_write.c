@@ -132,7 +132,7 @@ static bool write_head(struct nr_conn *c, struct nr_xp *xp, const struct nr_resp
         }
         nr_conn_out_commit(c, (size_t)(put_head(at, xp, r, s) - at));
     } else {
-        char *at = nr_arena_alloc(&xp->x.arena, bound);
+        char *at = nr_arena_alloc(nr_xp_arena(xp), bound);
         nr_conn_out_ref(c, at, (size_t)(put_head(at, xp, r, s) - at));
     }
     return true;
@@ -152,7 +152,7 @@ static void write_now(struct nr_conn *c, struct nr_xp *xp, const struct nr_respo
 
 static void hold(struct nr_xp *xp, const struct nr_response *r, const struct shape *s)
 {
-    struct nr_arena *a = &xp->x.arena;
+    struct nr_arena *a = nr_xp_arena(xp);
     unsigned n = s->has_body ? r->n_body : 0;
     char *at = nr_arena_alloc(a, head_bound(xp, r));
     xp->held = nr_arena_alloc(a, (n + 1) * sizeof(xp->held[0]));

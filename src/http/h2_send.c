@@ -52,7 +52,7 @@ static bool submit_trailers(nghttp2_session *s, struct nr_xp *xp)
     struct nr_h2_stream *st = xp->stream;
     nghttp2_nv nv[2];
     size_t n = 0;
-    nv[n++] = field(NR_STR("grpc-status"), number(&xp->x.arena, (uint64_t)st->grpc_status));
+    nv[n++] = field(NR_STR("grpc-status"), number(nr_xp_arena(xp), (uint64_t)st->grpc_status));
     if (st->grpc_message.len) {
         nv[n++] = field(NR_STR("grpc-message"), st->grpc_message);
     }
@@ -248,7 +248,7 @@ static void submit(struct nr_xp *xp, const nghttp2_nv *nv, size_t n,
 static void keep_body(struct nr_xp *xp, const struct nr_response *r, bool prefix)
 {
     struct nr_h2_stream *st = xp->stream;
-    struct nr_iov *iov = nr_arena_alloc(&xp->x.arena, (r->n_body + 1) * sizeof(*iov));
+    struct nr_iov *iov = nr_arena_alloc(nr_xp_arena(xp), (r->n_body + 1) * sizeof(*iov));
     unsigned n = 0;
     uint64_t total = 0;
     if (prefix) {
@@ -270,7 +270,7 @@ static void keep_body(struct nr_xp *xp, const struct nr_response *r, bool prefix
 /* What the app adds, and the client's own name of the request. */
 static size_t put_more(nghttp2_nv *nv, size_t n, struct nr_exchange *x, const struct nr_response *r)
 {
-    struct nr_arena *a = &x->arena;
+    struct nr_arena *a = nr_exchange_arena(x);
     if (NR_UNLIKELY(x->known.request_id.len > 0)) { /* checked as it came, and kept until on_done */
         nv[n++] = field(NR_STR("x-request-id"), x->known.request_id);
     }
@@ -283,7 +283,7 @@ static size_t put_more(nghttp2_nv *nv, size_t n, struct nr_exchange *x, const st
 static void respond_http(struct nr_xp *xp, const struct nr_response *r)
 {
     struct nr_exchange *x = &xp->x;
-    struct nr_arena *a = &x->arena;
+    struct nr_arena *a = nr_xp_arena(xp);
     nghttp2_nv *nv = nr_arena_alloc(a, (NV_MAX_FIXED + r->n_headers) * sizeof(*nv));
     size_t n = 0;
     keep_body(xp, r, false);
@@ -324,7 +324,7 @@ static struct nr_str grpc_message(struct nr_arena *a, struct nr_str s)
 static void respond_grpc(struct nr_xp *xp, const struct nr_response *r)
 {
     struct nr_exchange *x = &xp->x;
-    struct nr_arena *a = &x->arena;
+    struct nr_arena *a = nr_xp_arena(xp);
     struct nr_h2_stream *st = xp->stream;
     nghttp2_nv *nv = nr_arena_alloc(a, (NV_MAX_FIXED + r->n_headers) * sizeof(*nv));
     size_t n = 0;
@@ -374,7 +374,7 @@ void nr_h2_respond(struct nr_xp *xp, const struct nr_response *r)
 void nr_h2_begin(struct nr_xp *xp, const struct nr_response *r)
 {
     struct nr_exchange *x = &xp->x;
-    struct nr_arena *a = &x->arena;
+    struct nr_arena *a = nr_xp_arena(xp);
     struct nr_h2_stream *st = xp->stream;
     nghttp2_nv *nv = nr_arena_alloc(a, (NV_MAX_FIXED + r->n_headers) * sizeof(*nv));
     size_t n = 0;
@@ -426,7 +426,7 @@ void nr_h2_end(struct nr_xp *xp, int grpc_status, struct nr_str message)
     struct nr_h2_stream *st = xp->stream;
     nr_h2_received(xp->x.conn->h2, xp);
     st->grpc_status = grpc_status;
-    st->grpc_message = grpc_message(&xp->x.arena, message);
+    st->grpc_message = grpc_message(nr_xp_arena(xp), message);
     xp->x.response_status = grpc_status;
 }
 

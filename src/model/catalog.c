@@ -76,14 +76,17 @@ static void fill_model(struct nr_catalog *c, struct nr_catalog_model *to, const 
     for (size_t i = 0; i < m->n_slots; i++) {
         struct nr_version *v = &m->slots[i]->v;
         nr_version_state state = nr_version_state_of(v);
-        bool ready = state == NR_VERSION_READY;
+        bool stuck = v->stuck && state == NR_VERSION_READY;
+        bool ready = state == NR_VERSION_READY && !stuck;
         bool ensemble = ready && v->config->ensemble;
-        versions[i] =
-            (struct nr_catalog_version){.number = v->number,
-                                        .state = state,
-                                        .reason = copy_text(&c->arena, v->reason),
-                                        .version = ready && !ensemble ? nr_version_ref(v) : NULL,
-                                        .open = ensemble ? v : NULL};
+        versions[i] = (struct nr_catalog_version){
+            .number = v->number,
+            .state = stuck ? NR_VERSION_UNAVAILABLE : state,
+            .reason = copy_text(&c->arena, stuck && v->trouble ? v->trouble : v->reason),
+            .stuck = stuck ? nr_version_ref(v) : NULL,
+            .passes = stuck,
+            .version = ready && !ensemble ? nr_version_ref(v) : NULL,
+            .open = ensemble ? v : NULL};
     }
     to->versions = versions;
     to->n_versions = (uint32_t)m->n_slots;
@@ -146,6 +149,7 @@ void nr_catalog_unref(struct nr_catalog *c)
     for (uint32_t i = 0; i < c->n_models; i++) {
         for (uint32_t k = 0; k < c->models[i].n_versions; k++) {
             nr_version_unref(c->models[i].versions[k].version);
+            nr_version_unref(c->models[i].versions[k].stuck);
         }
     }
     nr_map_done(&c->by_name);
@@ -277,17 +281,19 @@ const struct nr_catalog_version *nr_catalog_version(const struct nr_catalog *c, 
     return NULL;
 }
 
+/* v NULL: the model has no versions, for `reason`. */
 static nr_status fail_state(struct nr_err *err, const char *model, const char *which,
-                            nr_version_state state, const char *reason)
+                            const struct nr_catalog_version *v, const char *reason)
 {
+    nr_version_state state = v ? v->state : NR_VERSION_UNAVAILABLE;
     switch (state) {
     case NR_VERSION_LOADING:
     case NR_VERSION_UNLOADING:
         return nr_fail(err, NARU_UNAVAILABLE, "model \"%s\"%s is %s now: try again later", model,
                        which, state == NR_VERSION_LOADING ? "being loaded" : "being unloaded");
     case NR_VERSION_UNAVAILABLE:
-        return nr_fail(err, NARU_NOT_FOUND, "model \"%s\"%s is not available: %s", model, which,
-                       reason);
+        return nr_fail(err, v && v->passes ? NARU_UNAVAILABLE : NARU_NOT_FOUND,
+                       "model \"%s\"%s is not available: %s", model, which, reason);
     case NR_VERSION_UNKNOWN:
     case NR_VERSION_READY:
         break;
@@ -314,6 +320,15 @@ static nr_status lookup_label(const struct nr_catalog_model *m, struct nr_str na
         return nr_fail(err, NARU_NOT_FOUND,
                        "version \"" NR_STR_FMT "\" is no version and no label of model \"%s\"",
                        NR_STR_ARG(name), m->name);
+    }
+    for (uint32_t i = 0; i < m->n_versions; i++) {
+        const struct nr_catalog_version *v = &m->versions[i];
+        if (v->number == l->number && v->passes) {
+            char which[96];
+            (void)snprintf(which, sizeof which, " version %lld (\"%s\")", (long long)v->number,
+                           l->label->name);
+            return fail_state(err, m->name, which, v, v->reason);
+        }
     }
     *ret = l->version;
     return l->version ? NARU_OK
@@ -342,7 +357,7 @@ static nr_status lookup_version(const struct nr_catalog_model *m, struct nr_str 
         const struct nr_catalog_version *v = &m->versions[i];
         if (v->number == (int64_t)number) {
             *ret = v->version;
-            return v->version ? NARU_OK : fail_state(err, m->name, which, v->state, v->reason);
+            return v->version ? NARU_OK : fail_state(err, m->name, which, v, v->reason);
         }
     }
     char list[160] = "";
@@ -371,9 +386,8 @@ static nr_status lookup_in(const struct nr_catalog_model *m, struct nr_str name,
         *ret = m->best;
         return NARU_OK;
     }
-    nr_version_state state =
-        m->n_versions > 0 ? m->versions[m->n_versions - 1].state : NR_VERSION_UNAVAILABLE;
-    return fail_state(err, m->name, "", state, m->reason);
+    return fail_state(err, m->name, "", m->n_versions > 0 ? &m->versions[m->n_versions - 1] : NULL,
+                      m->reason);
 }
 
 nr_status nr_catalog_lookup(const struct nr_catalog *c, struct nr_str name, struct nr_str version,

@@ -149,6 +149,7 @@ struct nr_model_config {
     uint64_t max_queue_delay_ns;
     int64_t latency_target_ns;  /* parameter naru.latency_target_ms; 0: none */
     const char *batch_strategy; /* parameter naru.batch_strategy; NULL: the server's own */
+    int64_t watchdog_ns;        /* parameter naru.watchdog_ms; 0: not watched; -1: the server's */
     uint32_t n_levels;          /* of priority, 1 at least; 1 without dynamic batching */
     uint32_t default_level;     /* from 0 */
     const struct nr_queue_policy *levels;      /* [n_levels] level 1, the most urgent, first */

@@ -437,6 +437,27 @@ static nr_status derive_target(struct nr_model_config *c, struct nr_err *err)
     return NARU_OK;
 }
 
+/* How long a run may last before it counts as stuck. */
+static nr_status derive_watchdog(struct nr_model_config *c, struct nr_err *err)
+{
+    c->watchdog_ns = -1;
+    for (uint32_t i = 0; i < c->n_options; i++) {
+        const char *text = c->options[i].value;
+        uint64_t ms;
+        if (strcmp(c->options[i].key, NR_CONFIG_WATCHDOG) != 0) {
+            continue;
+        }
+        if (!nr_str_to_u64(nr_str_trim(nr_str_from(text)), &ms) || ms > 86400000) {
+            return nr_fail(err, NARU_INVALID,
+                           "parameter \"" NR_CONFIG_WATCHDOG "\" is \"%.64s\"; expected "
+                           "milliseconds up to 86400000, 0 for no watchdog",
+                           text);
+        }
+        c->watchdog_ns = (int64_t)ms * INT64_C(1000000);
+    }
+    return NARU_OK;
+}
+
 const int32_t *nr_config_sorted(struct nr_model_config *c, const int32_t *sizes, size_t n)
 {
     int32_t *copy = nr_config_array(c, n, sizeof *copy);
@@ -548,6 +569,9 @@ static nr_status derive(struct nr_model_config *c, const naru_model_info *info, 
     }
     if (st == NARU_OK) {
         st = derive_target(c, err);
+    }
+    if (st == NARU_OK) {
+        st = derive_watchdog(c, err);
     }
     if (st == NARU_OK) {
         st = nr_config_derive_sequence(c, info, err);

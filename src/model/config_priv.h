@@ -13,6 +13,7 @@
 /* Name of a plug-in that plans the batches; its own parameters begin with the second one. */
 #define NR_CONFIG_BATCH_STRATEGY "naru.batch_strategy"
 #define NR_CONFIG_BATCH_STRATEGY_PREFIX "naru.batch_strategy."
+#define NR_CONFIG_WATCHDOG "naru.watchdog_ms"
 
 /* Rules that the text alone can break: names, types, dims, reshapes, schedulers, instances.
  * NARU_INVALID, or NARU_UNSUPPORTED for features that this version does not serve. */

@@ -112,11 +112,12 @@ static struct nr_index_entry entry_of(const struct nr_repository *r, const struc
 {
     struct nr_catalog_version now = nr_repository_seen(r, v);
     bool ready = now.state == NR_VERSION_READY;
+    const char *note = v->trouble ? v->trouble : m->note;
     return (struct nr_index_entry){.name = m->name,
                                    .version = v->number,
                                    .state = now.state,
                                    .reason =
-                                       nr_arena_strz(a, nr_str_from(ready ? m->note : now.reason)),
+                                       nr_arena_strz(a, nr_str_from(ready ? note : now.reason)),
                                    .load_ns = is_busy(now.state) ? 0 : v->load_ns,
                                    .memory_bytes = ready ? v->memory_bytes : 0,
                                    .since_wall_ns = v->since_wall_ns};

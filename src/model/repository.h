@@ -56,6 +56,8 @@ struct nr_catalog_version {
     struct nr_version *version; /* not NULL exactly when READY */
     /* of a READY ensemble: [its n_steps] the members that it runs, all of this snapshot */
     const struct nr_member *members;
+    struct nr_version *stuck; /* it is open, but no run of it returns: not READY; held */
+    bool passes;              /* not READY for a reason that may pass by itself */
     struct nr_version
         *open;      /* an ensemble that is open, whether or not it is READY here; not held */
     uint32_t depth; /* of a READY ensemble: 1, or 1 more than its deepest member; else 0 */
@@ -116,7 +118,9 @@ struct nr_repository_cfg {
     void *ops_ctx;
     void (*on_publish)(
         void *ctx); /* after each new snapshot, on whatever thread made it; may be NULL */
-    /* A version came to rest: READY or UNAVAILABLE with a reason (for the edge's one log line). v is
+    /* A version came to rest: READY or UNAVAILABLE with a reason (for the edge's one log line); or it
+     * is stuck, or not any more (nr_version_set_stuck): then a reason begins with "stuck: ", READY with
+     * one means that some instances still serve, and READY with "returned" that all do again. v is
      * held for the call; its number is -1 for a model as a whole that cannot even be tried (bad
      * configuration, no versions, two places), then nothing but its name is set. On a loading
      * thread, or within nr_repository_load_all for whole models; without locks. May be NULL. */
@@ -193,6 +197,10 @@ struct nr_residency {
     uint32_t waiters;
 };
 void nr_repository_residency(struct nr_repository *r, struct nr_residency *ret); /* any thread */
+
+/* In NR_CONTROL_POLL: true with the text when the files cannot be looked at now, so that what is loaded
+ * is what was there before. Any thread. */
+bool nr_repository_trouble(struct nr_repository *r, char *text, size_t bytes);
 
 struct nr_index_entry {
     const char *name;

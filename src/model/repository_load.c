@@ -65,6 +65,9 @@ static void set_state(struct nr_repository *r, struct nr_version *v, nr_version_
     }
     nr_free(v->reason);
     v->reason = nr_strdup(reason);
+    v->stuck = false;
+    nr_free(v->trouble);
+    v->trouble = NULL;
     v->since_wall_ns = nr_clock_wall();
     atomic_store_explicit(&v->state, (int)to, memory_order_release);
 }
@@ -298,6 +301,28 @@ static void tell_ensembles(struct nr_repository *r)
     }
 }
 
+void nr_version_set_stuck(struct nr_version *v, bool stuck, const char *text)
+{
+    struct nr_repository *r = v->repository;
+    struct nr_catalog *old = NULL;
+    nr_repository_lock(r);
+    bool open = nr_version_state_of(v) == NR_VERSION_READY;
+    if (open) {
+        v->stuck = stuck;
+        nr_free(v->trouble);
+        v->trouble = text[0] != '\0' ? nr_strdup(text) : NULL;
+        v->since_wall_ns = nr_clock_wall();
+        old = nr_repository_publish(r);
+    }
+    nr_repository_unlock(r);
+    if (open) {
+        nr_repository_published(r, old);
+        tell(r, v, stuck ? NR_VERSION_UNAVAILABLE : NR_VERSION_READY,
+             text[0] != '\0' ? text : "returned");
+        tell_ensembles(r);
+    }
+}
+
 static void run_op(struct nr_job *j);
 
 /* Under the lock: makes the model's next operation the active one, when the model is free for it.
@@ -424,11 +449,13 @@ static bool begin_unload(struct nr_repository *r, struct nr_model *m, struct nr_
         nr_version_state state = nr_version_state_of(&s->v);
         s->unload_wanted = state == NR_VERSION_LOADING;
         if (state == NR_VERSION_READY) {
-            set_state(r, &s->v, NR_VERSION_UNLOADING, "");
+            bool stuck = s->v.stuck;
+            set_state(r, &s->v, NR_VERSION_UNLOADING,
+                      stuck ? "a run of it has not returned; it closes when it does" : "");
             drop_later(d, &s->v);
             any = true;
-            s->waiter = op;
-            if (op) {
+            s->waiter = stuck ? NULL : op; /* a run that never returns must not hold the operator */
+            if (s->waiter) {
                 op->n_closing++;
             }
         }

@@ -6,18 +6,77 @@
  * quiet_ns apart instead of poll_ns. The load itself compares the fingerprint once more before and
  * after (repository_load.c). What failed is tried again when its files change, not before.
  *
+ * A repository whose path is gone (renamed away, not mounted) says nothing about its models: they serve on,
+ * and nr_repository_trouble tells. Under another folder of the same name it goes on there. The paths are
+ * looked at every PATH_LOOK_NS, whatever poll_ns.
+ *
  * A copy that pauses for longer than quiet_ns in the middle of a file cannot be told from one that
  * has ended; names with a leading dot are not looked at, so a program that copies under such a name
  * and renames is safe at any speed.
  *
- * Threads: look_print, tried_print and look_ns of a model belong to this thread.
+ * Threads: the folder behind a source's descriptor is replaced by this thread alone. look_print, tried_print and look_ns of a model belong to this thread.
  */
+#include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/mem.h"
 #include "io/file.h"
 #include "model/repository_priv.h"
+
+#define PATH_LOOK_NS (500 * NR_MS_NS)
+
+/* NULL, or why the folder of a repository cannot be had under its path. */
+static const char *look_at_path(struct nr_source *s)
+{
+    struct stat now, had;
+    if (stat(s->path, &now) != 0) {
+        return strerrordesc_np(errno);
+    }
+    if (fstat(s->fd, &had) == 0 && now.st_dev == had.st_dev && now.st_ino == had.st_ino) {
+        return NULL;
+    }
+    struct nr_err err = {0};
+    nr_autoclose int fd = -1;
+    if (nr_dir_open_root(s->path, &fd, &err) != NARU_OK) {
+        return "its folder cannot be opened";
+    }
+    /* the number stays: who uses it sees the one or the other */
+    return dup3(fd, s->fd, O_CLOEXEC) == s->fd ? NULL : strerrordesc_np(errno);
+}
+
+/* False: one of the repositories is not there. */
+static bool look_at_paths(struct nr_repository *r)
+{
+    char trouble[NR_ERR_TEXT_MAX] = "";
+    for (size_t i = 0; i < r->n_sources && trouble[0] == '\0'; i++) {
+        struct nr_source *s = &r->sources[i];
+        const char *why = s->kind == NR_SOURCE_REPOSITORY ? look_at_path(s) : NULL;
+        if (why != NULL) {
+            (void)snprintf(
+                trouble, sizeof trouble,
+                "model repository %zu of %zu cannot be read: %s; what is loaded serves on", i + 1,
+                r->n_sources, why);
+        }
+    }
+    nr_repository_lock(r);
+    memcpy(r->trouble, trouble, sizeof trouble);
+    nr_repository_unlock(r);
+    return trouble[0] == '\0';
+}
+
+bool nr_repository_trouble(struct nr_repository *r, char *text, size_t bytes)
+{
+    nr_repository_lock(r);
+    (void)snprintf(text, bytes, "%s", r->trouble);
+    nr_repository_unlock(r);
+    return text[0] != '\0';
+}
 
 /* The model under the name; a new one is not shown: nobody waits for half a model. */
 static struct nr_model *get(struct nr_repository *r, const char *name)
@@ -117,11 +176,11 @@ static bool look_at_all(struct nr_repository *r)
 static void *poll_main(void *arg)
 {
     struct nr_repository *r = arg;
-    int64_t wait_ns = r->cfg.poll_ns;
+    int64_t due_ns = nr_clock_now() + r->cfg.poll_ns;
     (void)pthread_setname_np(pthread_self(), "naru-poll");
     nr_repository_lock(r);
     while (!r->stopping) {
-        int64_t until_ns = nr_clock_now() + wait_ns;
+        int64_t until_ns = NR_MIN(due_ns, nr_clock_now() + PATH_LOOK_NS);
         struct timespec ts = {.tv_sec = until_ns / NR_S_NS, .tv_nsec = until_ns % NR_S_NS};
         int rc = 0;
         while (!r->stopping && rc == 0) {
@@ -131,7 +190,11 @@ static void *poll_main(void *arg)
             break;
         }
         nr_repository_unlock(r);
-        wait_ns = look_at_all(r) ? NR_MIN(r->cfg.quiet_ns, r->cfg.poll_ns) : r->cfg.poll_ns;
+        if (look_at_paths(r) && nr_clock_now() >= due_ns) {
+            bool moves = look_at_all(r);
+            due_ns =
+                nr_clock_now() + (moves ? NR_MIN(r->cfg.quiet_ns, r->cfg.poll_ns) : r->cfg.poll_ns);
+        }
         nr_repository_lock(r);
     }
     nr_repository_unlock(r);

@@ -96,7 +96,8 @@ struct nr_source { /* a path given at the start; constant */
     char *path; /* real path; of a file its folder's */
     char *name; /* of the one model; NULL for a repository */
     char *file; /* NR_SOURCE_FILE: its name */
-    int fd; /* of a repository; the others are opened by path each time, for they may be replaced */
+    int fd; /* of a repository (another folder behind the same number when the path is another's now);
+               the others are opened by path each time, for they may be replaced */
 };
 
 struct nr_repository {
@@ -124,6 +125,7 @@ struct nr_repository {
     pthread_t demander;
     bool stopping;
     bool polls;
+    char trouble[NR_ERR_TEXT_MAX]; /* "", or why the files cannot be looked at */
     pthread_t poller;
     struct nr_catalog *catalog;
     _Atomic uint64_t

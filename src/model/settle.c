@@ -100,6 +100,7 @@ static bool find_members(struct nr_catalog *c, struct candidate *x, struct nr_me
                        : v->state == NR_VERSION_UNKNOWN ? "it is not loaded"
                                                         : "it is being unloaded");
         block(c, x, NR_VERSION_UNAVAILABLE, text);
+        x->entry->passes = v && v->passes;
         return true;
     }
     return true;

@@ -82,6 +82,8 @@ struct nr_version {
     _Atomic int state;       /* nr_version_state */
     char *reason;            /* "" or why it is not ready; under the repository's lock */
     int64_t since_wall_ns;   /* of the state; under the repository's lock */
+    bool stuck;              /* READY, but no run returns: not shown as READY. Likewise */
+    char *trouble;           /* NULL, or what is wrong with runs of it. Likewise */
     _Atomic int64_t used_ns; /* about when a request last came; see nr_version_used */
 };
 
@@ -89,6 +91,10 @@ struct nr_version {
  * info may be NULL. */
 nr_nodiscard nr_status nr_version_complete(struct nr_version *v, const naru_model_info *info,
                                            struct nr_err *err);
+/* What the runs of an open version say of its health: stuck: it cannot serve now, until this is called
+ * with false; text: what is wrong ("" nothing), shown in the index and told by on_state. Any thread,
+ * without locks; v is open until this returns. */
+void nr_version_set_stuck(struct nr_version *v, bool stuck, const char *text);
 struct nr_version *nr_version_ref(struct nr_version *v); /* any thread; v must be held already */
 void nr_version_unref(struct nr_version *v); /* any thread, never blocks; accepts NULL */
 #define NR_VERSION_USED_NS 100000000

@@ -29,7 +29,8 @@ struct nr_sched_limits {
     X(NR_REFUSAL_HOPELESS, "hopeless") /* its time would pass before its turn */ \
     X(NR_REFUSAL_SHARE, "share")       /* it gave way to a client with less */   \
     X(NR_REFUSAL_TIMEOUT, "timeout")   /* the queue's time-out passed */         \
-    X(NR_REFUSAL_DEADLINE, "deadline") /* the client's deadline passed */
+    X(NR_REFUSAL_DEADLINE, "deadline") /* the client's deadline passed */        \
+    X(NR_REFUSAL_STUCK, "stuck")       /* no run returns (watchdog.h) */
 typedef enum nr_refusal {
 #define NR_REFUSAL_ENUM(symbol, text) symbol,
     NR_REFUSAL_MAP(NR_REFUSAL_ENUM)

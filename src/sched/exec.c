@@ -12,7 +12,7 @@
  *  1. A runnable is in the queue at most once (queued). A wake during run() queues it again, so no
  *     wake is lost.
  *  2. e->n_threads counts threads that have not decided to end; a thread decides under the lock.
- *  3. There is exactly one spare while n_threads < max_threads. It looks at the queue only when it
+ *  3. There is exactly one spare while n_threads - n_lost < max_threads. It looks at the queue only when it
  *     was told that no idle worker is left, and then until the queue is empty.
  *
  * LOCKS. e->lock is a leaf for callers: run() is called without it. Rank: see docs/locks.md.
@@ -37,6 +37,7 @@ struct worker {
     pthread_t thread;
     bool extra; /* begins as the spare, and ends when idle for long */
     bool busy;
+    bool lost;                      /* nr_exec_give_up */
     int64_t begin_ns, begin_cpu_ns; /* of the run() it is in */
 };
 
@@ -48,7 +49,8 @@ struct nr_exec {
     struct nr_list queue;   /* nr_runnable.node, oldest first */
     struct nr_list timed;   /* nr_runnable.timed_node, unordered: one per delayed model */
     struct nr_list workers;
-    unsigned base, max_threads, n_threads;
+    unsigned base, max_threads, n_threads, n_lost;
+    bool has_spare;
     unsigned n_idle;    /* waiting workers that no wake has claimed */
     unsigned n_claimed; /* wakes signalled to workers that have not woken yet */
     bool stopping;
@@ -102,7 +104,8 @@ static unsigned computing(struct nr_exec *e, int64_t now_ns)
         clockid_t id;
         struct timespec ts;
         /* lint: allow clock_gettime: that thread's CPU time, not the time of day */
-        if (!w->busy || pthread_getcpuclockid(w->thread, &id) != 0 || clock_gettime(id, &ts) != 0) {
+        if (!w->busy || w->lost || pthread_getcpuclockid(w->thread, &id) != 0 ||
+            clock_gettime(id, &ts) != 0) {
             continue;
         }
         int64_t cpu_ns = ts.tv_sec * NR_S_NS + ts.tv_nsec - w->begin_cpu_ns;
@@ -112,6 +115,7 @@ static unsigned computing(struct nr_exec *e, int64_t now_ns)
 }
 
 static void *worker_main(void *arg);
+static _Thread_local const struct worker *self;
 
 static void spawn(struct nr_exec *e, bool extra)
 {
@@ -120,7 +124,9 @@ static void spawn(struct nr_exec *e, bool extra)
     w->extra = extra;
     nr_list_append(&e->workers, &w->node);
     e->n_threads++;
+    e->has_spare |= extra;
     if (pthread_create(&w->thread, NULL, worker_main, w) != 0) {
+        e->has_spare &= !extra;
         e->n_threads--; /* the threads there are go on; the next need tries again */
         nr_list_remove(&w->node);
         nr_free(w);
@@ -142,6 +148,8 @@ static void run_head(struct nr_exec *e, struct worker *w)
     bool again = r->run(r);
     pthread_mutex_lock(&e->lock);
     w->busy = false;
+    e->n_lost -= w->lost;
+    w->lost = false;
     r->running--;
     if (again) {
         enqueue(e, r, nr_clock_now());
@@ -167,15 +175,23 @@ static bool spare_needed(struct nr_exec *e, int64_t now_ns, int64_t *ret_look_ns
     return false;
 }
 
+/* Where there is none and one may be had. */
+static void spawn_spare(struct nr_exec *e)
+{
+    if (!e->stopping && !e->has_spare && e->n_threads - e->n_lost < e->max_threads &&
+        e->n_threads < MAX_THREADS_CAP) {
+        spawn(e, true);
+    }
+}
+
 static void be_spare(struct nr_exec *e)
 {
     int64_t look_ns;
     while (!e->stopping && !spare_needed(e, nr_clock_now(), &look_ns)) {
         wait_until(e, &e->spare, look_ns);
     }
-    if (!e->stopping && e->n_threads < e->max_threads) {
-        spawn(e, true);
-    }
+    e->has_spare = false;
+    spawn_spare(e);
 }
 
 /* An idle worker's wait. A wake claims a worker by taking it off n_idle and adding to n_claimed;
@@ -195,6 +211,7 @@ static void *worker_main(void *arg)
 {
     struct worker *w = arg;
     struct nr_exec *e = w->exec;
+    self = w;
     pthread_mutex_lock(&e->lock);
     if (w->extra) {
         be_spare(e);
@@ -325,6 +342,27 @@ void nr_exec_retire(struct nr_exec *e, struct nr_runnable *r)
         }
         pthread_cond_wait(&e->retired, &e->lock);
     }
+    pthread_mutex_unlock(&e->lock);
+}
+
+const void *nr_exec_self(void)
+{
+    return self;
+}
+
+void nr_exec_give_up(struct nr_exec *e, const void *thread, int64_t since_ns)
+{
+    pthread_mutex_lock(&e->lock);
+    NR_LIST_FOREACH (node, &e->workers) {
+        struct worker *w = nr_container_of(node, struct worker, node);
+        /* begun earlier than the run in it: not another run() of the thread */
+        if (w == thread && w->busy && !w->lost && w->begin_ns <= since_ns) {
+            w->lost = true;
+            e->n_lost++;
+        }
+    }
+    spawn_spare(e);
+    pthread_cond_signal(&e->spare); /* something may have waited for that thread */
     pthread_mutex_unlock(&e->lock);
 }
 

@@ -40,5 +40,10 @@ void nr_exec_wake_at(struct nr_exec *e, struct nr_runnable *r, int64_t at_ns);
 /* Returns when no thread is inside run() of r and none will enter it. Not from an executor. */
 void nr_exec_retire(struct nr_exec *e, struct nr_runnable *r);
 unsigned nr_exec_threads(struct nr_exec *e); /* now alive */
+/* The calling thread, when it is an executor; else NULL. Only for: */
+const void *nr_exec_self(void);
+/* The run() that `thread` began before since_ns may never return: until it does, the thread counts
+ * neither as one that computes nor against max_threads. Any thread. */
+void nr_exec_give_up(struct nr_exec *e, const void *thread, int64_t since_ns);
 
 #endif

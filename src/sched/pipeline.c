@@ -119,9 +119,10 @@ static void complete(struct nr_pipeline *p, struct nr_request *r, nr_fail_reason
     r->end_ns = nr_clock_now();
     r->infer_end_ns = r->end_ns;
     atomic_store_explicit(&r->state, NR_REQUEST_DONE, memory_order_relaxed);
-    if (r->status == NARU_OK) {
+    if (r->status == NARU_OK && !r->abandoned) {
         nr_counters_success(p->counters, loop, r, true);
     } else {
+        reason = r->abandoned ? NR_FAIL_CANCELED : reason;
         nr_counters_failure(p->counters, loop, reason, r->end_ns - r->arrival_ns);
     }
     r->on_complete(r);

@@ -3,6 +3,12 @@
  * DESIGN. What a model sees (backend shapes, plug-in order, the batch) meets what a request says
  * (its own shapes, signature order) here and nowhere else, the same for executors and loops.
  *
+ * Isolation. One request can make a plug-in fail the whole batch (an index out of range in one row).
+ * The others are innocent, so each request of such a batch runs once more, alone: the guilty one gets
+ * the error that it caused, the others their answers. Once only, and when FRUITLESS_MAX batches one after
+ * the other had no innocent request (the model is broken), at most once in ISOLATE_EVERY_NS: failures
+ * must not multiply the load.
+ *
  * THREADS. A place belongs to one thread at a time (invariant 3 of sched_priv.h). Completion happens
  * on the request's loop: at once when that loop ran it, else by a message.
  */
@@ -17,12 +23,17 @@
  * the next round allocates nothing; larger ones are passed on by reference. */
 #define COPY_OUT_BYTES 4096
 
+#define FRUITLESS_MAX 3
+#define ISOLATE_EVERY_NS NR_S_NS
 #define SORT_MAX 128u
 
 /* --- completion -------------------------------------------------------------------------------- */
 
 nr_fail_reason nr_request_fail_reason(const struct nr_request *r)
 {
+    if (r->abandoned) {
+        return NR_FAIL_CANCELED;
+    }
     switch (r->status) {
     case NARU_CANCELLED:
         return NR_FAIL_CANCELED;
@@ -60,7 +71,7 @@ void nr_request_complete(struct nr_request *r)
         nr_request_fail(r, NARU_DEADLINE, "the request's time limit passed while it ran");
     }
     atomic_store_explicit(&r->state, NR_REQUEST_DONE, memory_order_relaxed);
-    if (r->status == NARU_OK) {
+    if (r->status == NARU_OK && !r->abandoned) {
         nr_counters_success(s->counters, loop, r, r->leads);
     } else {
         nr_counters_failure(s->counters, loop, nr_request_fail_reason(r),
@@ -227,7 +238,7 @@ static void take_result(struct nr_place *p, struct nr_request *r, unsigned i)
     r->infer_begin_ns = p->infer_begin_ns;
     r->infer_end_ns = p->infer_end_ns;
     r->ran_inline = p->is_inline;
-    r->batch_rows = (uint32_t)p->rows;
+    r->batch_rows = (uint32_t)(p->n_alone > 0 ? r->in->rows : p->rows);
     r->status = nr_batch_result(p->batch, i, &err);
     r->again = r->status == NARU_OK && nr_batch_again(p->batch, i);
     if (r->status == NARU_OK && p->sched->cfg.decoupled && !nr_batch_has_outputs(p->batch)) {
@@ -250,21 +261,12 @@ static void take_result(struct nr_place *p, struct nr_request *r, unsigned i)
     }
 }
 
-void nr_place_deliver(struct nr_place *p)
+static void hand_back(struct nr_place *p, struct nr_request *const *all, unsigned n)
 {
-    bool leads = true;
-    for (unsigned i = 0; i < p->n_taken; i++) {
-        struct nr_request *r = p->taken[i];
-        take_result(p, r, r->place_index);
-        if (r->status == NARU_OK) {
-            r->leads = leads;
-            leads = false;
-        }
-    }
     int64_t end_ns = nr_clock_now();
-    bool is_inline = p->is_inline; /* p is reused only after the caller released it */
-    for (unsigned i = 0; i < p->n_taken; i++) {
-        struct nr_request *r = p->taken[i];
+    bool is_inline = p->is_inline;
+    for (unsigned i = 0; i < n; i++) {
+        struct nr_request *r = all[i];
         r->end_ns = end_ns;
         r->msg.run = nr_request_on_msg;
         /* From here on a cancel finds nothing to do; pairs with cancel() of sched.c. */
@@ -274,10 +276,87 @@ void nr_place_deliver(struct nr_place *p)
         }
     }
     if (!is_inline) {
-        nr_sched_answer(p->sched, p->taken, p->n_taken);
+        nr_sched_answer(p->sched, all, n);
     }
+}
+
+/* Whether the run that has ended is to be taken apart. */
+static bool isolates(struct nr_place *p)
+{
+    nr_status st = nr_batch_failed(p->batch);
+    if (!p->sched->cfg.isolate || p->n_alone > 0 || p->n_taken < 2 ||
+        (st != NARU_INVALID && st != NARU_INTERNAL)) {
+        return false;
+    }
+    return p->fruitless < FRUITLESS_MAX || nr_clock_now() - p->isolated_ns >= ISOLATE_EVERY_NS;
+}
+
+static void isolate(struct nr_place *p)
+{
+    struct nr_sched *s = p->sched;
+    if (p->alone_capacity < p->n_taken) {
+        p->alone_capacity = p->taken_capacity;
+        p->alone = nr_realloc(p->alone, p->alone_capacity * sizeof(p->alone[0]));
+    }
+    memcpy(p->alone, p->taken, p->n_taken * sizeof(p->alone[0]));
+    p->n_alone = p->n_taken;
+    p->alone_at = 0;
+    p->n_taken = 0;
+    p->isolated = true;
+    p->alone_any_ok = false;
+    p->isolated_ns = nr_clock_now();
+    pthread_mutex_lock(&s->lock);
+    s->batch_retries++;
+    pthread_mutex_unlock(&s->lock);
+    nr_batch_clear(p->batch);
+}
+
+/* The next one into the empty place; false: none is left. Who was cancelled does not run again. */
+static bool next_alone(struct nr_place *p)
+{
+    while (p->alone_at < p->n_alone) {
+        struct nr_request *r = p->alone[p->alone_at++];
+        struct nr_err err = {0};
+        nr_status st = NARU_CANCELLED;
+        if (atomic_load_explicit(&r->cancelled, memory_order_acquire) == 0) {
+            st = nr_place_add(p, r, &err);
+        } else {
+            nr_fail(&err, st, "the request was cancelled while it ran");
+        }
+        if (st == NARU_OK) {
+            r->place_index = 0;
+            p->taken[p->n_taken++] = r;
+            return true;
+        }
+        r->begin_ns = p->begin_ns;
+        nr_request_fail(r, st, err.text);
+        hand_back(p, &r, 1);
+    }
+    p->fruitless = p->alone_any_ok ? 0 : p->fruitless + 1;
+    p->n_alone = 0;
+    return false;
+}
+
+bool nr_place_deliver(struct nr_place *p)
+{
+    if (NR_UNLIKELY(isolates(p))) {
+        isolate(p);
+        return next_alone(p);
+    }
+    bool leads = true;
+    for (unsigned i = 0; i < p->n_taken; i++) {
+        struct nr_request *r = p->taken[i];
+        take_result(p, r, r->place_index);
+        if (r->status == NARU_OK) {
+            r->leads = leads;
+            leads = false;
+        }
+    }
+    p->alone_any_ok |= !leads;
+    hand_back(p, p->taken, p->n_taken);
     p->n_taken = 0;
     nr_batch_clear(p->batch);
+    return NR_UNLIKELY(p->n_alone > 0) && next_alone(p);
 }
 
 /* --- life -------------------------------------------------------------------------------------- */
@@ -322,4 +401,5 @@ void nr_place_done(struct nr_place *p)
     nr_free(p->shapes);
     nr_free(p->wanted);
     nr_free(p->taken);
+    nr_free(p->alone);
 }

@@ -76,7 +76,8 @@ struct nr_request {
 
     /* Results, valid in on_complete. Tensor bytes are tied to the arena. */
     nr_status status;
-    struct nr_str error;             /* text for people when status is not NARU_OK */
+    struct nr_str error; /* text for people when status is not NARU_OK */
+    bool abandoned; /* the submitter has answered for it while it ran: counted as a failure. Loop */
     unsigned retry_after_s;          /* with NARU_UNAVAILABLE: 0 means "do not say" */
     struct nr_infer_tensor *outputs; /* in the order of in->outputs */
     unsigned n_outputs;

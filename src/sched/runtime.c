@@ -22,6 +22,7 @@ static void runtime_free(struct nr_runtime *rt)
     if (rt == NULL) {
         return;
     }
+    nr_runwatch_free(rt->watch);
     nr_cached_free(rt->cached);
     if (rt->sequencer != NULL) {
         nr_sequencer_free(rt->sequencer); /* sched is one of its own */
@@ -241,8 +242,10 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
                                .rules = rules_of(rt, c),
                                .placement = host->placement,
                                .limits = host->limits,
+                               .watch = rt->watch,
                                .latency_target_ns = c->latency_target_ns,
-                               .decoupled = c->decoupled};
+                               .decoupled = c->decoupled,
+                               .isolate = !c->decoupled && c->sequence == NULL};
     cfg.placement.allowed = may_inline(host, rt, c);
     if (c->batch_strategy != NULL) {
         nr_status opened = open_strategy(host, rt, c, err);
@@ -384,6 +387,9 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
         st = open_loop_instances(rt, host->n_loops, err);
     }
     if (st == NARU_OK) {
+        bool says = c->watchdog_ns >= 0;
+        rt->watch =
+            nr_runwatch_new(host->watchdog, v, says ? c->watchdog_ns : host->watchdog_ns, says);
         rt->room = open_room(rt, c);
         v->config->sig.room = rt->room != NULL ? nr_room_inputs(rt->room) : NULL;
         st = open_sched(host, rt, c, err);
@@ -402,6 +408,7 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
             return st;
         }
     }
+    nr_runwatch_start(rt->watch, rt->counters);
     rt->signature = &c->sig;
     v->memory_bytes = nr_plugin_model_memory(rt->model);
     v->runtime = NR_TAKE(rt);
@@ -433,6 +440,7 @@ void nr_runtime_state_get(const struct nr_runtime *rt, struct nr_sched_state *re
     } else {
         *ret = (struct nr_sched_state){.running = nr_pipeline_running(rt->pipeline)};
     }
+    ret->stuck = nr_runwatch_stuck(rt->watch);
 }
 
 bool nr_runtime_sequences_get(const struct nr_runtime *rt, struct nr_sequencer_state *ret)

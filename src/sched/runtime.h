@@ -24,6 +24,8 @@ struct nr_runtime_host {
     struct nr_image_limits images;
     struct nr_sched_limits limits;
     struct nr_placement_cfg placement;  /* allowed: the operator's switch for inline execution */
+    struct nr_watchdog *watchdog;       /* NULL: runs are not watched */
+    int64_t watchdog_ns;                /* of models that do not say; 0: not watched */
     unsigned max_instances;             /* over all groups of a model */
     bool warm_up;                       /* models without model_warmup, where it pays */
     struct nr_cache *cache;             /* for models that ask for it; NULL: none */
@@ -43,6 +45,7 @@ struct nr_runtime {
     struct nr_strategy *strategy;   /* of its batches; NULL: the server's own */
     struct nr_sequencer *sequencer; /* NULL: the configuration asks for none */
     struct nr_pipeline *pipeline;   /* of an ensemble, else NULL */
+    struct nr_runwatch *watch;      /* NULL for an ensemble */
     struct nr_cached *cached;       /* in front of sched; NULL: the configuration asks for none */
     const struct nr_signature *signature;
     struct nr_room *room; /* of the signature's inputs; NULL: they may lie anywhere */

@@ -113,6 +113,8 @@ static const char *refusal_says(nr_refusal why)
                "try again later";
     case NR_REFUSAL_SHARE:
         return "the model's queue is full and this client has the most in it; try again later";
+    case NR_REFUSAL_STUCK:
+        return "the model is stuck: no run of it returns; try again later";
     case NR_REFUSAL_TIMEOUT:
         return "Request timeout expired: it waited in the queue for longer than its time-out";
     default:
@@ -155,6 +157,21 @@ static void answer_gone(struct nr_list *gone)
         struct nr_request *r = nr_request_of(node);
         nr_loop_post(r->loop, &r->msg);
     }
+}
+
+void nr_sched_set_stuck(struct nr_sched *s, bool stuck)
+{
+    struct nr_list gone;
+    nr_list_init(&gone);
+    pthread_mutex_lock(&s->lock);
+    s->stuck = stuck;
+    while (stuck && s->queue.n > 0) {
+        struct nr_request *r = nr_request_of(s->queue.order.next);
+        nr_queue_remove(&s->queue, r);
+        expel(s, r, NR_REFUSAL_STUCK, &gone);
+    }
+    pthread_mutex_unlock(&s->lock);
+    answer_gone(&gone);
 }
 
 /* --- taking ------------------------------------------------------------------------------------ */
@@ -201,6 +218,7 @@ static struct nr_place *take_batch(struct nr_sched *s, struct taken *t)
     }
     struct nr_place *p = nr_container_of(nr_list_pop(&s->idle), struct nr_place, node);
     p->is_inline = false;
+    p->isolated = false;
     p->begin_ns = now_ns;
     p->rows = plan.rows;
     nr_hold_took(&s->hold, plan.rows, fixed_ns, now_ns);
@@ -235,6 +253,7 @@ static void release_place(struct nr_place *p, bool observed, int64_t cpu_ns)
     }
     nr_hold_ended(&s->hold, p->rows, s->queue.rows, nr_clock_now());
     s->n_running--;
+    nr_lane_end(&p->lane);
     nr_list_append(&s->idle, &p->node);
     nr_trim_arm(s);
     pthread_mutex_unlock(&s->lock);
@@ -257,6 +276,25 @@ static void on_batch_done(struct nr_batch *b, void *arg)
     pthread_mutex_unlock(&s->finished_lock);
 }
 
+/* A run of the place has ended: results, and further runs when the batch is taken apart. False: one of
+ * those goes on, and on_batch_done brings the place back. */
+static bool run_rest(struct nr_place *p)
+{
+    for (;;) {
+        p->infer_end_ns = nr_clock_now();
+        show_running(p, false);
+        if (NR_LIKELY(!nr_place_deliver(p))) {
+            return true;
+        }
+        show_running(p, true);
+        p->infer_begin_ns = nr_clock_now();
+        nr_lane_begin(&p->lane, nr_exec_self(), p->infer_begin_ns);
+        if (nr_batch_run(p->batch, p->instance) == NARU_PENDING) {
+            return false;
+        }
+    }
+}
+
 static void finish_pending(struct nr_sched *s)
 {
     for (;;) {
@@ -267,10 +305,9 @@ static void finish_pending(struct nr_sched *s)
             return;
         }
         struct nr_place *p = nr_container_of(node, struct nr_place, node);
-        p->infer_end_ns = nr_clock_now();
-        show_running(p, false);
-        nr_place_deliver(p);
-        release_place(p, true, -1);
+        if (run_rest(p)) {
+            release_place(p, !p->isolated, -1);
+        }
     }
 }
 
@@ -303,15 +340,15 @@ static bool run_queue(struct nr_runnable *runnable)
     /* Only a model that may move to the loops is asked for its time on the processor. */
     int64_t cpu_ns = s->cfg.placement.allowed ? nr_clock_thread_cpu() : -1;
     p->infer_begin_ns = nr_clock_now();
+    nr_lane_begin(&p->lane, nr_exec_self(), p->infer_begin_ns);
     if (p->n_taken > 0 && nr_batch_run(p->batch, p->instance) == NARU_PENDING) {
         return true; /* on_batch_done brings the place back */
     }
-    p->infer_end_ns = nr_clock_now();
     cpu_ns = cpu_ns >= 0 ? nr_clock_thread_cpu() - cpu_ns : -1;
     bool ran = p->n_taken > 0;
-    show_running(p, false);
-    nr_place_deliver(p);
-    release_place(p, ran, cpu_ns);
+    if (run_rest(p)) {
+        release_place(p, ran && !p->isolated, cpu_ns);
+    }
     return true;
 }
 
@@ -339,6 +376,9 @@ static nr_refusal put(struct nr_sched *s, struct nr_request *r, int64_t now_ns,
                       struct nr_list *gone)
 {
     struct nr_request *victim;
+    if (NR_UNLIKELY(s->stuck)) {
+        return NR_REFUSAL_STUCK;
+    }
     nr_refusal why =
         nr_admit_put(&s->admit, &s->cfg.limits, &s->queue, r, s->n_running == 0, now_ns, &victim);
     if (victim != NULL) {
@@ -516,6 +556,9 @@ nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, st
     nr_status st = NARU_OK;
     for (unsigned i = 0; i < cfg->n_instances && st == NARU_OK; i++) {
         st = nr_place_init(&s->places[i], s, cfg->instances[i], on_batch_done, err);
+        if (cfg->watch != NULL) {
+            nr_runwatch_lane(cfg->watch, &s->places[i].lane, s);
+        }
         nr_list_append(&s->idle, &s->places[i].node);
     }
     for (unsigned i = 0; i < cfg->n_loops; i++) {
@@ -596,6 +639,7 @@ void nr_sched_state_get(struct nr_sched *s, struct nr_sched_state *ret)
         .n_levels = s->queue.n_levels,
         .has_strategy = s->cfg.strategy != NULL,
         .strategy_refused = s->cfg.strategy ? nr_strategy_refused(s->cfg.strategy) : 0,
+        .batch_retries = s->batch_retries,
         .bytes_copied = s->bytes_copied,
         .bytes_in_place = s->bytes_in_place};
     memcpy(ret->seals, s->seals, sizeof(ret->seals));

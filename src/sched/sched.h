@@ -23,6 +23,7 @@
 #include "sched/request.h"
 #include "sched/room.h"
 #include "sched/strategy.h"
+#include "sched/watchdog.h"
 
 void nr_sched_limits_default(struct nr_sched_limits *l);
 
@@ -45,6 +46,7 @@ struct nr_sched_cfg {
     struct nr_placement_cfg placement;
     struct nr_sched_limits limits;
     int64_t latency_target_ns;    /* naru.latency_target_ms; 0 none. With rules.auto_size */
+    struct nr_runwatch *watch;    /* gets the lanes of executors; borrowed, NULL: none */
     struct nr_counters *counters; /* borrowed, for schedulers that count together; NULL: its own */
     bool iterative; /* a model may ask for another execution of a request (nr_request.again) */
     const struct nr_queue_rules *levels; /* [n_levels] the most urgent first; copied */
@@ -54,6 +56,8 @@ struct nr_sched_cfg {
     bool decoupled;               /* a request may get several responses */
     struct nr_strategy *strategy; /* plans the batches of the queue, with rules.batching and without
                                      auto_size or inline; borrowed, NULL none */
+    bool isolate; /* when a batch fails as a whole, its requests run again, one by one. Not with
+                     decoupled, nor where a run changes a state */
 };
 
 nr_nodiscard nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret,
@@ -72,6 +76,9 @@ nr_nodiscard nr_status nr_sched_warm(struct nr_sched *s, const Inference__ModelW
  * nr_sched_prove. */
 void nr_sched_warm_auto(struct nr_sched *s);
 
+/* The watchdog's: none of its lanes returns. Who waits is refused, who comes, too, until it is false. */
+void nr_sched_set_stuck(struct nr_sched *s, bool stuck);
+
 /* Where its requests go; lives as long as the scheduler. */
 struct nr_target *nr_sched_target(struct nr_sched *s);
 struct nr_counters *nr_sched_counters(struct nr_sched *s);
@@ -79,6 +86,7 @@ struct nr_counters *nr_sched_counters(struct nr_sched *s);
 /* What is going on now. Any thread. */
 struct nr_sched_state {
     unsigned queued, running, places;
+    unsigned stuck; /* of those that run, as nr_runtime_state_get says */
     uint64_t queued_bytes;
     int64_t queued_rows, row_limit; /* and what the queue may hold at the measured pace */
     bool is_inline, may_inline;
@@ -90,6 +98,7 @@ struct nr_sched_state {
     unsigned levels[NR_QUEUE_MAX_LEVELS]; /* requests that wait, by level */
     bool has_strategy;
     uint64_t strategy_refused;             /* answers of a batching strategy */
+    uint64_t batch_retries;                /* batches that failed and whose requests ran alone */
     uint64_t bytes_copied, bytes_in_place; /* of inputs: gathered into a batch, or read where they
                                               lay by the plug-in; of finished executions */
 };

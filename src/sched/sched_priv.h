@@ -38,6 +38,7 @@ struct nr_place {
     struct nr_plugin_instance *instance;
     struct nr_batch *batch;
     struct nr_list node; /* idle or finished */
+    struct nr_lane lane;
     struct nr_request **taken;
     unsigned n_taken, taken_capacity;
     struct nr_batch_input *inputs; /* scratch, plug-in order */
@@ -47,7 +48,13 @@ struct nr_place {
     int64_t wait_ns;                       /* of the first request, in the queue */
     uint64_t bytes_copied, bytes_in_place; /* of the batch, already in the scheduler's sums */
     bool is_inline;
-    sem_t *awaited; /* a run of warm.c: told instead of the queue when it ends later */
+    /* A batch that failed as a whole: its requests, run again one by one (nr_place_deliver). */
+    struct nr_request **alone;
+    unsigned n_alone, alone_at, alone_capacity;
+    bool isolated, alone_any_ok;
+    unsigned fruitless;  /* such batches one after the other of which no request succeeded */
+    int64_t isolated_ns; /* the last one */
+    sem_t *awaited;      /* a run of warm.c: told instead of the queue when it ends later */
 };
 
 struct nr_turn { /* one per loop; loop thread only */
@@ -82,6 +89,8 @@ struct nr_sched {
     uint64_t seals[NR_SEAL_COUNT];
     uint64_t refused[NR_REFUSAL_KINDS];
     uint64_t bytes_copied, bytes_in_place;
+    uint64_t batch_retries;
+    bool stuck; /* nr_sched_set_stuck */
     bool trim_armed;
     int64_t used_ns; /* a place was given back at */
     struct nr_turn *turns;
@@ -108,8 +117,10 @@ void nr_place_fill(struct nr_place *p, struct nr_list *list, unsigned n, struct 
 /* One request into the place's batch. */
 nr_nodiscard nr_status nr_place_add(struct nr_place *p, struct nr_request *r, struct nr_err *err);
 /* Results of a finished batch to its requests: completed here and now when the place ran inline,
- * by a message to each request's loop otherwise. The place is empty afterwards. */
-void nr_place_deliver(struct nr_place *p);
+ * by a message to each request's loop otherwise. False: the place is empty. True (only with
+ * cfg.isolate): the batch had failed as a whole, and the place holds one of its requests, to be run
+ * alone and delivered in the same way. */
+bool nr_place_deliver(struct nr_place *p);
 /* Before a place rests: the buffers that its batch keeps for the next run go back when memory is
  * short, or a few large requests to many models would hold the budget for ever. */
 void nr_place_rest(struct nr_place *p);

@@ -222,17 +222,19 @@ static void run_lane(struct nr_sequencer *q, struct nr_seq_lane *l, nr_seal why)
     p->rows = p->n_taken;
     show_running(q, l, true);
     p->infer_begin_ns = nr_clock_now();
+    nr_lane_begin(&p->lane, nr_exec_self(), p->infer_begin_ns);
     /* Without on_done it waits, so it is over on return. */
     nr_status st = nr_batch_run(p->batch, p->instance);
     NR_ASSERT(st != NARU_PENDING);
     p->infer_end_ns = nr_clock_now();
+    nr_lane_end(&p->lane);
     show_running(q, l, false);
     pthread_mutex_lock(&s->lock);
     s->seals[why]++;
     nr_sched_observe(s, p, -1);
     nr_trim_arm(s); /* of the plug-in's memory */
     pthread_mutex_unlock(&s->lock);
-    nr_place_deliver(p);
+    (void)nr_place_deliver(p); /* cfg.isolate is not set */
     nr_place_rest(p);
 }
 
@@ -283,6 +285,9 @@ nr_status nr_seq_lanes_open(struct nr_sequencer *q, const struct nr_sched_cfg *b
         l->taken = nr_new_array(struct nr_request *, q->table.cfg.n_slots);
         q->n_lanes++;
         st = nr_place_init(&l->place, q->scheds[0], base->instances[i], NULL, err);
+        if (base->watch != NULL) {
+            nr_runwatch_lane(base->watch, &l->place.lane, q->scheds[0]);
+        }
     }
     return st;
 }

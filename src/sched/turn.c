@@ -119,7 +119,12 @@ static bool run_inline(struct nr_turn *turn, struct nr_place *p, int64_t now_ns)
     nr_sched_observe(s, p, cpu_ns);
     turn->placement = s->placement;
     pthread_mutex_unlock(&s->lock);
-    nr_place_deliver(p);
+    while (NR_UNLIKELY(nr_place_deliver(p))) { /* the batch had failed as a whole */
+        p->infer_begin_ns = nr_clock_now();
+        st = nr_batch_run(p->batch, p->instance);
+        NR_ASSERT(st != NARU_PENDING);
+        p->infer_end_ns = nr_clock_now();
+    }
     return true;
 }
 

@@ -55,6 +55,8 @@ struct nr_gallery {
     unsigned n, capacity;
     uint64_t total_bytes;
     int64_t last_id_ns;
+    pthread_mutex_t trouble_lock; /* a leaf, never held over file access */
+    char trouble[NR_ERR_TEXT_MAX];
     bool owned; /* the folder is locked by us, and scanned */
 };
 
@@ -310,6 +312,7 @@ nr_status nr_gallery_open(const struct nr_gallery_cfg *cfg, struct nr_gallery **
     g->cfg = *cfg;
     g->cfg.path = NULL; /* borrowed, not needed any more */
     pthread_mutex_init(&g->lock, NULL);
+    pthread_mutex_init(&g->trouble_lock, NULL);
     nr_status st = nr_dir_open_root(cfg->path, &g->dir_fd, err);
     if (st != NARU_OK) {
         g->dir_fd = -1;
@@ -337,6 +340,7 @@ void nr_gallery_close(struct nr_gallery *g)
     if (g != NULL) {
         nr_close(g->dir_fd);
         pthread_mutex_destroy(&g->lock);
+        pthread_mutex_destroy(&g->trouble_lock);
         nr_free(g->entries);
         nr_free(g);
     }
@@ -371,6 +375,32 @@ static nr_status write_all(struct nr_gallery *g, const struct stored *e, struct 
     return st;
 }
 
+/* --- trouble ---------------------------------------------------------------------------------- */
+
+static void set_trouble(struct nr_gallery *g, nr_status st, const struct nr_err *err)
+{
+    pthread_mutex_lock(&g->trouble_lock);
+    snprintf(g->trouble, sizeof(g->trouble), "%s", st == NARU_OK ? "" : err->text);
+    pthread_mutex_unlock(&g->trouble_lock);
+}
+
+bool nr_gallery_trouble(struct nr_gallery *g, char *text, size_t bytes)
+{
+    pthread_mutex_lock(&g->trouble_lock);
+    snprintf(text, bytes, "%s", g->trouble);
+    pthread_mutex_unlock(&g->trouble_lock);
+    return text[0] != '\0';
+}
+
+void nr_gallery_check(struct nr_gallery *g)
+{
+    static const char zeros[4096];
+    struct nr_err err = {0};
+    nr_status st = nr_file_write_at(g->dir_fd, ".check", zeros, sizeof(zeros), &err);
+    (void)unlinkat(g->dir_fd, ".check", 0);
+    set_trouble(g, st, &err);
+}
+
 nr_status nr_gallery_add(struct nr_gallery *g, struct nr_gallery_entry *entry, struct nr_str in,
                          struct nr_str out, struct nr_err *err)
 {
@@ -399,8 +429,12 @@ nr_status nr_gallery_add(struct nr_gallery *g, struct nr_gallery_entry *entry, s
     g->last_id_ns = NR_MAX(e.wall_ns, g->last_id_ns + 1); /* the clock may have gone back */
     snprintf(e.id, sizeof(e.id), "%016llx", (unsigned long long)g->last_id_ns);
     enforce(g, in.len + out.len, 1);
-    nr_status st = write_all(g, &e, in, out, err);
-    if (st == NARU_OK) {
+    struct nr_err own = {0};
+    nr_status st = write_all(g, &e, in, out, &own);
+    set_trouble(g, st, &own);
+    if (st != NARU_OK) {
+        st = nr_fail(err, st, "%s", own.text);
+    } else {
         append(g, &e);
         memcpy(entry->id, e.id, sizeof(e.id));
         entry->wall_ns = e.wall_ns;

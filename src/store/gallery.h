@@ -56,6 +56,10 @@ void nr_gallery_usage(struct nr_gallery *g, struct nr_gallery_usage *ret);
  * error nothing of the pair is left, but older entries may have gone to make room. */
 nr_nodiscard nr_status nr_gallery_add(struct nr_gallery *g, struct nr_gallery_entry *e,
                                       struct nr_str in, struct nr_str out, struct nr_err *err);
+/* True with the text when the last pair could not be written. Any thread; never waits for files. */
+bool nr_gallery_trouble(struct nr_gallery *g, char *text, size_t bytes);
+/* After such a failure: whether a small file can be written now; if so, there is no trouble any more. */
+void nr_gallery_check(struct nr_gallery *g);
 /* Newest first, at most max. */
 nr_nodiscard nr_status nr_gallery_list(struct nr_gallery *g, struct nr_arena *a, unsigned max,
                                        const struct nr_gallery_entry **ret, unsigned *ret_n,

@@ -755,6 +755,19 @@ def test_inline_budget(start):
         assert 0 < ran <= 20 if inline else before == ran == 0
 
 
+def test_watchdog_timeout(start):
+    for limit, stuck in (("300ms", True), ("1h", False), ("0", False)):
+        s = start("--watchdog-timeout", limit, slow=slow(1000))
+        with Held(s):
+            if stuck:
+                wait_until(lambda: metric(s, "naru_model_stuck", model="slow") == 1, what="a stuck model")
+                assert ask(s.http, "POST", SLOW, one()).status == 503
+            else:
+                time.sleep(0.7)  # it would be by now
+                assert metric(s, "naru_model_stuck", model="slow") == 0
+        wait_until(lambda: ask(s.http, "POST", SLOW, one()).status == 200, what="the end of the run")
+
+
 # --- the table ----------------------------------------------------------------------------------
 
 LIMITS = {
@@ -770,6 +783,7 @@ LIMITS = {
     "queue-max-requests": test_queue_max_requests,
     "queue-max-bytes": test_queue_max_bytes,
     "queue-max-wait": test_queue_max_wait,
+    "watchdog-timeout": test_watchdog_timeout,
     "inline": test_inline,
     "inline-short": test_inline_short,
     "inline-slow": test_inline_slow,

@@ -63,6 +63,7 @@ int main(void)
     say("queue-max-requests", cfg.queue.max_queue_requests);
     say("queue-max-bytes", cfg.queue.max_queue_bytes);
     say("queue-max-wait", (uint64_t)cfg.queue.max_wait_ns);
+    say("watchdog-timeout", (uint64_t)cfg.watchdog_ns);
     say("inline", cfg.placement.allowed);
     say("inline-short", (uint64_t)cfg.placement.short_ns);
     say("inline-slow", (uint64_t)cfg.placement.slow_ns);

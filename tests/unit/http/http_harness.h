@@ -146,7 +146,8 @@ static inline void fix_on_cancel(void *ctx, struct nr_exchange *x, nr_cancel_rea
     struct fix *f = ctx;
     struct seen *s = x->app;
     assert_non_null(s->x); /* never after the answer */
-    assert_false(s->cancelled);
+    /* once, but that a half-close may be followed by another reason */
+    assert_true(!s->cancelled || (s->why == NR_CANCEL_HALF_CLOSE && why != s->why));
     s->cancelled = true;
     s->why = why;
     f->n_cancel++;

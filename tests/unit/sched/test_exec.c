@@ -231,9 +231,65 @@ static void test_retire_waits_for_what_runs(void **state)
     nr_exec_free(e);
 }
 
+/* Computes until it is told to stop; says on which thread. */
+struct spin {
+    struct nr_runnable runnable;
+    _Atomic(const void *) thread;
+    _Atomic bool stop;
+};
+
+static bool run_spin(struct nr_runnable *r)
+{
+    struct spin *s = nr_container_of(r, struct spin, runnable);
+    if (atomic_load(&s->stop)) {
+        return false;
+    }
+    atomic_store(&s->thread, nr_exec_self());
+    while (!atomic_load(&s->stop)) {
+    }
+    return false;
+}
+
+/* Threads that are given up make room for as many others, and count again when they return. */
+static void test_give_up(void **state)
+{
+    (void)state;
+    enum {
+        N = 3
+    };
+    struct nr_exec *e = nr_exec_new(1, 2);
+    struct spin spins[N];
+    struct work w = {.exec = e, .todo = 1};
+    assert_null(nr_exec_self());
+    for (unsigned i = 0; i < N; i++) {
+        spins[i] = (struct spin){0};
+        nr_exec_init(&spins[i].runnable, run_spin);
+        nr_exec_wake(e, &spins[i].runnable);
+        const void *thread;
+        while ((thread = atomic_load(&spins[i].thread)) == NULL) {
+            nap(NR_MS_NS);
+        }
+        nr_exec_give_up(e, thread, 1); /* another run, long ago: nothing */
+        nr_exec_give_up(e, thread, nr_clock_now());
+    }
+    nr_exec_init(&w.runnable, run);
+    nr_exec_wake(e, &w.runnable);
+    while (atomic_load(&w.done) == 0) {
+        nap(NR_MS_NS);
+    }
+    assert_true(nr_exec_threads(e) >= N + 1);
+    for (unsigned i = 0; i < N; i++) {
+        atomic_store(&spins[i].stop, true);
+        nr_exec_retire(e, &spins[i].runnable);
+    }
+    nr_exec_retire(e, &w.runnable);
+    nr_exec_free(e);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_give_up),
         cmocka_unit_test(test_no_wake_is_lost),
         cmocka_unit_test(test_blocked_threads_are_replaced),
         cmocka_unit_test(test_idle_workers_take_work_at_once),
