@@ -253,7 +253,7 @@ static void release_place(struct nr_place *p, bool observed, int64_t cpu_ns)
     }
     nr_hold_ended(&s->hold, p->rows, s->queue.rows, nr_clock_now());
     s->n_running--;
-    nr_lane_end(&p->lane);
+    nr_watched_end(&p->watched);
     nr_list_append(&s->idle, &p->node);
     nr_trim_arm(s);
     pthread_mutex_unlock(&s->lock);
@@ -288,7 +288,7 @@ static bool run_rest(struct nr_place *p)
         }
         show_running(p, true);
         p->infer_begin_ns = nr_clock_now();
-        nr_lane_begin(&p->lane, nr_exec_self(), p->infer_begin_ns);
+        nr_watched_begin(&p->watched, nr_exec_self(), p->infer_begin_ns);
         if (nr_batch_run(p->batch, p->instance) == NARU_PENDING) {
             return false;
         }
@@ -340,7 +340,7 @@ static bool run_queue(struct nr_runnable *runnable)
     /* Only a model that may move to the loops is asked for its time on the processor. */
     int64_t cpu_ns = s->cfg.placement.allowed ? nr_clock_thread_cpu() : -1;
     p->infer_begin_ns = nr_clock_now();
-    nr_lane_begin(&p->lane, nr_exec_self(), p->infer_begin_ns);
+    nr_watched_begin(&p->watched, nr_exec_self(), p->infer_begin_ns);
     if (p->n_taken > 0 && nr_batch_run(p->batch, p->instance) == NARU_PENDING) {
         return true; /* on_batch_done brings the place back */
     }
@@ -557,7 +557,7 @@ nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, st
     for (unsigned i = 0; i < cfg->n_instances && st == NARU_OK; i++) {
         st = nr_place_init(&s->places[i], s, cfg->instances[i], on_batch_done, err);
         if (cfg->watch != NULL) {
-            nr_runwatch_lane(cfg->watch, &s->places[i].lane, s);
+            nr_runwatch_add(cfg->watch, &s->places[i].watched, s);
         }
         nr_list_append(&s->idle, &s->places[i].node);
     }

@@ -38,7 +38,7 @@ struct nr_place {
     struct nr_plugin_instance *instance;
     struct nr_batch *batch;
     struct nr_list node; /* idle or finished */
-    struct nr_lane lane;
+    struct nr_watched watched;
     struct nr_request **taken;
     unsigned n_taken, taken_capacity;
     struct nr_batch_input *inputs; /* scratch, plug-in order */

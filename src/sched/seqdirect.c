@@ -222,12 +222,12 @@ static void run_lane(struct nr_sequencer *q, struct nr_seq_lane *l, nr_seal why)
     p->rows = p->n_taken;
     show_running(q, l, true);
     p->infer_begin_ns = nr_clock_now();
-    nr_lane_begin(&p->lane, nr_exec_self(), p->infer_begin_ns);
+    nr_watched_begin(&p->watched, nr_exec_self(), p->infer_begin_ns);
     /* Without on_done it waits, so it is over on return. */
     nr_status st = nr_batch_run(p->batch, p->instance);
     NR_ASSERT(st != NARU_PENDING);
     p->infer_end_ns = nr_clock_now();
-    nr_lane_end(&p->lane);
+    nr_watched_end(&p->watched);
     show_running(q, l, false);
     pthread_mutex_lock(&s->lock);
     s->seals[why]++;
@@ -286,7 +286,7 @@ nr_status nr_seq_lanes_open(struct nr_sequencer *q, const struct nr_sched_cfg *b
         q->n_lanes++;
         st = nr_place_init(&l->place, q->scheds[0], base->instances[i], NULL, err);
         if (base->watch != NULL) {
-            nr_runwatch_lane(base->watch, &l->place.lane, q->scheds[0]);
+            nr_runwatch_add(base->watch, &l->place.watched, q->scheds[0]);
         }
     }
     return st;

@@ -99,7 +99,7 @@ static struct seen look(struct nr_runwatch *w, int64_t now_ns)
         return s;
     }
     NR_LIST_FOREACH (node, &w->lanes) {
-        struct nr_lane *l = nr_container_of(node, struct nr_lane, node);
+        struct nr_watched *l = nr_container_of(node, struct nr_watched, node);
         int64_t since_ns = atomic_load_explicit(&l->since_ns, memory_order_acquire);
         bool stuck = since_ns != 0 && now_ns - since_ns >= limit_ns;
         if (stuck && !asked) {
@@ -127,10 +127,10 @@ static struct seen look(struct nr_runwatch *w, int64_t now_ns)
 static void tell_schedulers(struct nr_runwatch *w)
 {
     NR_LIST_FOREACH (node, &w->lanes) {
-        const struct nr_lane *l = nr_container_of(node, struct nr_lane, node);
+        const struct nr_watched *l = nr_container_of(node, struct nr_watched, node);
         bool all = true, first = true, before = true;
         NR_LIST_FOREACH (other, &w->lanes) {
-            const struct nr_lane *o = nr_container_of(other, struct nr_lane, node);
+            const struct nr_watched *o = nr_container_of(other, struct nr_watched, node);
             before = before && o != l;
             first = first && !(before && o->sched == l->sched);
             all = all && (o->sched != l->sched || o->stuck);
@@ -224,7 +224,7 @@ unsigned nr_watchdog_names(struct nr_watchdog *d, int64_t since_ns, struct nr_te
         bool runs = false;
         NR_LIST_FOREACH (l, &w->lanes) {
             int64_t began_ns = atomic_load_explicit(
-                &nr_container_of(l, struct nr_lane, node)->since_ns, memory_order_relaxed);
+                &nr_container_of(l, struct nr_watched, node)->since_ns, memory_order_relaxed);
             runs = runs || (began_ns != 0 && began_ns < since_ns);
         }
         if (runs) {
@@ -291,7 +291,7 @@ struct nr_runwatch *nr_runwatch_new(struct nr_watchdog *d, struct nr_version *v,
     return w;
 }
 
-void nr_runwatch_lane(struct nr_runwatch *w, struct nr_lane *l, struct nr_sched *s)
+void nr_runwatch_add(struct nr_runwatch *w, struct nr_watched *l, struct nr_sched *s)
 {
     l->sched = s;
     nr_list_init(&l->node);

@@ -12,7 +12,7 @@
  *
  * Executions on I/O threads are not watched, nor are those of a load (the version is LOADING then).
  *
- * Order of a version's life: nr_runwatch_new, its schedulers with nr_runwatch_lane, nr_runwatch_start …
+ * Order of a version's life: nr_runwatch_new, its schedulers with nr_runwatch_add, nr_runwatch_start …
  * nr_runwatch_free before the schedulers are freed.
  */
 #ifndef NR_SCHED_WATCHDOG_H
@@ -33,7 +33,7 @@ struct nr_version;
 struct nr_runwatch;
 struct nr_watchdog;
 
-struct nr_lane {                  /* in its owner's storage, zeroed */
+struct nr_watched {               /* in its owner's storage, zeroed */
     _Atomic int64_t since_ns;     /* the run began at; 0: none. Written by whoever runs */
     _Atomic(const void *) thread; /* nr_exec_self() of the run */
     struct nr_list node;
@@ -41,12 +41,12 @@ struct nr_lane {                  /* in its owner's storage, zeroed */
     bool stuck; /* the watchdog's */
 };
 
-static inline void nr_lane_begin(struct nr_lane *l, const void *thread, int64_t now_ns)
+static inline void nr_watched_begin(struct nr_watched *l, const void *thread, int64_t now_ns)
 {
     atomic_store_explicit(&l->thread, thread, memory_order_relaxed);
     atomic_store_explicit(&l->since_ns, now_ns, memory_order_release);
 }
-static inline void nr_lane_end(struct nr_lane *l)
+static inline void nr_watched_end(struct nr_watched *l)
 {
     atomic_store_explicit(&l->since_ns, 0, memory_order_relaxed);
 }
@@ -68,7 +68,7 @@ unsigned nr_watchdog_names(struct nr_watchdog *d, int64_t since_ns, struct nr_te
 /* limit_ns 0: nothing is watched. exact: see above. d may be NULL: then nothing is, either. */
 struct nr_runwatch *nr_runwatch_new(struct nr_watchdog *d, struct nr_version *v, int64_t limit_ns,
                                     bool exact);
-void nr_runwatch_lane(struct nr_runwatch *w, struct nr_lane *l, struct nr_sched *s);
+void nr_runwatch_add(struct nr_runwatch *w, struct nr_watched *l, struct nr_sched *s);
 /* counters: of the measured times. */
 void nr_runwatch_start(struct nr_runwatch *w, const struct nr_counters *counters);
 /* Returns when the watchdog is not at it. Accepts NULL. */
