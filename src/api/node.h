@@ -38,6 +38,11 @@ struct nr_node_cfg {
     struct nr_sched_limits queue;
     struct nr_placement_cfg placement;
     unsigned max_instances;
+    bool rate_limit;                   /* by execution count; else off */
+    const char *const *rate_resources; /* [n_rate_resources] of --rate-limit-resource; borrowed */
+    unsigned n_rate_resources;
+    const char *const *host_policies; /* [n_host_policies] of --host-policy; borrowed */
+    unsigned n_host_policies;
     bool warm_up;          /* see nr_runtime_host */
     struct nr_api_cfg api; /* repository, runtime, pool, loops are filled by the node */
     /* A version came to rest (see nr_repository_cfg); may be NULL. */

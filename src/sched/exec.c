@@ -1,8 +1,9 @@
 /* Executor threads.
  *
- * DESIGN. One lock, one queue of runnables (schedulers, not requests: it is short), one list of
- * timed wakes. A thread takes the head of the queue and calls its run(), which forms and executes
- * one batch. `base` threads wait for anything; one more thread, the spare, sleeps until the oldest
+ * DESIGN. One lock, one list of runnables (schedulers, not requests: it is short), one list of
+ * timed wakes. A thread takes the runnable that has used the least time (fair.h; it looks at all that
+ * wait, as many as there are models that have work) and calls its run(), which forms and executes one
+ * batch. The time is that of the thread's processor clock, one system call for each run. `base` threads wait for anything; one more thread, the spare, sleeps until the oldest
  * runnable has waited SPARE_WAIT_NS and fewer than `base` threads are really computing (their CPU
  * clocks say so). It then works like the others and starts the next spare. So a plug-in that
  * blocks for seconds delays other models by milliseconds, and computing models never get more
@@ -21,6 +22,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <time.h>
 
 #include "base/clock.h"
@@ -37,7 +39,8 @@ struct worker {
     pthread_t thread;
     bool extra; /* begins as the spare, and ends when idle for long */
     bool busy;
-    int64_t begin_ns, begin_cpu_ns; /* of the run() it is in */
+    int64_t begin_ns; /* of the run() it is in */
+    int64_t cpu_ns;   /* its processor clock at the end of the last one */
 };
 
 struct nr_exec {
@@ -46,12 +49,15 @@ struct nr_exec {
     pthread_cond_t spare;   /* the spare: all workers are taken and something waits */
     pthread_cond_t retired; /* a run() returned, or a thread ended */
     struct nr_list queue;   /* nr_runnable.node, oldest first */
+    struct nr_fair fair;    /* who of them is next */
     struct nr_list timed;   /* nr_runnable.timed_node, unordered: one per delayed model */
     struct nr_list workers;
     unsigned base, max_threads, n_threads;
     unsigned n_idle;    /* waiting workers that no wake has claimed */
     unsigned n_claimed; /* wakes signalled to workers that have not woken yet */
     bool stopping;
+    char name[16]; /* of the threads */
+    struct nr_exec_binding binding;
 };
 
 /* Absolute CLOCK_MONOTONIC wait; the lock is held. */
@@ -65,13 +71,16 @@ static void wait_until(struct nr_exec *e, pthread_cond_t *cond, int64_t at_ns)
     pthread_cond_timedwait(cond, &e->lock, &ts);
 }
 
-static void enqueue(struct nr_exec *e, struct nr_runnable *r, int64_t now_ns)
+static void enqueue(struct nr_exec *e, struct nr_runnable *r, bool again, int64_t now_ns)
 {
     if (r->at_ns != 0) {
         r->at_ns = 0;
         nr_list_remove(&r->timed_node);
     }
     if (!r->queued) {
+        if (!again && r->running == 0) {
+            nr_fair_arrive(&e->fair, &r->share);
+        }
         r->queued = true;
         r->since_ns = now_ns;
         nr_list_append(&e->queue, &r->node);
@@ -85,7 +94,7 @@ static int64_t collect_due(struct nr_exec *e, int64_t now_ns)
     NR_LIST_FOREACH_SAFE (node, tmp, &e->timed) {
         struct nr_runnable *r = nr_container_of(node, struct nr_runnable, timed_node);
         if (r->at_ns <= now_ns) {
-            enqueue(e, r, now_ns);
+            enqueue(e, r, false, now_ns);
         } else {
             next = NR_MIN(next, r->at_ns);
         }
@@ -105,7 +114,7 @@ static unsigned computing(struct nr_exec *e, int64_t now_ns)
         if (!w->busy || pthread_getcpuclockid(w->thread, &id) != 0 || clock_gettime(id, &ts) != 0) {
             continue;
         }
-        int64_t cpu_ns = ts.tv_sec * NR_S_NS + ts.tv_nsec - w->begin_cpu_ns;
+        int64_t cpu_ns = ts.tv_sec * NR_S_NS + ts.tv_nsec - w->cpu_ns;
         n += cpu_ns * 2 >= now_ns - w->begin_ns;
     }
     return n;
@@ -126,25 +135,42 @@ static void spawn(struct nr_exec *e, bool extra)
         nr_free(w);
         return;
     }
-    pthread_setname_np(w->thread, "naru-exec");
+    pthread_setname_np(w->thread, e->name);
     pthread_detach(w->thread);
 }
 
-static void run_head(struct nr_exec *e, struct worker *w)
+/* Takes the next one from the queue, which is not empty. */
+static struct nr_runnable *take_next(struct nr_exec *e)
 {
-    struct nr_runnable *r = nr_container_of(nr_list_pop(&e->queue), struct nr_runnable, node);
-    r->queued = false;
+    struct nr_runnable *best = NULL;
+    NR_LIST_FOREACH (node, &e->queue) {
+        struct nr_runnable *r = nr_container_of(node, struct nr_runnable, node);
+        if (best == NULL || nr_fair_before(&r->share, &best->share)) {
+            best = r;
+        }
+    }
+    nr_list_remove(&best->node);
+    best->queued = false;
+    return best;
+}
+
+static void run_next(struct nr_exec *e, struct worker *w)
+{
+    struct nr_runnable *r = take_next(e);
+    int64_t charged_ns = nr_fair_begin(&e->fair, &r->share);
     r->running++;
     w->busy = true;
     w->begin_ns = nr_clock_now();
-    w->begin_cpu_ns = nr_clock_thread_cpu();
     pthread_mutex_unlock(&e->lock);
     bool again = r->run(r);
+    int64_t cpu_ns = nr_clock_thread_cpu();
     pthread_mutex_lock(&e->lock);
+    nr_fair_end(&r->share, charged_ns, cpu_ns - w->cpu_ns);
+    w->cpu_ns = cpu_ns;
     w->busy = false;
     r->running--;
     if (again) {
-        enqueue(e, r, nr_clock_now());
+        enqueue(e, r, true, nr_clock_now());
     }
     if (r->running == 0 || e->stopping) {
         pthread_cond_broadcast(&e->retired);
@@ -195,16 +221,24 @@ static void *worker_main(void *arg)
 {
     struct worker *w = arg;
     struct nr_exec *e = w->exec;
+    if (e->binding
+            .bound) { /* cores that were taken from this process meanwhile: it runs anywhere */
+        (void)nr_cpu_bind(&e->binding.cores);
+    }
+    if (e->binding.node >= 0) {
+        (void)nr_cpu_prefer_node(e->binding.node);
+    }
     pthread_mutex_lock(&e->lock);
     if (w->extra) {
         be_spare(e);
     }
+    w->cpu_ns = nr_clock_thread_cpu();
     int64_t idle_since_ns = nr_clock_now();
     while (!e->stopping) {
         int64_t now_ns = nr_clock_now();
         int64_t next_ns = collect_due(e, now_ns);
         if (!nr_list_empty(&e->queue)) {
-            run_head(e, w);
+            run_next(e, w);
             idle_since_ns = nr_clock_now();
             continue;
         }
@@ -224,7 +258,17 @@ static void *worker_main(void *arg)
 
 struct nr_exec *nr_exec_new(unsigned threads, unsigned max_threads)
 {
+    return nr_exec_new_bound(threads, max_threads, &(struct nr_exec_binding){.node = -1});
+}
+
+struct nr_exec *nr_exec_new_bound(unsigned threads, unsigned max_threads,
+                                  const struct nr_exec_binding *binding)
+{
     struct nr_exec *e = nr_new(struct nr_exec);
+    e->binding = *binding;
+    e->binding.name = NULL;
+    (void)snprintf(e->name, sizeof(e->name), "naru-exec%s%s", binding->name != NULL ? ":" : "",
+                   binding->name != NULL ? binding->name : "");
     pthread_mutex_init(&e->lock, NULL);
     nr_clock_cond_init(&e->work);
     nr_clock_cond_init(&e->spare);
@@ -287,7 +331,7 @@ void nr_exec_wake(struct nr_exec *e, struct nr_runnable *r)
 {
     pthread_mutex_lock(&e->lock);
     bool first = !r->queued;
-    enqueue(e, r, nr_clock_now());
+    enqueue(e, r, false, nr_clock_now());
     if (first) {
         call_worker(e);
     }
