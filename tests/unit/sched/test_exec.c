@@ -20,7 +20,7 @@ struct work {
     struct nr_runnable runnable;
     struct nr_exec *exec;
     _Atomic int todo, done, inside, most_inside;
-    int64_t block_ns;
+    int64_t block_ns, spin_ns;
     sem_t *gate; /* passed by every piece of work; NULL: none */
 };
 
@@ -47,6 +47,9 @@ static bool run(struct nr_runnable *r)
         }
         if (w->block_ns > 0) {
             nap(w->block_ns);
+        }
+        int64_t until_ns = w->spin_ns > 0 ? nr_clock_thread_cpu() + w->spin_ns : 0;
+        while (w->spin_ns > 0 && nr_clock_thread_cpu() < until_ns) {
         }
         if (w->gate != NULL) {
             sem_wait(w->gate);
@@ -231,6 +234,40 @@ static void test_retire_waits_for_what_runs(void **state)
     nr_exec_free(e);
 }
 
+/* Both always have work. Counted at the end of a run of the long one: by processor time, so that
+ * neighbours of this machine change nothing. */
+static void share_for(uint32_t cost, int low, int high)
+{
+    struct nr_exec *e = nr_exec_new(1, 2);
+    struct work quick, slow;
+    start(&quick, e, 0);
+    start(&slow, e, 0);
+    quick.spin_ns = NR_MS_NS;
+    slow.spin_ns = 20 * NR_MS_NS;
+    slow.runnable.share.cost = cost;
+    atomic_store(&quick.todo, 1000000);
+    atomic_store(&slow.todo, 8);
+    nr_exec_wake(e, &quick.runnable);
+    nr_exec_wake(e, &slow.runnable);
+    assert_true(wait_done(&slow, 8));
+    int done = atomic_load(&quick.done);
+    atomic_store(&quick.todo, 0);
+    nr_exec_retire(e, &quick.runnable);
+    nr_exec_retire(e, &slow.runnable);
+    nr_exec_free(e);
+    if (done < low || done > high) {
+        fail_msg("%d short runs beside 8 long ones, cost %u: %d to %d expected", done, cost, low,
+                 high);
+    }
+}
+
+static void test_threads_are_shared_by_time(void **state)
+{
+    (void)state;
+    share_for(0, 120, 185);               /* 8 * 20, less the first and the last */
+    share_for(2 * NR_FAIR_ONE, 240, 370); /* half the time for the long ones */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -239,6 +276,7 @@ int main(void)
         cmocka_unit_test(test_idle_workers_take_work_at_once),
         cmocka_unit_test(test_timed_wake),
         cmocka_unit_test(test_retire_waits_for_what_runs),
+        cmocka_unit_test(test_threads_are_shared_by_time),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
