@@ -4,10 +4,11 @@
  * timed wakes. A thread takes the runnable that has used the least time (fair.h; it looks at all that
  * wait, as many as there are models that have work) and calls its run(), which forms and executes one
  * batch. The time is that of the thread's processor clock, one system call for each run. `base` threads wait for anything; one more thread, the spare, sleeps until the oldest
- * runnable has waited SPARE_WAIT_NS and fewer than `base` threads are really computing (their CPU
- * clocks say so). It then works like the others and starts the next spare. So a plug-in that
- * blocks for seconds delays other models by milliseconds, and computing models never get more
- * threads than cores.
+ * runnable has waited SPARE_WAIT_NS and fewer than `base` threads are really computing. It then works
+ * like the others and starts the next spare. So a plug-in that blocks for seconds delays other models
+ * by milliseconds, and computing models never get more threads than cores: neither when they compute
+ * (their processor clocks say so) nor when other processes have the cores and they only want to (the
+ * system says whether a thread sleeps).
  *
  * INVARIANTS
  *  1. A runnable is in the queue at most once (queued). A wake during run() queues it again, so no
@@ -21,9 +22,12 @@
 #include "sched/exec.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/cpu.h"
@@ -37,6 +41,7 @@ struct worker {
     struct nr_exec *exec;
     struct nr_list node;
     pthread_t thread;
+    pid_t tid;  /* 0 until it runs */
     bool extra; /* begins as the spare, and ends when idle for long */
     bool busy;
     int64_t begin_ns; /* of the run() it is in */
@@ -102,8 +107,23 @@ static int64_t collect_due(struct nr_exec *e, int64_t now_ns)
     return next;
 }
 
-/* Threads inside run() that have used the CPU for at least half of the time. */
-static unsigned computing(struct nr_exec *e, int64_t now_ns)
+/* On a processor or waiting for one, rather than asleep: the letter behind the name, proc(5). */
+static bool wants_core(pid_t tid)
+{
+    char path[48], text[128] = "";
+    (void)snprintf(path, sizeof(path), "/proc/self/task/%d/stat", (int)tid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd >= 0 ? read(fd, text, sizeof(text) - 1) : -1;
+    if (fd >= 0) {
+        close(fd);
+    }
+    const char *at = n > 0 ? strrchr(text, ')') : NULL;
+    return at != NULL && at[1] == ' ' && at[2] == 'R';
+}
+
+/* Threads inside run() that have used the CPU for at least half of the time, or want to. *ret_asked: it
+ * took system calls to find out. */
+static unsigned computing(struct nr_exec *e, int64_t now_ns, bool *ret_asked)
 {
     unsigned n = 0;
     NR_LIST_FOREACH (node, &e->workers) {
@@ -115,7 +135,9 @@ static unsigned computing(struct nr_exec *e, int64_t now_ns)
             continue;
         }
         int64_t cpu_ns = ts.tv_sec * NR_S_NS + ts.tv_nsec - w->cpu_ns;
-        n += cpu_ns * 2 >= now_ns - w->begin_ns;
+        bool computes = cpu_ns * 2 >= now_ns - w->begin_ns;
+        *ret_asked = *ret_asked || !computes;
+        n += computes || wants_core(w->tid);
     }
     return n;
 }
@@ -186,10 +208,12 @@ static bool spare_needed(struct nr_exec *e, int64_t now_ns, int64_t *ret_look_ns
     }
     const struct nr_runnable *oldest = nr_container_of(e->queue.next, struct nr_runnable, node);
     int64_t due_ns = oldest->since_ns + SPARE_WAIT_NS;
-    if (now_ns >= due_ns && computing(e, now_ns) < e->base) {
+    bool asked = false;
+    if (now_ns >= due_ns && computing(e, now_ns, &asked) < e->base) {
         return true;
     }
-    *ret_look_ns = NR_MIN(*ret_look_ns, NR_MAX(due_ns, now_ns + SPARE_WAIT_NS / 5));
+    int64_t pause_ns = asked ? SPARE_WAIT_NS : SPARE_WAIT_NS / 5;
+    *ret_look_ns = NR_MIN(*ret_look_ns, NR_MAX(due_ns, now_ns + pause_ns));
     return false;
 }
 
@@ -229,6 +253,7 @@ static void *worker_main(void *arg)
         (void)nr_cpu_prefer_node(e->binding.node);
     }
     pthread_mutex_lock(&e->lock);
+    w->tid = gettid();
     if (w->extra) {
         be_spare(e);
     }

@@ -582,9 +582,9 @@ void nr_why_explain(const struct nr_why_facts *f, struct nr_why_report *ret)
     if (f->requests > 0) {
         find_before(&w);
         double held = find_delays(&w, w.wait);
-        find_neighbours(&w, w.stolen * (w.run + w.wait * (1 - held)));
-        double wait = w.wait * (1 - w.stolen);
-        wait *= 1 - find_resources(&w, wait);
+        double limited = find_resources(&w, w.wait * (1 - held));
+        find_neighbours(&w, w.stolen * (w.run + w.wait * (1 - held) * (1 - limited)));
+        double wait = w.wait * (1 - limited) * (1 - w.stolen);
         double used = held + find_sizes(&w, wait);
         find_busy(&w, wait * NR_MAX(1 - used, 0.0));
         find_load(&w);

@@ -268,6 +268,49 @@ static void test_threads_are_shared_by_time(void **state)
     share_for(2 * NR_FAIR_ONE, 240, 370); /* half the time for the long ones */
 }
 
+static _Atomic bool neighbours_stop;
+
+static void *neighbour(void *arg)
+{
+    while (!atomic_load(&neighbours_stop)) {
+    }
+    return arg;
+}
+
+/* Threads that want a core and do not get it are not blocked: no further ones are made. */
+static void test_busy_neighbours_make_no_threads(void **state)
+{
+    (void)state;
+    enum {
+        NEIGHBOURS = 12
+    };
+    pthread_t others[NEIGHBOURS];
+    struct nr_exec *e = nr_exec_new(1, 8);
+    struct work a, b;
+    start(&a, e, 0);
+    start(&b, e, 0);
+    a.spin_ns = b.spin_ns = 10 * NR_MS_NS;
+    atomic_store(&neighbours_stop, false);
+    for (int i = 0; i < NEIGHBOURS; i++) {
+        assert_int_equal(pthread_create(&others[i], NULL, neighbour, NULL), 0);
+    }
+    atomic_store(&a.todo, 10);
+    atomic_store(&b.todo, 10);
+    nr_exec_wake(e, &a.runnable);
+    nr_exec_wake(e, &b.runnable);
+    assert_true(wait_done(&a, 10));
+    assert_true(wait_done(&b, 10));
+    unsigned threads = nr_exec_threads(e);
+    atomic_store(&neighbours_stop, true);
+    for (int i = 0; i < NEIGHBOURS; i++) {
+        pthread_join(others[i], NULL);
+    }
+    nr_exec_retire(e, &a.runnable);
+    nr_exec_retire(e, &b.runnable);
+    nr_exec_free(e);
+    assert_int_equal(threads, 2); /* one, and the spare */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -277,6 +320,7 @@ int main(void)
         cmocka_unit_test(test_timed_wake),
         cmocka_unit_test(test_retire_waits_for_what_runs),
         cmocka_unit_test(test_threads_are_shared_by_time),
+        cmocka_unit_test(test_busy_neighbours_make_no_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
