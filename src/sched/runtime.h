@@ -50,6 +50,7 @@ struct nr_runtime {
     struct nr_pipeline *pipeline;   /* of an ensemble, else NULL */
     struct nr_cached *cached;       /* in front of sched; NULL: the configuration asks for none */
     const struct nr_signature *signature;
+    struct nr_room *room; /* of the signature's inputs; NULL: they may lie anywhere */
     struct nr_plugin_instance **instances; /* [n_instances], the passive ones last */
     unsigned n_instances, n_active;
     struct nr_sched_member *members; /* [n_active] */

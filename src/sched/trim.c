@@ -66,6 +66,7 @@ bool nr_trim_run(struct nr_runnable *runnable)
     if (wanted) {
         nr_sched_wake(s);
     }
+    bytes += nr_room_trim(s->cfg.room);
     bytes += nr_plugin_model_trim(s->cfg.model);
     if (bytes >= HEAP_BYTES) {
         nr_buf_thread_done(); /* the buffers above may lie in this thread's pool now */
