@@ -305,26 +305,6 @@ static const struct option_def defs[] = {
      .arg = "TIME",
      .unit_ns = S,
      .help = "refuse when the queue holds more work than this at the measured speed"},
-    {.name = "rate-limit",
-     .kind = OPTION_CHOICE,
-     .offset = O(rate_limit),
-     .preset = "off",
-     .choices = "off|execution_count",
-     .help = "execution_count: an instance runs only while it holds the resources of its "
-             "rate_limiter, in turns by its priority; off: rate_limiter has no effect"},
-    {.name = "rate-limit-resource",
-     .kind = OPTION_LIST,
-     .offset = O(rate_resources),
-     .arg = "NAME:COUNT[:DEVICE]",
-     .help = "how much of a resource there is, on one device or on each; may be repeated; without "
-             "any there is as much of each as its neediest instance wants"},
-    {.name = "host-policy",
-     .kind = OPTION_LIST,
-     .offset = O(host_policies),
-     .arg = "NAME,cpu-cores=0-3|NAME,numa-node=N",
-     .help =
-         "cores and memory node of the instances whose group names it (host_policy), or, for the "
-         "names cpu, model and gpu_0, of those that name none; may be repeated"},
     {.name = "inline",
      .kind = OPTION_BOOL,
      .offset = O(inline_models),
@@ -351,6 +331,28 @@ static const struct option_def defs[] = {
      .arg = "TIME",
      .unit_ns = 1000,
      .help = "of executions in one turn of an I/O thread"},
+
+    {.group = "Instances",
+     .name = "rate-limit",
+     .kind = OPTION_CHOICE,
+     .offset = O(rate_limit),
+     .preset = "off",
+     .choices = "off|execution_count",
+     .help = "execution_count: an instance runs only while it holds the resources of its "
+             "rate_limiter, in turns by its priority; off: rate_limiter has no effect"},
+    {.name = "rate-limit-resource",
+     .kind = OPTION_LIST,
+     .offset = O(rate_resources),
+     .arg = "NAME:COUNT[:DEVICE]",
+     .help = "how much of a resource there is, on one device or on each; may be repeated; without "
+             "any there is as much of each as its neediest instance wants"},
+    {.name = "host-policy",
+     .kind = OPTION_LIST,
+     .offset = O(host_policies),
+     .arg = "NAME,cpu-cores=0-3|NAME,numa-node=N",
+     .help =
+         "cores and memory node of the instances whose group names it (host_policy), or, for the "
+         "names cpu, model and gpu_0, of those that name none; may be repeated"},
 
     {.group = "Limits",
      .name = "max-body",
