@@ -58,8 +58,9 @@ struct nr_exec {
     struct nr_list timed;   /* nr_runnable.timed_node, unordered: one per delayed model */
     struct nr_list workers;
     unsigned base, max_threads, n_threads;
-    unsigned n_idle;    /* waiting workers that no wake has claimed */
-    unsigned n_claimed; /* wakes signalled to workers that have not woken yet */
+    unsigned n_idle;        /* waiting workers that no wake has claimed */
+    unsigned n_claimed;     /* wakes signalled to workers that have not woken yet */
+    int64_t short_since_ns; /* the spare's: too few threads compute; 0: enough */
     bool stopping;
     char name[16]; /* of the threads */
     struct nr_exec_binding binding;
@@ -121,11 +122,12 @@ static bool wants_core(pid_t tid)
     return at != NULL && at[1] == ' ' && at[2] == 'R';
 }
 
-/* Threads inside run() that have used the CPU for at least half of the time, or want to. *ret_asked: it
- * took system calls to find out. */
-static unsigned computing(struct nr_exec *e, int64_t now_ns, bool *ret_asked)
+/* Threads inside run() that have used the CPU for at least half of the time; the others are in quiet. */
+static unsigned computing(struct nr_exec *e, int64_t now_ns, pid_t quiet[MAX_THREADS_CAP],
+                          unsigned *ret_quiet)
 {
     unsigned n = 0;
+    *ret_quiet = 0;
     NR_LIST_FOREACH (node, &e->workers) {
         struct worker *w = nr_container_of(node, struct worker, node);
         clockid_t id;
@@ -135,11 +137,28 @@ static unsigned computing(struct nr_exec *e, int64_t now_ns, bool *ret_asked)
             continue;
         }
         int64_t cpu_ns = ts.tv_sec * NR_S_NS + ts.tv_nsec - w->cpu_ns;
-        bool computes = cpu_ns * 2 >= now_ns - w->begin_ns;
-        *ret_asked = *ret_asked || !computes;
-        n += computes || wants_core(w->tid);
+        if (cpu_ns * 2 >= now_ns - w->begin_ns) {
+            n++;
+        } else if (*ret_quiet < MAX_THREADS_CAP) {
+            quiet[(*ret_quiet)++] = w->tid;
+        }
     }
     return n;
+}
+
+/* Fewer threads than `base` compute, or want to, or are on their way to the queue. Lets go of the lock in between. */
+static bool too_few(struct nr_exec *e, int64_t now_ns)
+{
+    pid_t quiet[MAX_THREADS_CAP];
+    unsigned n_quiet, n = computing(e, now_ns, quiet, &n_quiet) + e->n_claimed;
+    if (n < e->base && n_quiet > 0) { /* who waits for the lock would seem to sleep */
+        pthread_mutex_unlock(&e->lock);
+        for (unsigned i = 0; i < n_quiet && n < e->base; i++) {
+            n += wants_core(quiet[i]);
+        }
+        pthread_mutex_lock(&e->lock);
+    }
+    return n < e->base;
 }
 
 static void *worker_main(void *arg);
@@ -199,27 +218,32 @@ static void run_next(struct nr_exec *e, struct worker *w)
     }
 }
 
-/* True when the spare is needed as a worker; else *ret_look_ns says when to look again. */
+/* True when the spare is needed as a worker; else *ret_look_ns says when to look again. It is when too few
+ * threads compute in two looks in a row: one that is seen asleep once may have waited for a lock. */
 static bool spare_needed(struct nr_exec *e, int64_t now_ns, int64_t *ret_look_ns)
 {
     *ret_look_ns = collect_due(e, now_ns);
     if (nr_list_empty(&e->queue)) {
+        e->short_since_ns = 0;
         return false;
     }
     const struct nr_runnable *oldest = nr_container_of(e->queue.next, struct nr_runnable, node);
-    int64_t due_ns = oldest->since_ns + SPARE_WAIT_NS;
-    bool asked = false;
-    if (now_ns >= due_ns && computing(e, now_ns, &asked) < e->base) {
-        return true;
+    int64_t first_ns = oldest->since_ns + SPARE_WAIT_NS / 2;
+    *ret_look_ns = NR_MIN(*ret_look_ns, NR_MAX(first_ns, now_ns + SPARE_WAIT_NS / 2));
+    if (now_ns < first_ns || !too_few(e, now_ns) || nr_list_empty(&e->queue)) {
+        e->short_since_ns = 0;
+        return false;
     }
-    int64_t pause_ns = asked ? SPARE_WAIT_NS : SPARE_WAIT_NS / 5;
-    *ret_look_ns = NR_MIN(*ret_look_ns, NR_MAX(due_ns, now_ns + pause_ns));
-    return false;
+    if (e->short_since_ns == 0) {
+        e->short_since_ns = now_ns;
+    }
+    return now_ns - e->short_since_ns >= SPARE_WAIT_NS / 2;
 }
 
 static void be_spare(struct nr_exec *e)
 {
     int64_t look_ns;
+    e->short_since_ns = 0;
     while (!e->stopping && !spare_needed(e, nr_clock_now(), &look_ns)) {
         wait_until(e, &e->spare, look_ns);
     }
