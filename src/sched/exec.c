@@ -183,10 +183,10 @@ static void spawn(struct nr_exec *e, bool extra)
 /* Takes the next one from the queue, which is not empty. */
 static struct nr_runnable *take_next(struct nr_exec *e)
 {
-    struct nr_runnable *best = NULL;
+    struct nr_runnable *best = nr_container_of(e->queue.next, struct nr_runnable, node);
     NR_LIST_FOREACH (node, &e->queue) {
         struct nr_runnable *r = nr_container_of(node, struct nr_runnable, node);
-        if (best == NULL || nr_fair_before(&r->share, &best->share)) {
+        if (nr_fair_before(&r->share, &best->share)) {
             best = r;
         }
     }
