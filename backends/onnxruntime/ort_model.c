@@ -267,29 +267,6 @@ static bool has_open_shapes(const naru_backend_model *m, int32_t max_batch_size)
     return false;
 }
 
-static size_t heap_bytes(void)
-{
-    struct mallinfo2 m = mallinfo2();
-    return m.uordblks + m.hblkhd;
-}
-
-/* CreateSession, and what the heap grew by when nobody else loaded meanwhile. */
-static naru_status make_session(naru_backend_model *m, const char *path,
-                                const OrtSessionOptions *so, const char *const *hide,
-                                unsigned n_hide, naru_text *err)
-{
-    struct naru_backend_lib *lib = m->lib;
-    unsigned begun = atomic_fetch_add(&lib->openings, 1) + 1;
-    bool alone = atomic_fetch_add(&lib->opening, 1) == 0;
-    size_t before = heap_bytes();
-    OrtStatus *s = lib->api->CreateSession(lib->env, path, so, &m->session);
-    size_t after = heap_bytes();
-    alone = alone && atomic_load(&lib->openings) == begun;
-    atomic_fetch_sub(&lib->opening, 1);
-    m->memory_bytes = alone && after > before ? after - before : m->info.weight_bytes;
-    return ort_status(lib, s, hide, n_hide, err);
-}
-
 /* The file to open: args->file, or model.onnx within it when it is a folder. */
 static naru_status find_file(const naru_model_args *args, char *file, size_t size, naru_text *err)
 {
@@ -332,7 +309,7 @@ static naru_status open_file(naru_backend_model *m, const naru_model_args *args,
     if (st != NARU_OK) {
         return st;
     }
-    st = make_session(m, path, so, hide, 3, err);
+    st = ort_status(m->lib, ort_books_create(m, path, so, graph.external_bytes), hide, 3, err);
     m->lib->api->ReleaseSessionOptions(so);
     if (st == NARU_OK) {
         st = read_info(m, &graph, err);
@@ -375,6 +352,7 @@ void ort_model_close(naru_backend_model *model)
     struct naru_backend_lib *lib = model->lib;
     io_release(model, model->ins, model->info.n_inputs);
     io_release(model, model->outs, model->info.n_outputs);
+    ort_books_remove(model);
     if (model->session) {
         lib->api->ReleaseSession(model->session);
     }
@@ -393,9 +371,4 @@ void ort_model_close(naru_backend_model *model)
 const naru_model_info *ort_model_info(naru_backend_model *model)
 {
     return &model->info;
-}
-
-uint64_t ort_model_memory(naru_backend_model *model)
-{
-    return model->memory_bytes;
 }

@@ -33,6 +33,7 @@ struct nr_runtime_host {
     unsigned exec_threads;                   /* 0: as many as cores */
     bool warm_up;                            /* models without model_warmup, where it pays */
     struct nr_cache *cache;                  /* for models that ask for it; NULL: none */
+    struct nr_redis *redis;                  /* with cache: shares its answers; NULL: nobody does */
     struct nr_sequence_book *sequences;      /* NULL: sequences do not outlive a reload */
     void (*extra_free)(void *extra);         /* frees nr_runtime.extra; NULL when nobody sets it */
 };
@@ -60,9 +61,7 @@ struct nr_runtime {
     bool one_node;  /* a host policy names the memory node, and there is one only */
     struct nr_plugin_instance **loop_instances; /* NULL when executions share `instances` */
     unsigned n_loop_instances;
-    bool says_batching;  /* the user's configuration asks for dynamic batching */
-    void *_Atomic extra; /* the edge's own, made on first use; freed by the host's extra_free */
-    void (*extra_free)(void *extra);
+    bool says_batching; /* the user's configuration asks for dynamic batching */
 };
 
 /* ctx of the ops is the struct nr_runtime_host. */
