@@ -1219,10 +1219,10 @@ static void test_instances_on_executors_of_their_own(void **state)
     for (unsigned i = 0; i < 4;
          i++) { /* one free place after the other: each lane takes its turn */
         nr_request_cancel(&w.all[i].r, NARU_CANCELLED, true);
-        assert_true(turn_until(&w, 3 + i, 60 * NR_S_NS));
+        assert_true(turn_until(&w, 3 + 2 * i, 60 * NR_S_NS));
         submit_with(&w, 6 + i, 1, 0, &soon);
+        assert_true(turn_until(&w, 4 + 2 * i, 60 * NR_S_NS));
     }
-    assert_true(turn_until(&w, 10, 60 * NR_S_NS));
     for (unsigned i = 5; i < 10; i++) {
         expect_echo(&w.all[i]);
     }
