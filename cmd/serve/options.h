@@ -56,7 +56,9 @@ struct serve_options {
     unsigned gallery_entries;
     /* other */
     const char *id;
-    uint64_t exit_timeout_ns;
+    uint64_t exit_timeout_ns, lame_duck_ns;
+    unsigned upgrade_from;
+    uint64_t upgrade_timeout_ns, upgrade_linger_ns;
 };
 
 extern const struct option_table serve_table;

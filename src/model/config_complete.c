@@ -536,7 +536,9 @@ static nr_status compare(struct nr_model_config *c, const naru_model_info *info,
         if (info) {
             st = compare_one(&sig->inputs[i], "input", false, info->inputs, info->n_inputs, &in[i],
                              err);
-            given[in[i]] = st == NARU_OK;
+            if (st == NARU_OK) { /* else in[i] need not be one of the model's */
+                given[in[i]] = true;
+            }
         }
     }
     for (uint32_t i = 0; i < sig->n_outputs && st == NARU_OK; i++) {

@@ -282,6 +282,10 @@ nr_nodiscard nr_status nr_repository_labels_edit(struct nr_repository *r, struct
  * NARU_PRECONDITION: there was none. */
 nr_nodiscard nr_status nr_repository_labels_rollback(struct nr_repository *r, struct nr_str model,
                                                      struct nr_err *err);
+/* Whether an operator's labels are other than the configuration's: then *ret has them, with names that
+ * live as long as the repository. */
+bool nr_repository_labels_moved(struct nr_repository *r, struct nr_str model,
+                                struct nr_traffic *ret);
 struct nr_label_counts {
     uint64_t events[NR_LABEL_EVENTS];
 };

@@ -196,6 +196,14 @@ static void set_text(char **to, const char *text)
     *to = fresh;
 }
 
+/* Under the lock: what the index says beside READY. */
+static void note_failed(struct nr_model *m, const char *reason)
+{
+    nr_autofree char *note =
+        nr_format("the last load failed, the versions from before serve: %s", reason);
+    set_text(&m->note, note);
+}
+
 /* --- models ----------------------------------------------------------------------------------- */
 
 struct nr_model *nr_model_get(struct nr_repository *r, const char *name)
@@ -459,6 +467,25 @@ nr_status nr_repository_unload(struct nr_repository *r, const char *name, struct
 
 /* --- the end of a change ---------------------------------------------------------------------- */
 
+/* Under the lock. An ensemble that serves is not replaced by one that could not: by an operator's load,
+ * that is, who can load its members first. While files are polled both may come in any order, so the
+ * ensemble waits for its members. */
+static void try_ensembles(struct nr_repository *r, struct nr_change *c)
+{
+    const struct nr_model *m = c->model;
+    bool serves = false;
+    for (size_t i = 0; i < m->n_slots; i++) {
+        const struct nr_version *v = &m->slots[i]->v;
+        serves = serves || (nr_version_state_of(v) == NR_VERSION_READY && is_open_ensemble(v) &&
+                            nr_repository_seen(r, v).state == NR_VERSION_READY);
+    }
+    for (size_t i = 0; i < c->n_slots && serves && c->beside && !c->failed; i++) {
+        struct nr_slot *s = c->slots[i];
+        c->failed = s->change == c && s->v.config->ensemble &&
+                    nr_catalog_try(r->catalog, &s->v, &c->err) != NARU_OK;
+    }
+}
+
 /* Under the lock. All new versions are open, or not all of them: switch, or close the new ones.
  * `ready` gets those that serve from now on. */
 static void change_finish(struct nr_repository *r, struct nr_change *c, struct drops *d,
@@ -477,9 +504,7 @@ static void change_finish(struct nr_repository *r, struct nr_change *c, struct d
         }
         show_slots(r, m, c->slots, c->n_slots, d);
     } else if (c->beside && has_ready(m)) {
-        nr_autofree char *note =
-            nr_format("the last load failed, the versions from before serve: %s", c->err.text);
-        set_text(&m->note, note);
+        note_failed(m, c->err.text);
     }
     if (!c->failed) {
         set_text(&m->note, "");
@@ -645,6 +670,7 @@ static void job_load(struct nr_job *j)
     struct drops d = {0}, ready = {0};
     struct nr_op *op = NULL;
     struct nr_catalog *old = NULL;
+    bool refused = false;
     nr_repository_lock(r);
     bool skip = s->unload_wanted || r->stopping || (c->beside && c->failed), low = r->n_ready > 0;
     nr_repository_unlock(r);
@@ -666,6 +692,10 @@ static void job_load(struct nr_job *j)
     bool last = --c->n_left == 0;
     if (last) {
         op = c->model->active;
+        if (r->cfg.mode == NR_CONTROL_EXPLICIT && !c->failed) {
+            try_ensembles(r, c);
+            refused = c->failed;
+        }
         change_finish(r, c, &d, &ready);
     }
     if (seen || (last && c->beside)) {
@@ -677,6 +707,9 @@ static void job_load(struct nr_job *j)
     }
     if (told) {
         tell(r, &s->v, st == NARU_OK ? NR_VERSION_READY : NR_VERSION_UNAVAILABLE, err.text);
+    }
+    if (refused) {
+        tell(r, &s->v, NR_VERSION_UNAVAILABLE, c->err.text);
     }
     tell_ensembles(r);
     drop_now(&d);
@@ -715,9 +748,7 @@ static void take_reason(struct nr_repository *r, struct nr_model *m, const struc
     nr_repository_lock(r);
     m->shown = true;
     if (has_ready(m)) {
-        nr_autofree char *note =
-            nr_format("the last load failed, the versions from before serve: %s", p->reason);
-        set_text(&m->note, note);
+        note_failed(m, p->reason);
     } else {
         show_slots(r, m, NULL, 0, &d);
         set_text(&m->reason, p->reason);
@@ -958,6 +989,11 @@ static void run_op(struct nr_job *j)
         return;
     }
     if (nr_plan_make(r, op->name, &p, &op->err) != NARU_OK) {
+        nr_repository_lock(r);
+        if (op->model && has_ready(op->model)) {
+            note_failed(op->model, op->err.text);
+        }
+        nr_repository_unlock(r);
         op_end(r, op->model, op);
         return;
     }

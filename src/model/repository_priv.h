@@ -216,6 +216,10 @@ struct nr_catalog *nr_catalog_make(const struct nr_repository *r, uint64_t gener
 void nr_catalog_unref(struct nr_catalog *c); /* not under the lock */
 /* settle.c: ensembles of a snapshot that is being made, after all other entries. Under the lock. */
 void nr_catalog_settle(struct nr_catalog *c);
+/* Whether v, an ensemble that is open, would be READY with the members that c has; otherwise the reason.
+ * Under the lock. */
+nr_nodiscard nr_status nr_catalog_try(const struct nr_catalog *c, struct nr_version *v,
+                                      struct nr_err *err);
 /* What clients see of a version: an ensemble that is open may lack members. Under the lock. */
 struct nr_catalog_version nr_repository_seen(const struct nr_repository *r,
                                              const struct nr_version *v);
