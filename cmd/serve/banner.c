@@ -73,6 +73,13 @@ static void print_version(FILE *out, const struct nr_version *v)
     if (c->ignored[0] != '\0') {
         fprintf(out, "      ignored: %s\n", c->ignored);
     }
+    char notes[2048];
+    struct nr_text t;
+    nr_text_init_at(&t, notes, sizeof(notes));
+    nr_runtime_notes(nr_runtime_of(v), &t);
+    if (t.len > 0) {
+        fprintf(out, "      note: %s\n", notes);
+    }
     print_io(out, "in", c->sig.inputs, c->sig.n_inputs);
     print_io(out, "out", c->sig.outputs, c->sig.n_outputs);
 }

@@ -368,6 +368,28 @@ static const struct option_def defs[] = {
      .unit_ns = 1000,
      .help = "of executions in one turn of an I/O thread"},
 
+    {.group = "Instances",
+     .name = "rate-limit",
+     .kind = OPTION_CHOICE,
+     .offset = O(rate_limit),
+     .preset = "off",
+     .choices = "off|execution_count",
+     .help = "execution_count: an instance runs only while it holds the resources of its "
+             "rate_limiter, in turns by its priority; off: rate_limiter has no effect"},
+    {.name = "rate-limit-resource",
+     .kind = OPTION_LIST,
+     .offset = O(rate_resources),
+     .arg = "NAME:COUNT[:DEVICE]",
+     .help = "how much of a resource there is, on one device or on each; may be repeated; without "
+             "any there is as much of each as its neediest instance wants"},
+    {.name = "host-policy",
+     .kind = OPTION_LIST,
+     .offset = O(host_policies),
+     .arg = "NAME,cpu-cores=0-3|NAME,numa-node=N",
+     .help =
+         "cores and memory node of the instances whose group names it (host_policy), or, for the "
+         "names cpu, model and gpu_0, of those that name none; may be repeated"},
+
     {.group = "Limits",
      .name = "max-body",
      .alias = "http-max-input-size",
@@ -889,6 +911,30 @@ static void configure_shelves(const struct serve_options *o, const struct serve_
     nr_agents_sweep(shelves->agents);
 }
 
+/* Texts that the node reads again: what is wrong with them is wrong with the command line. */
+static nr_status configure_resources(const struct serve_options *o, struct nr_node_cfg *cfg,
+                                     struct nr_err *err)
+{
+    struct nr_host_policies *policies = NULL;
+    struct nr_limiter *limiter = NULL;
+    cfg->rate_limit = strcmp(o->rate_limit, "off") != 0;
+    cfg->rate_resources = o->rate_resources.items;
+    cfg->n_rate_resources = o->rate_resources.n;
+    cfg->host_policies = o->host_policies.items;
+    cfg->n_host_policies = o->host_policies.n;
+    if (o->rate_resources.n > 0 && !cfg->rate_limit) {
+        return nr_fail(err, NARU_INVALID,
+                       "--rate-limit-resource needs --rate-limit=execution_count");
+    }
+    nr_status st = nr_limiter_new(cfg->rate_resources, cfg->n_rate_resources, &limiter, err);
+    if (st == NARU_OK) {
+        st = nr_host_policies_new(cfg->host_policies, cfg->n_host_policies, &policies, err);
+    }
+    nr_limiter_free(limiter);
+    nr_host_policies_free(policies);
+    return st;
+}
+
 nr_status serve_configure(const struct serve_options *o, const struct serve_shelves *shelves,
                           struct nr_node_cfg *cfg, struct nr_err *err)
 {
@@ -919,7 +965,10 @@ nr_status serve_configure(const struct serve_options *o, const struct serve_shel
     }
     configure_limits(o, &cfg->http);
     configure_rest(o, cfg);
-    nr_status st = serve_configure_cache(&o->cache_config, cfg, err);
+    nr_status st = configure_resources(o, cfg, err);
+    if (st == NARU_OK) {
+        st = serve_configure_cache(&o->cache_config, cfg, err);
+    }
     if (st != NARU_OK) {
         return st;
     }

@@ -31,6 +31,8 @@ struct serve_options {
     uint64_t cache_size;
     struct option_list cache_config;
     /* scheduling */
+    const char *rate_limit;
+    struct option_list rate_resources, host_policies;
     unsigned queue_requests;
     uint64_t queue_bytes, queue_wait_ns, watchdog_ns;
     bool inline_models;

@@ -30,6 +30,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "naru/command.h"
+#include "sched/runtime.h"
 #include "serve/banner.h"
 #include "serve/options.h"
 
@@ -97,6 +98,21 @@ static void on_health(const struct nr_version *v, nr_version_state state, const 
                               {.kind = NR_KV_END}});
 }
 
+static void log_notes(const struct nr_version *v)
+{
+    char notes[2048];
+    struct nr_text t;
+    nr_text_init_at(&t, notes, sizeof(notes));
+    nr_runtime_notes(nr_runtime_of(v), &t);
+    if (t.len > 0) {
+        log_each(NR_LOG_WARN, "settings that do not do what they say",
+                 (struct nr_kv[]){NR_KV_TEXT("model", v->name),
+                                  NR_KV_INT("version", v->number),
+                                  NR_KV_TEXT("note", notes),
+                                  {.kind = NR_KV_END}});
+    }
+}
+
 static void on_state(void *ctx, const struct nr_version *v, nr_version_state state,
                      const char *reason)
 {
@@ -117,6 +133,9 @@ static void on_state(void *ctx, const struct nr_version *v, nr_version_state sta
                               NR_KV_DBL("ms", (double)v->load_ns / 1e6),
                               NR_KV_TEXT("reason", reason),
                               {.kind = NR_KV_END}});
+    if (ready) {
+        log_notes(v);
+    }
     if (ready && v->config->ignored[0] != '\0') {
         log_each(NR_LOG_WARN, "fields of the configuration without effect",
                  (struct nr_kv[]){NR_KV_TEXT("model", v->name),

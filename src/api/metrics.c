@@ -433,6 +433,52 @@ static void write_labels(struct nr_text *t, const struct nr_catalog *catalog)
     }
 }
 
+enum limit_figure {
+    LIMIT_IN_USE,
+    LIMIT_UNITS,
+    LIMIT_WAITING
+};
+struct limit_family {
+    struct nr_text *t;
+    const char *name;
+    enum limit_figure figure;
+};
+
+static void write_limit(void *arg, const struct nr_limit_state *s)
+{
+    const struct limit_family *f = arg;
+    nr_text_fmt(f->t, "%s{resource=", f->name);
+    nr_text_json(f->t, nr_str_from(s->name)); /* a name has nothing that would be escaped */
+    if (s->device == NR_LIMIT_GLOBAL) {
+        nr_text_str(f->t, ",device=\"global\"} ");
+    } else {
+        nr_text_fmt(f->t, ",device=\"%d\"} ", s->device);
+    }
+    nr_text_fmt(f->t, "%llu\n",
+                (unsigned long long)(f->figure == LIMIT_IN_USE  ? s->in_use
+                                     : f->figure == LIMIT_UNITS ? s->units
+                                                                : s->waiting));
+}
+
+/* Only with --rate-limit=execution_count. */
+static void write_limits(struct nr_text *t, struct nr_api *a)
+{
+    static const struct {
+        const char *name, *help;
+        enum limit_figure figure;
+    } rows[] = {
+        {"naru_rate_limit_in_use", "Units of a resource that running instances hold", LIMIT_IN_USE},
+        {"naru_rate_limit_units", "Units of it that there are", LIMIT_UNITS},
+        {"naru_rate_limit_waiting_instances", "Instances that have work and wait for it",
+         LIMIT_WAITING},
+    };
+    for (unsigned i = 0; i < NR_COUNT(rows) && a->cfg.runtime->limiter != NULL; i++) {
+        struct limit_family f = {t, rows[i].name, rows[i].figure};
+        head(t, rows[i].name, "gauge", rows[i].help);
+        nr_limiter_read(a->cfg.runtime->limiter, write_limit, &f);
+    }
+}
+
 /* Only where there is a budget. */
 static void write_residency(struct nr_text *t, struct nr_api *a)
 {
@@ -509,6 +555,7 @@ static void handle_metrics(struct nr_call *c)
     }
     write_labels(&t, nr_call_catalog(c));
     write_residency(&t, c->api);
+    write_limits(&t, c->api);
     write_http(&t, c->api);
     write_cache(&t, c->api);
     write_troubles(&t, c->api);

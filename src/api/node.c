@@ -33,6 +33,8 @@ struct nr_node {
     pthread_t *threads;
     unsigned n_loops, n_threads;
     struct nr_runtime_host runtime;
+    struct nr_host_policies *policies;
+    struct nr_limiter *limiter;
     struct nr_pool *pool;
     struct nr_watchdog *watchdog;
     struct nr_repository *repository;
@@ -173,6 +175,10 @@ static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
                                  .max_instances = n->cfg.max_instances,
                                  .watchdog = n->watchdog,
                                  .watchdog_ns = n->cfg.watchdog_ns,
+                                 .exec_threads = n->cfg.exec_threads,
+                                 .limiter = n->limiter,
+                                 .policies = n->policies,
+                                 .threads = nr_thread_book_new(0),
                                  .warm_up = n->cfg.warm_up,
                                  .cache = make_cache(n->cfg.cache_bytes, budget, is_shared),
                                  .redis = is_shared ? nr_redis_new(&n->cfg.redis) : NULL,
@@ -226,6 +232,12 @@ nr_status nr_node_new(const struct nr_node_cfg *cfg, struct nr_node **ret, struc
     n->cfg = *cfg;
     nr_status st = make_loops(n, err);
     if (st == NARU_OK) {
+        st = nr_host_policies_new(cfg->host_policies, cfg->n_host_policies, &n->policies, err);
+    }
+    if (st == NARU_OK && cfg->rate_limit) {
+        st = nr_limiter_new(cfg->rate_resources, cfg->n_rate_resources, &n->limiter, err);
+    }
+    if (st == NARU_OK) {
         st = make_rooms(n, err);
     }
     if (st == NARU_OK) {
@@ -258,6 +270,7 @@ nr_status nr_node_start(struct nr_node *n, struct nr_err *err)
     if (!nr_watchdog_start(n->watchdog, n->runtime.exec)) {
         return nr_fail(err, NARU_NOMEM, "cannot start the watchdog's thread");
     }
+    nr_host_policies_start(n->policies, n->cfg.max_exec_threads);
     nr_repository_load_all(n->repository);
     for (; n->n_threads < n->n_loops; n->n_threads++) {
         if (pthread_create(&n->threads[n->n_threads], NULL, loop_main, n->loops[n->n_threads]) !=
@@ -402,6 +415,9 @@ void nr_node_free(struct nr_node *n)
     nr_sequence_book_free(n->runtime.sequences);
     nr_watchdog_free(n->watchdog);
     nr_exec_free(n->runtime.exec);
+    nr_host_policies_free(n->policies);
+    nr_limiter_free(n->limiter);
+    nr_thread_book_free(n->runtime.threads);
     for (unsigned i = 0; i < n->n_loops; i++) {
         nr_loop_free(n->loops[i]);
     }

@@ -43,7 +43,12 @@ struct nr_node_cfg {
     struct nr_sched_limits queue;
     struct nr_placement_cfg placement;
     unsigned max_instances;
-    int64_t watchdog_ns;   /* see nr_runtime_host */
+    int64_t watchdog_ns;               /* see nr_runtime_host */
+    bool rate_limit;                   /* by execution count; else off */
+    const char *const *rate_resources; /* [n_rate_resources] of --rate-limit-resource; borrowed */
+    unsigned n_rate_resources;
+    const char *const *host_policies; /* [n_host_policies] of --host-policy; borrowed */
+    unsigned n_host_policies;
     bool warm_up;          /* see nr_runtime_host */
     bool hold;             /* nr_node_start does not accept yet: nr_node_accept does */
     struct nr_api_cfg api; /* repository, runtime, pool, loops are filled by the node */

@@ -21,6 +21,7 @@
 #include "model/ensemble.h"
 #include "sched/why.h"
 
+#define NOTES_BYTES 2048
 #define MIN_S 0.1
 #define MAX_S 60.0
 #define LOOK_NS (100 * NR_MS_NS)
@@ -116,6 +117,7 @@ static void subtract_counts(const struct why *w, struct nr_why_facts *f)
         uint64_t n = w->last.state.refused[i] - w->first.state.refused[i];
         *(late ? &f->refused_late : &f->refused_full) += n;
     }
+    f->limited_ns = w->last.state.limited_ns - w->first.state.limited_ns;
     f->cancelled = b->failed[NR_FAIL_CANCELED] - a->failed[NR_FAIL_CANCELED];
     f->failed = b->failed[NR_FAIL_BACKEND] - a->failed[NR_FAIL_BACKEND] + b->failed[NR_FAIL_OTHER] -
                 a->failed[NR_FAIL_OTHER];
@@ -313,6 +315,16 @@ static void json_findings(struct nr_text *t, const struct nr_why_report *r)
     nr_text_str(t, "]");
 }
 
+/* Settings that do not do what they say; "" when all do. */
+static struct nr_str notes_of(const struct nr_call *c)
+{
+    struct nr_text t;
+    char *storage = nr_arena_alloc(&c->x->arena, NOTES_BYTES);
+    nr_text_init_at(&t, storage, NOTES_BYTES);
+    nr_runtime_notes(c->runtime, &t);
+    return (struct nr_str){storage, t.len};
+}
+
 static void write_json(struct why *w, struct nr_text *t)
 {
     struct nr_call *c = w->call;
@@ -325,6 +337,11 @@ static void write_json(struct why *w, struct nr_text *t)
     json_batches(t, f, r);
     json_use(t, f, r);
     json_settings(t, &f->set, w->last.state.is_inline);
+    struct nr_str notes = notes_of(c);
+    if (notes.len > 0) {
+        nr_text_str(t, ",\"note\":");
+        nr_text_json(t, notes);
+    }
     number(t, "model_error", f->requests > 0 && r->cost_known ? r->model_error : NAN);
     nr_text_str(t, "}\n");
 }
@@ -393,6 +410,10 @@ static void write_plain(struct why *w, struct nr_text *t)
                 "others %.2f\n",
                 100 * r->instance_use, 100 * r->loop_use, f->cores, (double)f->own_ns / window_ns,
                 (double)f->others_ns / window_ns);
+    struct nr_str notes = notes_of(w->call);
+    if (notes.len > 0) {
+        nr_text_fmt(t, "note      " NR_STR_FMT "\n", NR_STR_ARG(notes));
+    }
     nr_text_str(t, r->n_effects > 0 ? "what if\n" : "");
     for (unsigned i = 0; i < r->n_effects; i++) {
         plain_effect(t, "  ", &r->effects[i]);

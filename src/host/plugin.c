@@ -388,6 +388,27 @@ void nr_plugin_model_close(struct nr_plugin_model *model)
     nr_free(model);
 }
 
+unsigned nr_plugin_gpus(struct nr_plugin *plugin, int32_t *ret, unsigned most, bool *ret_tells)
+{
+    const naru_backend *api = plugin->api;
+    unsigned n = 0;
+    *ret_tells =
+        NARU_HAS(api, naru_backend, device_count) && NARU_HAS(api, naru_backend, device_get);
+    if (!*ret_tells) {
+        return 0;
+    }
+    call_begin(plugin);
+    uint32_t all = api->device_count(plugin->lib);
+    for (uint32_t i = 0; i < all && n < most; i++) {
+        naru_device_info info = {.struct_size = sizeof info};
+        if (api->device_get(plugin->lib, i, &info) == NARU_OK && info.kind == 1) {
+            ret[n++] = info.id;
+        }
+    }
+    call_end(plugin);
+    return n;
+}
+
 uint64_t nr_plugin_model_memory(struct nr_plugin_model *model)
 {
     const naru_backend *api = model->plugin->api;

@@ -81,6 +81,10 @@ void nr_plugin_unref(struct nr_plugin *plugin); /* accepts NULL */
 /* The i-th of those that are open now, NULL behind the last; borrowed, for banners. */
 const struct nr_plugin *nr_plugins_opened(struct nr_plugins *set, unsigned i);
 
+/* Numbers of the GPUs that the library can use, at most `most` of them; returns how many. A plug-in that
+ * names no devices at all: 0, and *ret_tells false. */
+unsigned nr_plugin_gpus(struct nr_plugin *plugin, int32_t *ret, unsigned most, bool *ret_tells);
+
 /* Opens the model's files and reads its inputs and outputs. args->struct_size is set here; all of
  * args is borrowed for the call. The model holds a reference of the plug-in. */
 nr_nodiscard nr_status nr_plugin_model_open(struct nr_plugin *plugin, const naru_model_args *args,

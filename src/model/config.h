@@ -58,14 +58,27 @@ enum nr_instance_kind {
     NR_INSTANCE_MODEL
 };
 
+struct nr_instance_resource { /* what the rate limiter gives an instance while it runs */
+    const char *name;
+    bool global; /* one store for all devices; else one for each */
+    uint32_t count;
+};
+
 struct nr_instance_group {
     const char *name;
     enum nr_instance_kind kind;
     uint32_t count;  /* per device */
-    uint32_t n_gpus; /* KIND_GPU: 0 means every device */
+    uint32_t n_gpus; /* KIND_GPU: 1 at least */
     const int32_t *gpus;
-    bool passive; /* opened, but never given work */
+    bool passive;            /* opened, but never given work */
+    const char *host_policy; /* "" when the file names none */
+    uint32_t priority;       /* of the rate limiter: one with 2 runs half as often as one with 1 */
+    uint32_t n_resources;
+    const struct nr_instance_resource *resources;
 };
+
+#define NR_CONFIG_PRIORITY "naru.priority"
+#define NR_CONFIG_PRIORITY_ONE 1000 /* priority 1 in nr_model_config.priority */
 
 enum nr_control_kind {
     NR_CONTROL_START,
@@ -138,6 +151,7 @@ struct nr_model_config {
     uint32_t n_groups;
     const struct nr_instance_group *groups;
     uint32_t n_instances; /* over all groups and their devices, without the passive ones */
+    uint32_t priority;    /* parameter naru.priority, in thousandths; 0: it is not given */
 
     bool decoupled;      /* 0 to many answers to a request; known after step 2 */
     bool response_cache; /* answers may be kept and given again */
@@ -185,6 +199,12 @@ nr_nodiscard nr_status nr_config_parse(const char *name, const char *text, size_
  * (a file given on the command line), else NULL. */
 nr_nodiscard nr_status nr_config_files(struct nr_model_config *c, int version_fd,
                                        const char *bare_file, struct nr_err *err);
+
+/* Between steps 2 and 3: KIND_AUTO becomes KIND_GPU or KIND_CPU, and KIND_GPU without gpus gets all of
+ * `gpus`, the numbers of what the backend can use. NARU_INVALID when a group wants another one;
+ * where there is none at all, the backend is left to say so. */
+nr_nodiscard nr_status nr_config_resolve_kinds(struct nr_model_config *c, const int32_t *gpus,
+                                               unsigned n_gpus, struct nr_err *err);
 
 struct nr_config_opts {
     bool auto_complete; /* false: inputs, outputs and max_batch_size are taken as configured */

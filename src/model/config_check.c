@@ -215,33 +215,6 @@ static nr_status check_platform(const Inference__ModelConfig *pb, struct nr_err 
     return NARU_OK;
 }
 
-static nr_status check_groups(const Inference__ModelConfig *pb, struct nr_err *err)
-{
-    uint64_t sum = 0;
-    for (size_t i = 0; i < pb->n_instance_group; i++) {
-        const Inference__ModelInstanceGroup *g = pb->instance_group[i];
-        if (g->count < 0) {
-            return nr_fail(err, NARU_INVALID, "instance_group: count must be 1 or more, found %d",
-                           g->count);
-        }
-        if (g->kind == INFERENCE__MODEL_INSTANCE_GROUP__KIND__KIND_CPU && g->n_gpus > 0) {
-            return nr_fail(err, NARU_INVALID, "instance_group: KIND_CPU takes no gpus");
-        }
-        for (size_t k = 0; k < g->n_gpus; k++) {
-            if (g->gpus[k] < 0) {
-                return nr_fail(err, NARU_INVALID, "instance_group: gpus has %d", g->gpus[k]);
-            }
-        }
-        sum += (uint64_t)NR_MAX(g->count, 1) * NR_MAX(g->n_gpus, (size_t)1);
-    }
-    if (sum > NR_CONFIG_MAX_INSTANCES) {
-        return nr_fail(err, NARU_INVALID,
-                       "instance_group asks for %llu instances, at most %d are allowed",
-                       (unsigned long long)sum, NR_CONFIG_MAX_INSTANCES);
-    }
-    return NARU_OK;
-}
-
 static nr_status check_parameters(const Inference__ModelConfig *pb, struct nr_err *err)
 {
     for (size_t i = 0; i < pb->n_parameters; i++) {
@@ -300,7 +273,7 @@ nr_status nr_config_check(const struct nr_model_config *c, struct nr_err *err)
         st = check_all_io(c, err);
     }
     if (st == NARU_OK) {
-        st = check_groups(pb, err);
+        st = nr_config_check_groups(pb, err);
     }
     if (st == NARU_OK) {
         st = check_parameters(pb, err);

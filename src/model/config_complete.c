@@ -220,39 +220,6 @@ static nr_status auto_complete(struct nr_model_config *c, const naru_model_info 
 
 /* --- defaults --------------------------------------------------------------------------------- */
 
-static nr_status default_groups(struct nr_model_config *c, struct nr_err *err)
-{
-    Inference__ModelConfig *pb = c->pb;
-    if (pb->n_instance_group == 0) {
-        Inference__ModelInstanceGroup *g =
-            nr_config_message(c, &inference__model_instance_group__descriptor);
-        pb->instance_group = nr_config_array(c, 1, sizeof *pb->instance_group);
-        if (!g || !pb->instance_group) {
-            return nr_config_nomem(err);
-        }
-        g->name = pb->name;
-        g->kind = INFERENCE__MODEL_INSTANCE_GROUP__KIND__KIND_CPU;
-        pb->instance_group[pb->n_instance_group++] = g;
-    }
-    for (size_t i = 0; i < pb->n_instance_group; i++) {
-        Inference__ModelInstanceGroup *g = pb->instance_group[i];
-        if (g->kind == INFERENCE__MODEL_INSTANCE_GROUP__KIND__KIND_AUTO) {
-            g->kind = g->n_gpus > 0 ? INFERENCE__MODEL_INSTANCE_GROUP__KIND__KIND_GPU
-                                    : INFERENCE__MODEL_INSTANCE_GROUP__KIND__KIND_CPU;
-        }
-        g->count = NR_MAX(g->count, 1);
-        if (g->name[0] == '\0') {
-            char name[256];
-            (void)snprintf(name, sizeof name, "%s_%zu", c->name, i);
-            g->name = nr_config_copy(c, name);
-            if (!g->name) {
-                return nr_config_nomem(err);
-            }
-        }
-    }
-    return NARU_OK;
-}
-
 static bool default_versions(struct nr_model_config *c)
 {
     Inference__ModelConfig *pb = c->pb;
@@ -311,7 +278,7 @@ static nr_status set_defaults(struct nr_model_config *c, struct nr_err *err)
         !nr_config_default_sequence(c)) {
         return nr_config_nomem(err);
     }
-    return c->ensemble ? NARU_OK : default_groups(c, err);
+    return c->ensemble ? NARU_OK : nr_config_default_groups(c, err);
 }
 
 /* --- derived fields --------------------------------------------------------------------------- */
@@ -381,34 +348,6 @@ static nr_status derive_sig(struct nr_model_config *c, struct nr_err *err)
                                    .n_outputs = (unsigned)pb->n_output,
                                    .max_batch_size = pb->max_batch_size};
     return st;
-}
-
-static nr_status derive_groups(struct nr_model_config *c, struct nr_err *err)
-{
-    const Inference__ModelConfig *pb = c->pb;
-    struct nr_instance_group *g = nr_config_array(c, pb->n_instance_group, sizeof *g);
-    if (!g) {
-        return nr_config_nomem(err);
-    }
-    for (size_t i = 0; i < pb->n_instance_group; i++) {
-        const Inference__ModelInstanceGroup *from = pb->instance_group[i];
-        bool gpu = from->kind == INFERENCE__MODEL_INSTANCE_GROUP__KIND__KIND_GPU;
-        bool model = from->kind == INFERENCE__MODEL_INSTANCE_GROUP__KIND__KIND_MODEL;
-        g[i] = (struct nr_instance_group){.name = from->name,
-                                          .kind = gpu     ? NR_INSTANCE_GPU
-                                                  : model ? NR_INSTANCE_MODEL
-                                                          : NR_INSTANCE_CPU,
-                                          .count = (uint32_t)from->count,
-                                          .n_gpus = (uint32_t)from->n_gpus,
-                                          .gpus = from->gpus,
-                                          .passive = from->passive != 0};
-        if (!g[i].passive) {
-            c->n_instances += g[i].count * NR_MAX(g[i].n_gpus, 1u);
-        }
-    }
-    c->groups = g;
-    c->n_groups = (uint32_t)pb->n_instance_group;
-    return NARU_OK;
 }
 
 static int by_size(const void *a, const void *b)
@@ -565,7 +504,7 @@ static nr_status derive(struct nr_model_config *c, const naru_model_info *info, 
     c->batched = c->max_batch_size > 0;
     nr_status st = derive_sig(c, err);
     if (st == NARU_OK) {
-        st = derive_groups(c, err);
+        st = nr_config_derive_groups(c, err);
     }
     if (st == NARU_OK) {
         st = derive_target(c, err);

@@ -103,13 +103,11 @@ static int64_t device_of(const Inference__ModelInstanceGroup *g)
 
 static void list_groups(const Inference__ModelConfig *pb, struct nr_text *t)
 {
-    bool limiter = false, secondary = false, policy = false, profile = false, several = false;
+    bool secondary = false, profile = false, several = false;
     const Inference__ModelInstanceGroup *first = NULL;
     for (size_t i = 0; i < pb->n_instance_group; i++) {
         const Inference__ModelInstanceGroup *g = pb->instance_group[i];
-        limiter = limiter || g->rate_limiter;
         secondary = secondary || g->n_secondary_devices > 0;
-        policy = policy || g->host_policy[0] != '\0';
         profile = profile || g->n_profile > 0;
         if (!g->passive) {
             several = several || g->n_gpus > 1 || (first && device_of(g) != device_of(first));
@@ -117,9 +115,7 @@ static void list_groups(const Inference__ModelConfig *pb, struct nr_text *t)
         }
     }
     const struct field fields[] = {
-        {limiter, "rate_limiter"},
         {secondary, "secondary_devices"},
-        {policy, "host_policy"},
         {profile, "profile"},
         {several, "instance_group on more than one device"},
     };

@@ -38,6 +38,15 @@ static inline bool nr_config_is_ensemble(const Inference__ModelConfig *pb)
            INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_ENSEMBLE_SCHEDULING;
 }
 
+/* --- config_groups.c --- */
+
+/* Rules of instance_group that the text alone can break. */
+nr_nodiscard nr_status nr_config_check_groups(const Inference__ModelConfig *pb, struct nr_err *err);
+/* Writes what instance_group leaves open into the message. NARU_NOMEM. */
+nr_nodiscard nr_status nr_config_default_groups(struct nr_model_config *c, struct nr_err *err);
+/* groups, n_instances and priority from the message. */
+nr_nodiscard nr_status nr_config_derive_groups(struct nr_model_config *c, struct nr_err *err);
+
 /* --- config_sequence.c --- */
 
 /* Static rules of sequence_batching; NARU_OK when the configuration has none. */

@@ -1,7 +1,7 @@
 /* Executors: the threads that run batches which do not run on an I/O thread, shared by all models.
  *
- * A model costs no thread. As many threads as cores serve whatever is runnable, in order; when
- * they sit blocked in a plug-in (sleeping, waiting for a device) rather than computing, a spare
+ * A model costs no thread. As many threads as cores serve whatever is runnable, fairly by the time that
+ * each has used (fair.h); when they sit blocked in a plug-in (sleeping, waiting for a device) rather than computing, a spare
  * thread steps in and another spare is made, up to `max_threads`; idle extra threads end.
  */
 #ifndef NR_SCHED_EXEC_H
@@ -10,12 +10,14 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/cpu.h"
 #include "base/list.h"
 #include "base/status.h"
+#include "sched/fair.h"
 
 struct nr_exec;
 
-/* Something that may have work: a model's scheduler. In its owner's storage; zeroed but for run. */
+/* Something that may have work: a model's scheduler. In its owner's storage. */
 struct nr_runnable {
     /* On an executor thread. Does one piece of work at most; true: call again (behind others). May
      * be called by several threads at once, and when there is nothing to do. */
@@ -27,11 +29,23 @@ struct nr_runnable {
     int64_t at_ns;    /* timed wake, 0 none */
     struct nr_list timed_node;
     unsigned running; /* threads inside run */
+    struct nr_share share;
 };
 
 /* threads: 0 means the cores this process may use. */
 struct nr_exec *nr_exec_new(unsigned threads, unsigned max_threads);
+
+struct nr_exec_binding { /* where threads run, and their memory comes from */
+    const char *name;    /* in the threads' names, cut; copied */
+    bool bound;
+    struct nr_cpu_set cores; /* when bound */
+    int node;                /* -1 any */
+};
+/* The same with threads that are bound. */
+struct nr_exec *nr_exec_new_bound(unsigned threads, unsigned max_threads,
+                                  const struct nr_exec_binding *binding);
 void nr_exec_free(struct nr_exec *e); /* joins; nothing may be runnable any more */
+/* Its share is the usual one; before the first wake r->share.cost may be set. */
 void nr_exec_init(struct nr_runnable *r, bool (*run)(struct nr_runnable *r));
 /* run() will be called at least once after this. Any thread. */
 void nr_exec_wake(struct nr_exec *e, struct nr_runnable *r);

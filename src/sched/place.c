@@ -359,6 +359,52 @@ bool nr_place_deliver(struct nr_place *p)
     return NR_UNLIKELY(p->n_alone > 0) && next_alone(p);
 }
 
+/* --- resources --------------------------------------------------------------------------------- */
+
+nr_status nr_place_limit(struct nr_place *p, const struct nr_instance_group *group,
+                         struct nr_exec *exec, struct nr_runnable *r, struct nr_err *err)
+{
+    struct nr_limiter *l = p->sched->cfg.limiter;
+    if (l == NULL || group == NULL) {
+        return NARU_OK;
+    }
+    return nr_limiter_add(l, group, p->instance->device, exec, r, &p->limit, err);
+}
+
+void nr_place_unlimit(struct nr_place *p)
+{
+    nr_limiter_remove(p->limit);
+    p->limit = NULL;
+    p->asked = false;
+}
+
+bool nr_place_admit(struct nr_place *p)
+{
+    if (p->limit == NULL) {
+        return true;
+    }
+    bool may = nr_limiter_try(p->limit);
+    p->sched->n_asked += (may ? 0u : 1u) - (p->asked ? 1u : 0u);
+    p->asked = !may;
+    return may;
+}
+
+void nr_place_calm(struct nr_place *p)
+{
+    if (p->asked) {
+        p->asked = false;
+        p->sched->n_asked--;
+        nr_limiter_leave(p->limit);
+    }
+}
+
+void nr_place_release(struct nr_place *p)
+{
+    if (p->limit != NULL) {
+        nr_limiter_release(p->limit);
+    }
+}
+
 /* --- life -------------------------------------------------------------------------------------- */
 
 void nr_place_rest(struct nr_place *p)
@@ -386,6 +432,7 @@ nr_status nr_place_init(struct nr_place *p, struct nr_sched *s, struct nr_plugin
                                .response_arg = p,
                                .may_repeat = s->cfg.iterative};
     p->sched = s;
+    p->lane = s->lanes;
     p->instance = instance;
     nr_list_init(&p->node);
     p->inputs = nr_new_array(struct nr_batch_input, NR_MAX(info->n_inputs, 1u));
@@ -396,6 +443,7 @@ nr_status nr_place_init(struct nr_place *p, struct nr_sched *s, struct nr_plugin
 
 void nr_place_done(struct nr_place *p)
 {
+    NR_ASSERT(p->limit == NULL);
     nr_batch_free(p->batch);
     nr_free(p->inputs);
     nr_free(p->shapes);

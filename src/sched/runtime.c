@@ -4,7 +4,8 @@
  * completed configuration → instances → scheduler → proving runs. Each step has one undo, and
  * runtime_free undoes whatever was reached, so an error at any step leaves nothing behind.
  *
- * Instances. What config.pbtxt says, that many may run at once. Where it says nothing and the
+ * Instances. What config.pbtxt says, that many may run at once, on the executors of their host policies.
+ * Where it says nothing and the
  * session can be shared, the scheduler decides instead: one instance for the executors, and one
  * for each loop that may run the model inline, which costs a few hundred bytes each.
  *
@@ -14,8 +15,11 @@
 
 #include <stdatomic.h>
 
+#include "base/cpu.h"
 #include "base/mem.h"
 #include "model/fingerprint.h"
+
+#define MAX_GPUS 64 /* of a machine */
 
 static void runtime_free(struct nr_runtime *rt)
 {
@@ -40,6 +44,10 @@ static void runtime_free(struct nr_runtime *rt)
     }
     nr_plugin_model_close(rt->model);
     nr_plugin_unref(rt->plugin);
+    if (rt->thread_book != NULL) {
+        nr_thread_book_leave(rt->thread_book, &rt->threads);
+    }
+    nr_free(rt->members);
     nr_free(rt->instances);
     nr_free(rt->loop_instances);
     nr_free(rt);
@@ -73,9 +81,51 @@ static int32_t wanted_device(const struct nr_model_config *c)
     return -1;
 }
 
-static nr_status open_model(struct nr_version *v, struct nr_runtime *rt, struct nr_err *err)
+/* AUTO becomes what the backend can use, before the model is opened on it. */
+static nr_status settle_devices(const struct nr_runtime *rt, struct nr_model_config *c,
+                                struct nr_err *err)
 {
-    const struct nr_model_config *c = v->config;
+    int32_t gpus[MAX_GPUS];
+    bool tells;
+    unsigned n = nr_plugin_gpus(rt->plugin, gpus, MAX_GPUS, &tells);
+    nr_status st = nr_config_resolve_kinds(c, gpus, n, err);
+    if (st == NARU_OK && !tells && wanted_device(c) >= 0) {
+        st = nr_fail(err, NARU_UNSUPPORTED,
+                     "instance_group: KIND_GPU, but plug-in \"%s\" runs on the CPU only; use "
+                     "KIND_CPU",
+                     rt->plugin->name);
+    }
+    return st;
+}
+
+/* Cores of the one policy that all of its instances have; 0: there is none, or it binds no cores. */
+static int32_t policy_cores(const struct nr_runtime_host *host, const struct nr_model_config *c)
+{
+    const struct nr_host_policy *same = NULL;
+    for (size_t i = 0; i < c->pb->n_instance_group; i++) {
+        const Inference__ModelInstanceGroup *from = c->pb->instance_group[i];
+        const struct nr_host_policy *p = NULL;
+        struct nr_instance_group g = {.host_policy = from->host_policy};
+        if (from->kind == INFERENCE__MODEL_INSTANCE_GROUP__KIND__KIND_MODEL) {
+            g.kind = NR_INSTANCE_MODEL;
+        }
+        if (!from->passive && nr_host_policy_of(host->policies, &g, -1, &p, NULL) == NARU_OK &&
+            (p == NULL || (same != NULL && p != same))) {
+            return 0;
+        }
+        same = from->passive ? same : p;
+    }
+    return same != NULL && same->binding.bound ? (int32_t)nr_cpu_count(&same->binding.cores) : 0;
+}
+
+static nr_status open_model(const struct nr_runtime_host *host, struct nr_version *v,
+                            struct nr_runtime *rt, struct nr_err *err)
+{
+    struct nr_model_config *c = v->config;
+    nr_status settled = settle_devices(rt, c, err);
+    if (settled != NARU_OK) {
+        return settled;
+    }
     if (c->decoupled && (rt->plugin->caps & NARU_CAP_DECOUPLED) == 0) {
         return nr_fail(
             err, NARU_UNSUPPORTED,
@@ -91,6 +141,7 @@ static nr_status open_model(struct nr_version *v, struct nr_runtime *rt, struct 
                             .version = v->number,
                             .options = c->options,
                             .n_options = c->n_options,
+                            .threads = policy_cores(host, c),
                             .device = wanted_device(c),
                             .max_batch_size = c->gave_batch ? c->pb->max_batch_size : -1,
                             .inputs = c->args_inputs,
@@ -100,25 +151,91 @@ static nr_status open_model(struct nr_version *v, struct nr_runtime *rt, struct 
     return nr_plugin_model_open(rt->plugin, &args, &rt->model, err);
 }
 
-static nr_status open_instances(struct nr_runtime *rt, const struct nr_model_config *c, unsigned n,
-                                unsigned max, struct nr_err *err)
+/* Instances of one group, behind those there are. */
+static nr_status open_group(const struct nr_runtime_host *host, struct nr_runtime *rt,
+                            const struct nr_model_config *c, const struct nr_instance_group *g,
+                            struct nr_err *err)
 {
-    if (n > max) {
+    const struct nr_host_policy *policy;
+    int32_t device = first_device(c);
+    nr_status st = nr_host_policy_of(host->policies, g, device, &policy, err);
+    unsigned n = g->count * NR_MAX(g->n_gpus, 1u);
+    for (unsigned i = 0; i < n && st == NARU_OK; i++) {
+        st = nr_plugin_instance_open(rt->model, rt->n_instances, device,
+                                     &rt->instances[rt->n_instances], err);
+        if (st == NARU_OK && !g->passive) {
+            rt->members[rt->n_active++] = (struct nr_sched_member){
+                .exec = policy != NULL ? policy->exec : host->exec, .group = g};
+        }
+        rt->n_instances += st == NARU_OK;
+    }
+    rt->unlimited |= host->limiter == NULL && (g->n_resources > 0 || g->priority > 1);
+    rt->one_node |=
+        st == NARU_OK && policy != NULL && policy->binding.node >= 0 && nr_host_policies_one_node();
+    return st;
+}
+
+static nr_status open_instances(const struct nr_runtime_host *host, struct nr_runtime *rt,
+                                const struct nr_model_config *c, struct nr_err *err)
+{
+    unsigned n = 0;
+    for (uint32_t i = 0; i < c->n_groups; i++) {
+        n += c->groups[i].count * NR_MAX(c->groups[i].n_gpus, 1u); /* bounded by the check */
+    }
+    if (n > host->max_instances) {
         return nr_fail(
             err, NARU_INVALID,
             "instance_group asks for %u instances, this server allows %u (--max-instances)", n,
-            max);
+            host->max_instances);
     }
     rt->instances = nr_new_array(struct nr_plugin_instance *, NR_MAX(n, 1u));
-    for (unsigned i = 0; i < n; i++) {
-        nr_status st =
-            nr_plugin_instance_open(rt->model, i, first_device(c), &rt->instances[i], err);
-        if (st != NARU_OK) {
-            return st;
+    rt->members = nr_new_array(struct nr_sched_member, NR_MAX(n, 1u));
+    nr_status st = NARU_OK;
+    for (uint32_t i = 0; i < 2 * c->n_groups && st == NARU_OK; i++) {
+        const struct nr_instance_group *g = &c->groups[i % c->n_groups];
+        if (g->passive == (i >= c->n_groups)) {
+            st = open_group(host, rt, c, g, err);
         }
-        rt->n_instances++;
     }
-    return NARU_OK;
+    return st;
+}
+
+/* The executors that all instances have; NULL: they differ. */
+static struct nr_exec *one_exec(const struct nr_runtime *rt)
+{
+    for (unsigned i = 1; i < rt->n_active; i++) {
+        if (rt->members[i].exec != rt->members[0].exec) {
+            return NULL;
+        }
+    }
+    return rt->members[0].exec;
+}
+
+/* Inline executions know no cores and no resources. */
+static bool is_free(const struct nr_runtime_host *host, const struct nr_runtime *rt)
+{
+    for (unsigned i = 0; i < rt->n_active; i++) {
+        if (rt->members[i].exec != host->exec ||
+            (host->limiter != NULL && rt->members[i].group->n_resources > 0)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* What its time on executors costs: naru.priority, else the most urgent of its groups. */
+static uint32_t cost_of(const struct nr_runtime_host *host, const struct nr_runtime *rt,
+                        const struct nr_model_config *c)
+{
+    _Static_assert(NR_CONFIG_PRIORITY_ONE == NR_FAIR_ONE, "priority 1 is the usual cost");
+    uint32_t least = UINT32_MAX;
+    for (unsigned i = 0; i < rt->n_active; i++) {
+        least = NR_MIN(least, rt->members[i].group->priority);
+    }
+    if (c->priority > 0 || host->limiter == NULL) {
+        return c->priority;
+    }
+    return NR_MIN(least, NR_FAIR_MOST / NR_FAIR_ONE) * NR_FAIR_ONE;
 }
 
 static nr_status open_loop_instances(struct nr_runtime *rt, unsigned n_loops, struct nr_err *err)
@@ -140,7 +257,7 @@ static bool may_inline(const struct nr_runtime_host *host, const struct nr_runti
                        const struct nr_model_config *c)
 {
     uint64_t caps = rt->model->plugin->caps;
-    if (!host->placement.allowed || (caps & NARU_CAP_INLINE) == 0 ||
+    if (!host->placement.allowed || !is_free(host, rt) || (caps & NARU_CAP_INLINE) == 0 ||
         (caps & NARU_CAP_ONE_THREAD) != 0 || (caps & NARU_CAP_ASYNC) != 0 ||
         (rt->model->info->flags & NARU_MODEL_STATIC_GRAPH) == 0 || c->max_queue_delay_ns > 0 ||
         c->preserve_ordering || c->decoupled || c->batch_strategy != NULL || first_device(c) >= 0) {
@@ -226,13 +343,22 @@ static struct nr_room *open_room(const struct nr_runtime *rt, const struct nr_mo
 static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtime *rt,
                             const struct nr_model_config *c, struct nr_err *err)
 {
+    struct nr_exec *exec = one_exec(rt);
+    if (exec == NULL && c->sequence != NULL && c->sequence->direct) {
+        return nr_fail(err, NARU_UNSUPPORTED,
+                       "sequence_batching { direct } with groups of different host_policy is not "
+                       "run by this version of naru: give all groups the same one");
+    }
     struct nr_sched_cfg cfg = {.name = c->name,
-                               .exec = host->exec,
+                               .exec = exec != NULL ? exec : host->exec,
                                .loops = host->loops,
                                .n_loops = host->n_loops,
                                .model = rt->model,
                                .instances = rt->instances,
-                               .n_instances = rt->n_instances,
+                               .n_instances = rt->n_active,
+                               .members = rt->members,
+                               .limiter = host->limiter,
+                               .cost = cost_of(host, rt, c),
                                .loop_instances = rt->loop_instances,
                                .signature = &c->sig,
                                .input_map = c->input_map,
@@ -340,6 +466,18 @@ static nr_status open_pipeline(const struct nr_runtime_host *host, struct nr_ver
     return NARU_OK;
 }
 
+static void count_threads(const struct nr_runtime_host *host, struct nr_runtime *rt,
+                          const struct nr_model_config *c)
+{
+    if (host->threads != NULL) {
+        bool shared = (rt->model->info->flags & NARU_MODEL_SHARED_SESSION) != 0;
+        unsigned runs = host->exec_threads > 0 ? host->exec_threads : nr_cpu_usable();
+        nr_thread_entry_init(&rt->threads, c, shared, runs);
+        nr_thread_book_enter(host->threads, &rt->threads);
+        rt->thread_book = host->threads;
+    }
+}
+
 /* Answers are shared among those who run the same files with the same plug-in. */
 static nr_status open_cache(const struct nr_runtime_host *host, struct nr_runtime *rt,
                             const struct nr_version *v, struct nr_err *err)
@@ -371,7 +509,7 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
         return ended;
     }
     rt->says_batching = v->config->pb->dynamic_batching != NULL;
-    nr_status st = open_model(v, rt, err);
+    nr_status st = open_model(host, v, rt, err);
     if (st != NARU_OK) {
         return st;
     }
@@ -381,7 +519,7 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
         return st;
     }
     const struct nr_model_config *c = v->config;
-    st = open_instances(rt, c, NR_MAX(c->n_instances, 1u), host->max_instances, err);
+    st = open_instances(host, rt, c, err);
     if (st == NARU_OK && !says_instances && may_inline(host, rt, c) &&
         (rt->model->info->flags & NARU_MODEL_SHARED_SESSION) != 0) {
         st = open_loop_instances(rt, host->n_loops, err);
@@ -410,6 +548,7 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
     }
     nr_runwatch_start(rt->watch, rt->counters);
     rt->signature = &c->sig;
+    count_threads(host, rt, c);
     v->memory_bytes = nr_plugin_model_memory(rt->model);
     v->runtime = NR_TAKE(rt);
     return NARU_OK;
@@ -441,6 +580,28 @@ void nr_runtime_state_get(const struct nr_runtime *rt, struct nr_sched_state *re
         *ret = (struct nr_sched_state){.running = nr_pipeline_running(rt->pipeline)};
     }
     ret->stuck = nr_runwatch_stuck(rt->watch);
+}
+
+void nr_runtime_notes(const struct nr_runtime *rt, struct nr_text *t)
+{
+    if (rt->unlimited) {
+        nr_text_str(t,
+                    "its rate_limiter has no effect: --rate-limit=execution_count switches it on");
+    }
+    if (rt->one_node) {
+        nr_text_fmt(
+            t, "%snuma-node of its host policy has no effect: this machine has one memory node",
+            t->len > 0 ? "; " : "");
+    }
+    if (rt->thread_book != NULL) {
+        char storage[1024];
+        struct nr_text note;
+        nr_text_init_at(&note, storage, sizeof(storage));
+        nr_thread_book_note(rt->thread_book, &rt->threads, &note);
+        if (note.len > 0) {
+            nr_text_fmt(t, "%s%s", t->len > 0 ? "; " : "", storage);
+        }
+    }
 }
 
 bool nr_runtime_sequences_get(const struct nr_runtime *rt, struct nr_sequencer_state *ret)

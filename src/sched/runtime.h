@@ -10,9 +10,12 @@
 #include "host/plugin.h"
 #include "model/version.h"
 #include "sched/cache.h"
+#include "sched/hostpolicy.h"
+#include "sched/limiter.h"
 #include "sched/pipeline.h"
 #include "sched/sched.h"
 #include "sched/sequence.h"
+#include "sched/threadbook.h"
 
 struct nr_runtime_host {
     struct nr_plugins *plugins;
@@ -23,14 +26,18 @@ struct nr_runtime_host {
     struct nr_pool *pool; /* of pipelines' own steps */
     struct nr_image_limits images;
     struct nr_sched_limits limits;
-    struct nr_placement_cfg placement;  /* allowed: the operator's switch for inline execution */
-    struct nr_watchdog *watchdog;       /* NULL: runs are not watched */
-    int64_t watchdog_ns;                /* of models that do not say; 0: not watched */
-    unsigned max_instances;             /* over all groups of a model */
-    bool warm_up;                       /* models without model_warmup, where it pays */
-    struct nr_cache *cache;             /* for models that ask for it; NULL: none */
-    struct nr_redis *redis;             /* with cache: shares its answers; NULL: nobody does */
-    struct nr_sequence_book *sequences; /* NULL: sequences do not outlive a reload */
+    struct nr_placement_cfg placement; /* allowed: the operator's switch for inline execution */
+    struct nr_watchdog *watchdog;      /* NULL: runs are not watched */
+    int64_t watchdog_ns;               /* of models that do not say; 0: not watched */
+    unsigned max_instances;            /* over all groups of a model */
+    struct nr_limiter *limiter;        /* NULL: --rate-limit=off */
+    const struct nr_host_policies *policies; /* NULL: none */
+    struct nr_thread_book *threads;          /* NULL: nobody counts */
+    unsigned exec_threads;                   /* 0: as many as cores */
+    bool warm_up;                            /* models without model_warmup, where it pays */
+    struct nr_cache *cache;                  /* for models that ask for it; NULL: none */
+    struct nr_redis *redis;                  /* with cache: shares its answers; NULL: nobody does */
+    struct nr_sequence_book *sequences;      /* NULL: sequences do not outlive a reload */
 };
 
 struct nr_runtime {
@@ -49,8 +56,13 @@ struct nr_runtime {
     struct nr_cached *cached;       /* in front of sched; NULL: the configuration asks for none */
     const struct nr_signature *signature;
     struct nr_room *room; /* of the signature's inputs; NULL: they may lie anywhere */
-    struct nr_plugin_instance **instances;
-    unsigned n_instances;
+    struct nr_plugin_instance **instances; /* [n_instances], the passive ones last */
+    unsigned n_instances, n_active;
+    struct nr_sched_member *members; /* [n_active] */
+    struct nr_thread_entry threads;
+    struct nr_thread_book *thread_book; /* that threads is in, or NULL */
+    bool unlimited; /* the configuration has a rate_limiter, and --rate-limit is off */
+    bool one_node;  /* a host policy names the memory node, and there is one only */
     struct nr_plugin_instance **loop_instances; /* NULL when executions share `instances` */
     unsigned n_loop_instances;
     bool says_batching; /* the user's configuration asks for dynamic batching */
@@ -60,6 +72,9 @@ struct nr_runtime {
 extern const struct nr_version_ops nr_runtime_ops;
 
 void nr_runtime_state_get(const struct nr_runtime *rt, struct nr_sched_state *ret); /* any thread */
+/* Appends what its owner should know of how it is set up, now: settings that together do not do what
+ * they say. Nothing when all is well. Any thread. */
+void nr_runtime_notes(const struct nr_runtime *rt, struct nr_text *t);
 /* False: the version serves no sequences. Any thread. */
 bool nr_runtime_sequences_get(const struct nr_runtime *rt, struct nr_sequencer_state *ret);
 

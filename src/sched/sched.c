@@ -183,15 +183,76 @@ struct taken {
     int64_t wait_ns;     /* when to look again although nothing was taken; 0: not needed */
 };
 
-/* Under the lock: a place and a batch for it, or NULL. */
-static struct nr_place *take_batch(struct nr_sched *s, struct taken *t)
+/* Under the lock: nothing is to run now, so nobody else shall wait for the resources of these. */
+static void calm(struct nr_sched *s)
 {
-    if (s->queue.n == 0 || nr_list_empty(&s->idle)) {
+    if (NR_LIKELY(s->n_asked == 0)) {
+        return;
+    }
+    for (unsigned i = 0; i < s->n_places; i++) {
+        nr_place_calm(&s->places[i]);
+    }
+    if (s->asked_ns != 0) {
+        s->limited_ns += nr_clock_now() - s->asked_ns;
+        s->asked_ns = 0;
+    }
+}
+
+static bool has_idle(const struct nr_sched *s, const struct nr_lane *lane)
+{
+    bool found = false;
+    NR_LIST_FOREACH (node, &s->idle) {
+        found = nr_container_of(node, struct nr_place, node)->lane == lane;
+        if (found) {
+            break;
+        }
+    }
+    return found;
+}
+
+/* Under the lock: off the idle list, the first place of the lane that may run. */
+static struct nr_place *take_place(struct nr_sched *s, const struct nr_lane *lane, int64_t now_ns)
+{
+    struct nr_place *found = NULL;
+    NR_LIST_FOREACH (node, &s->idle) {
+        struct nr_place *p = nr_container_of(node, struct nr_place, node);
+        if (p->lane == lane && nr_place_admit(p)) {
+            found = p;
+            break;
+        }
+    }
+    if (s->asked_ns != 0) {
+        s->limited_ns += now_ns - s->asked_ns;
+    }
+    s->asked_ns = found == NULL && s->n_asked > 0 ? now_ns : 0;
+    if (found != NULL) {
+        nr_list_remove(&found->node);
+    }
+    return found;
+}
+
+/* Every lane: whichever has an idle place takes what there is. */
+void nr_sched_wake(struct nr_sched *s)
+{
+    for (unsigned i = 0; i < s->n_lanes; i++) {
+        nr_exec_wake(s->lanes[i].exec, &s->lanes[i].runnable);
+    }
+}
+
+/* Under the lock: a place and a batch for it, or NULL. */
+static struct nr_place *take_batch(struct nr_sched *s, const struct nr_lane *lane, struct taken *t)
+{
+    if (s->queue.n == 0) {
+        calm(s);
+        return NULL;
+    }
+    if (!has_idle(s, lane)) {
         return NULL;
     }
     int64_t now_ns = nr_clock_now();
     expel_expired(s, now_ns, &t->gone);
     if (s->queue.n == 0) {
+        calm(s);
         return NULL;
     }
     struct nr_batch_rules rules = s->cfg.rules;
@@ -209,14 +270,19 @@ static struct nr_place *take_batch(struct nr_sched *s, struct taken *t)
     if (rules.auto_size && plan.why == NR_SEAL_IDLE) {
         t->wait_ns = nr_hold_until(&s->hold, s->queue.rows, fixed_ns, now_ns);
         if (t->wait_ns != 0) {
+            calm(s);
             return NULL;
         }
     }
     if (plan.n_requests == 0) {
         t->wait_ns = plan.wait_until_ns;
+        calm(s);
         return NULL;
     }
-    struct nr_place *p = nr_container_of(nr_list_pop(&s->idle), struct nr_place, node);
+    struct nr_place *p = take_place(s, lane, now_ns);
+    if (p == NULL) {
+        return NULL; /* its resources are in use: the limiter wakes the lane */
+    }
     p->is_inline = false;
     p->isolated = false;
     p->begin_ns = now_ns;
@@ -239,6 +305,9 @@ static struct nr_place *take_batch(struct nr_sched *s, struct taken *t)
     s->seals[plan.why]++;
     s->n_running++;
     t->n = plan.n_requests;
+    if (s->queue.n == 0) {
+        calm(s);
+    }
     return p;
 }
 
@@ -254,6 +323,7 @@ static void release_place(struct nr_place *p, bool observed, int64_t cpu_ns)
     nr_hold_ended(&s->hold, p->rows, s->queue.rows, nr_clock_now());
     s->n_running--;
     nr_watched_end(&p->watched);
+    nr_place_release(p);
     nr_list_append(&s->idle, &p->node);
     nr_trim_arm(s);
     pthread_mutex_unlock(&s->lock);
@@ -272,7 +342,7 @@ static void on_batch_done(struct nr_batch *b, void *arg)
     pthread_mutex_lock(&s->finished_lock);
     nr_list_append(&s->finished, &p->node);
     /* before the unlock: an executor that finds the place may be the last use of the scheduler */
-    nr_exec_wake(s->cfg.exec, &s->runnable);
+    nr_exec_wake(p->lane->exec, &p->lane->runnable);
     pthread_mutex_unlock(&s->finished_lock);
 }
 
@@ -313,7 +383,8 @@ static void finish_pending(struct nr_sched *s)
 
 static bool run_queue(struct nr_runnable *runnable)
 {
-    struct nr_sched *s = nr_container_of(runnable, struct nr_sched, runnable);
+    struct nr_lane *lane = nr_container_of(runnable, struct nr_lane, runnable);
+    struct nr_sched *s = lane->sched;
     struct taken t = {0};
     struct nr_list unfit;
     nr_list_init(&t.batch);
@@ -321,18 +392,18 @@ static bool run_queue(struct nr_runnable *runnable)
     nr_list_init(&unfit);
     finish_pending(s);
     pthread_mutex_lock(&s->lock);
-    struct nr_place *p = take_batch(s, &t);
+    struct nr_place *p = take_batch(s, lane, &t);
     bool more = p != NULL && s->queue.n > 0 && !nr_list_empty(&s->idle);
     pthread_mutex_unlock(&s->lock);
     answer_gone(&t.gone);
     if (p == NULL) {
         if (t.wait_ns != 0) {
-            nr_exec_wake_at(s->cfg.exec, &s->runnable, t.wait_ns);
+            nr_exec_wake_at(lane->exec, &lane->runnable, t.wait_ns);
         }
         return false;
     }
     if (more) {
-        nr_exec_wake(s->cfg.exec, &s->runnable); /* another place is idle: another thread */
+        nr_sched_wake(s); /* another place is idle: another thread */
     }
     nr_place_fill(p, &t.batch, t.n, &unfit);
     answer_unfit(s, &unfit);
@@ -406,7 +477,7 @@ void nr_sched_enqueue(struct nr_sched *s, struct nr_request *r)
         expel_expired(s, now_ns, &gone);
     }
     nr_refusal why = put(s, r, now_ns, &gone);
-    bool wake = !nr_list_empty(&s->idle); /* else the thread that frees a place looks again */
+    bool idle = !nr_list_empty(&s->idle); /* else the thread that frees a place looks again */
     int64_t wait_ns = 0;
     if (why != NR_REFUSAL_NONE) {
         s->refused[why]++;
@@ -416,8 +487,8 @@ void nr_sched_enqueue(struct nr_sched *s, struct nr_request *r)
     answer_gone(&gone);
     if (why != NR_REFUSAL_NONE) {
         nr_request_refuse(r, NARU_UNAVAILABLE, refusal_says(why), retry_s(wait_ns));
-    } else if (wake) {
-        nr_exec_wake(s->cfg.exec, &s->runnable);
+    } else if (idle) {
+        nr_sched_wake(s);
     }
 }
 
@@ -508,6 +579,9 @@ static void cancel(struct nr_target *t, struct nr_request *r, nr_status status, 
         } else {
             nr_queue_remove(&s->queue, r);
         }
+        if (s->queue.n == 0) {
+            calm(s);
+        }
         s->refused[NR_REFUSAL_DEADLINE] += status == NARU_DEADLINE;
         s->refused[NR_REFUSAL_TIMEOUT] += status == NARU_UNAVAILABLE;
     }
@@ -518,6 +592,51 @@ static void cancel(struct nr_target *t, struct nr_request *r, nr_status status, 
 }
 
 /* --- life -------------------------------------------------------------------------------------- */
+
+static struct nr_lane *lane_of(struct nr_sched *s, const struct nr_exec *exec)
+{
+    for (unsigned i = 0; i < s->n_lanes; i++) {
+        if (s->lanes[i].exec == exec) {
+            return &s->lanes[i];
+        }
+    }
+    return NULL;
+}
+
+static void add_lane(struct nr_sched *s, struct nr_exec *exec)
+{
+    if (lane_of(s, exec) == NULL) {
+        struct nr_lane *lane = &s->lanes[s->n_lanes++];
+        *lane = (struct nr_lane){.sched = s, .exec = exec};
+        nr_exec_init(&lane->runnable, run_queue);
+        lane->runnable.share.cost = s->cfg.cost;
+    }
+}
+
+static void make_lanes(struct nr_sched *s)
+{
+    s->lanes = nr_new_array(struct nr_lane, s->cfg.n_instances + 1);
+    add_lane(s, s->cfg.exec);
+    for (unsigned i = 0; i < s->cfg.n_instances && s->cfg.members != NULL; i++) {
+        add_lane(s, s->cfg.members[i].exec);
+    }
+}
+
+/* Nobody wakes a lane afterwards. */
+static void retire(struct nr_sched *s)
+{
+    for (unsigned i = 0; i < s->n_lanes; i++) {
+        nr_exec_retire(s->lanes[i].exec, &s->lanes[i].runnable);
+    }
+    pthread_mutex_lock(&s->lock);
+    for (unsigned i = 0; i < s->n_places; i++) {
+        nr_place_unlimit(&s->places[i]);
+    }
+    pthread_mutex_unlock(&s->lock);
+    for (unsigned i = 0; i < s->n_lanes; i++) { /* again: the limiter may have woken one */
+        nr_exec_retire(s->lanes[i].exec, &s->lanes[i].runnable);
+    }
+}
 
 nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, struct nr_err *err)
 {
@@ -537,7 +656,6 @@ nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, st
     pthread_mutex_init(&s->finished_lock, NULL);
     pthread_mutex_init(&s->flow_lock, NULL);
     nr_clock_cond_init(&s->flow_room);
-    nr_exec_init(&s->runnable, run_queue);
     nr_exec_init(&s->trimmer, nr_trim_run);
     nr_queue_init(&s->queue, cfg->n_levels > 0 ? cfg->levels : &no_rules, NR_MAX(cfg->n_levels, 1u),
                   cfg->default_level, cfg->preserve_ordering);
@@ -551,16 +669,23 @@ nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, st
     s->counters = cfg->counters != NULL
                       ? cfg->counters
                       : nr_counters_new(cfg->n_loops, cfg->signature->max_batch_size);
+    make_lanes(s);
     s->places = nr_new_array(struct nr_place, NR_MAX(cfg->n_instances, 1u));
     s->turns = nr_new_array(struct nr_turn, NR_MAX(cfg->n_loops, 1u));
     nr_status st = NARU_OK;
     for (unsigned i = 0; i < cfg->n_instances && st == NARU_OK; i++) {
-        st = nr_place_init(&s->places[i], s, cfg->instances[i], on_batch_done, err);
+        struct nr_place *p = &s->places[i];
+        st = nr_place_init(p, s, cfg->instances[i], on_batch_done, err);
         if (cfg->watch != NULL) {
-            nr_runwatch_add(cfg->watch, &s->places[i].watched, s);
+            nr_runwatch_add(cfg->watch, &p->watched, s);
         }
-        nr_list_append(&s->idle, &s->places[i].node);
+        nr_list_append(&s->idle, &p->node);
+        if (st == NARU_OK && cfg->members != NULL) {
+            p->lane = lane_of(s, cfg->members[i].exec);
+            st = nr_place_limit(p, cfg->members[i].group, p->lane->exec, &p->lane->runnable, err);
+        }
     }
+    s->cfg.members = NULL;
     for (unsigned i = 0; i < cfg->n_loops; i++) {
         struct nr_turn *turn = &s->turns[i];
         turn->sched = s;
@@ -585,8 +710,8 @@ void nr_sched_free(struct nr_sched *s)
     if (s == NULL) {
         return;
     }
-    nr_exec_retire(s->cfg.exec, &s->runnable); /* its last act may be to arm the other … */
-    nr_exec_retire(s->cfg.exec, &s->trimmer);  /* … which wakes it for requests only */
+    retire(s);                                /* their last act may be to arm this one … */
+    nr_exec_retire(s->cfg.exec, &s->trimmer); /* … which wakes them for requests only */
     NR_ASSERT(s->queue.n == 0 && s->n_running == 0);
     for (unsigned i = 0; i < s->n_places; i++) {
         nr_place_done(&s->places[i]);
@@ -606,6 +731,7 @@ void nr_sched_free(struct nr_sched *s)
     pthread_mutex_destroy(&s->flow_lock);
     pthread_cond_destroy(&s->flow_room);
     nr_free(s->places);
+    nr_free(s->lanes);
     nr_free(s->turns);
     nr_free(s);
 }
@@ -636,6 +762,7 @@ void nr_sched_state_get(struct nr_sched *s, struct nr_sched_state *ret)
         .n_promoted = s->placement.n_promoted,
         .n_demoted = s->placement.n_demoted,
         .row_ns = s->admit.row_ns,
+        .limited_ns = s->limited_ns + (s->asked_ns != 0 ? now_ns - s->asked_ns : 0),
         .n_levels = s->queue.n_levels,
         .has_strategy = s->cfg.strategy != NULL,
         .strategy_refused = s->cfg.strategy ? nr_strategy_refused(s->cfg.strategy) : 0,

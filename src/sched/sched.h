@@ -19,6 +19,7 @@
 #include "sched/batcher.h"
 #include "sched/counters.h"
 #include "sched/exec.h"
+#include "sched/limiter.h"
 #include "sched/placement.h"
 #include "sched/request.h"
 #include "sched/room.h"
@@ -26,6 +27,11 @@
 #include "sched/watchdog.h"
 
 void nr_sched_limits_default(struct nr_sched_limits *l);
+
+struct nr_sched_member {                   /* of an instance, beside its plug-in handle */
+    struct nr_exec *exec;                  /* runs it */
+    const struct nr_instance_group *group; /* for cfg.limiter; borrowed */
+};
 
 struct nr_sched_cfg {
     const char *name; /* of the model, for texts; borrowed for the scheduler's life */
@@ -36,6 +42,11 @@ struct nr_sched_cfg {
     struct nr_plugin_instance *const
         *instances; /* [n_instances] work for the executors; borrowed */
     unsigned n_instances;
+    const struct nr_sched_member
+        *members;               /* [n_instances], borrowed for nr_sched_new; NULL: all run
+                                              on exec, and none needs resources */
+    struct nr_limiter *limiter; /* NULL: --rate-limit=off */
+    uint32_t cost;              /* of its time on executors, see fair.h; 0: the usual one */
     struct nr_plugin_instance *const *loop_instances; /* [n_loops] or NULL: inline executions take
                                                          an idle instance of the above */
     const struct nr_signature *signature;             /* borrowed */
@@ -91,7 +102,8 @@ struct nr_sched_state {
     int64_t queued_rows, row_limit; /* and what the queue may hold at the measured pace */
     bool is_inline, may_inline;
     uint64_t n_promoted, n_demoted;
-    int64_t row_ns; /* smoothed service time per row */
+    int64_t row_ns;     /* smoothed service time per row */
+    int64_t limited_ns; /* time in which requests and an idle place waited for resources only */
     uint64_t seals[NR_SEAL_COUNT];
     uint64_t refused[NR_REFUSAL_KINDS];
     unsigned n_levels;

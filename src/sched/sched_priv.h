@@ -17,7 +17,7 @@
  *     (NARU_PENDING), which gives it back through `finished`.
  *  4. Loop-thread data of a request (counters, on_complete, timer) is touched on its loop only.
  *
- * LOCKS. s->lock, then s->finished_lock, then the executor's. A plug-in's cancel slot, a hint
+ * LOCKS. s->lock, then s->finished_lock or the limiter's, then the executor's. A plug-in's cancel slot, a hint
  * that must not block, is called under s->lock; nothing else is. It may be the one that ends the run,
  * so what is called when a run ends takes finished_lock only.
  */
@@ -33,8 +33,15 @@
 #include "sched/queue.h"
 #include "sched/sched.h"
 
+struct nr_lane { /* what runs the places of one set of executors */
+    struct nr_runnable runnable;
+    struct nr_sched *sched;
+    struct nr_exec *exec;
+};
+
 struct nr_place {
     struct nr_sched *sched;
+    struct nr_lane *lane;
     struct nr_plugin_instance *instance;
     struct nr_batch *batch;
     struct nr_list node; /* idle or finished */
@@ -54,7 +61,9 @@ struct nr_place {
     bool isolated, alone_any_ok;
     unsigned fruitless;  /* such batches one after the other of which no request succeeded */
     int64_t isolated_ns; /* the last one */
-    sem_t *awaited;      /* a run of warm.c: told instead of the queue when it ends later */
+    struct nr_limit_user *limit; /* holds resources while it runs; NULL: it needs none */
+    bool asked;                  /* and waits for them */
+    sem_t *awaited;              /* a run of warm.c: told instead of the queue when it ends later */
 };
 
 struct nr_turn { /* one per loop; loop thread only */
@@ -69,7 +78,8 @@ struct nr_sched {
     struct nr_target target;
     struct nr_sched_cfg cfg;
     struct nr_batch_rules turn_rules; /* cfg.rules, but a batch is a prefix of what is pending */
-    struct nr_runnable runnable;
+    struct nr_lane *lanes;            /* [n_lanes] one at least; the first is that of cfg.exec */
+    unsigned n_lanes;
     struct nr_runnable trimmer;
     struct nr_counters *counters;
     pthread_mutex_t lock;
@@ -82,6 +92,9 @@ struct nr_sched {
     struct nr_list finished; /* places whose run ended later; under finished_lock */
     struct nr_place *places;
     unsigned n_places;
+    unsigned n_asked;   /* places that wait for resources … */
+    int64_t asked_ns;   /* … and since when there was nothing else to wait for; 0: not now */
+    int64_t limited_ns; /* sum of such times */
     struct nr_placement placement;
     struct nr_batchsize batchsize; /* of queued batches, with rules.auto_size … */
     struct nr_hold hold;           /* … and whether they wait for clients that come back */
@@ -111,6 +124,11 @@ nr_nodiscard nr_status nr_place_init(struct nr_place *p, struct nr_sched *s,
                                      void (*on_done)(struct nr_batch *b, void *place),
                                      struct nr_err *err);
 void nr_place_done(struct nr_place *p);
+/* Registers it with the limiter, if there is one and the group wants anything: r will be woken. */
+nr_nodiscard nr_status nr_place_limit(struct nr_place *p, const struct nr_instance_group *group,
+                                      struct nr_exec *exec, struct nr_runnable *r,
+                                      struct nr_err *err);
+void nr_place_unlimit(struct nr_place *p);
 /* Moves the first n requests of `list` into the place. A request that the batch refuses (shapes
  * that disagree with its bytes) is failed, left out and appended to *refused. */
 void nr_place_fill(struct nr_place *p, struct nr_list *list, unsigned n, struct nr_list *refused);
@@ -121,6 +139,11 @@ nr_nodiscard nr_status nr_place_add(struct nr_place *p, struct nr_request *r, st
  * cfg.isolate): the batch had failed as a whole, and the place holds one of its requests, to be run
  * alone and delivered in the same way. */
 bool nr_place_deliver(struct nr_place *p);
+/* Under the lock of whoever owns the place. True: it may run, and holds its resources. False: it waits, and
+ * its lane is woken when to try again. */
+nr_nodiscard bool nr_place_admit(struct nr_place *p);
+void nr_place_calm(struct nr_place *p);    /* under the same lock: it has nothing to run */
+void nr_place_release(struct nr_place *p); /* it has run */
 /* Before a place rests: the buffers that its batch keeps for the next run go back when memory is
  * short, or a few large requests to many models would hold the budget for ever. */
 void nr_place_rest(struct nr_place *p);
@@ -174,6 +197,8 @@ bool nr_trim_run(struct nr_runnable *runnable); /* of the trimmer */
 void nr_sched_answer(struct nr_sched *s, struct nr_request *const *all, unsigned n);
 /* Loop thread. */
 void nr_sched_enqueue(struct nr_sched *s, struct nr_request *r);
+/* Any thread: every lane looks for work. */
+void nr_sched_wake(struct nr_sched *s);
 /* Under the lock. What a finished run teaches. cpu_ns: time on the processor, -1 when it was not
  * measured. */
 void nr_sched_observe(struct nr_sched *s, struct nr_place *p, int64_t cpu_ns);

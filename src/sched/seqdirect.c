@@ -96,13 +96,16 @@ static struct nr_seq_lane *take_lane(struct nr_sequencer *q, bool *ret_more, nr_
             continue;
         }
         struct plan p = plan_lane(q, i, now_ns);
+        if (p.wait_until_ns != 0 || p.n_ready == 0) {
+            nr_place_calm(&q->lanes[i].place);
+        }
         if (p.wait_until_ns != 0) {
             *ret_wait_ns =
                 *ret_wait_ns == 0 ? p.wait_until_ns : NR_MIN(*ret_wait_ns, p.wait_until_ns);
         } else if (p.n_ready > 0 && found != NULL) {
             *ret_more = true;
             break;
-        } else if (p.n_ready > 0) {
+        } else if (p.n_ready > 0 && nr_place_admit(&q->lanes[i].place)) {
             found = &q->lanes[i];
             *ret_why = p.why;
             take(q, i, &p);
@@ -258,6 +261,7 @@ bool nr_seq_lanes_run(struct nr_runnable *runnable)
     }
     run_lane(q, l, why);
     pthread_mutex_lock(&q->lock);
+    nr_place_release(&l->place);
     l->busy = false;
     pthread_mutex_unlock(&q->lock);
     return true;
@@ -288,8 +292,22 @@ nr_status nr_seq_lanes_open(struct nr_sequencer *q, const struct nr_sched_cfg *b
         if (base->watch != NULL) {
             nr_runwatch_add(base->watch, &l->place.watched, q->scheds[0]);
         }
+        if (st == NARU_OK && base->members != NULL) {
+            st = nr_place_limit(&l->place, base->members[i].group, q->exec, &q->run, err);
+        }
     }
     return st;
+}
+
+void nr_seq_lanes_end(struct nr_sequencer *q)
+{
+    nr_exec_retire(q->exec, &q->run);
+    pthread_mutex_lock(&q->lock);
+    for (unsigned i = 0; i < q->n_lanes; i++) {
+        nr_place_unlimit(&q->lanes[i].place);
+    }
+    pthread_mutex_unlock(&q->lock);
+    nr_exec_retire(q->exec, &q->run); /* again: the limiter may have woken it */
 }
 
 void nr_seq_lanes_close(struct nr_sequencer *q)

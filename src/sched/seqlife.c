@@ -206,6 +206,7 @@ static nr_status open_scheds(struct nr_sequencer *q, const struct nr_sched_cfg *
     for (unsigned i = 0; i < n; i++) {
         cfg.n_instances = c->direct ? 0 : one ? base->n_instances : 1;
         cfg.instances = one ? base->instances : base->instances + i;
+        cfg.members = one || base->members == NULL ? base->members : base->members + i;
         nr_status st = nr_sched_new(&cfg, &q->scheds[i], err);
         if (st != NARU_OK) {
             return st;
@@ -252,6 +253,7 @@ nr_status nr_sequencer_new(const struct nr_sched_cfg *base, const struct nr_sequ
     nr_list_init(&q->node);
     nr_exec_init(&q->tick, on_tick);
     nr_exec_init(&q->run, nr_seq_lanes_run);
+    q->run.share.cost = base->cost;
     open_table(q, base);
     nr_status st = open_scheds(q, base, err);
     if (st == NARU_OK && cfg->config->direct) {
@@ -276,7 +278,7 @@ void nr_sequencer_free(struct nr_sequencer *q)
     }
     leave(q);
     nr_exec_retire(q->exec, &q->tick);
-    nr_exec_retire(q->exec, &q->run);
+    nr_seq_lanes_end(q);
     drop_all(q);
     NR_ASSERT(q->n_waiting == 0);
     nr_seqtable_done(&q->table);
@@ -324,6 +326,7 @@ static void add_sched(struct nr_sched_state *sum, const struct nr_sched_state *o
     sum->n_levels = NR_MAX(sum->n_levels, one->n_levels);
     sum->is_inline = sum->is_inline || one->is_inline;
     sum->may_inline = sum->may_inline || one->may_inline;
+    sum->limited_ns += one->limited_ns;
     sum->n_promoted += one->n_promoted;
     sum->n_demoted += one->n_demoted;
     sum->row_ns = NR_MAX(sum->row_ns, one->row_ns);

@@ -161,6 +161,8 @@ nr_nodiscard nr_status nr_seq_tensors_take(struct nr_sequencer *q, struct nr_req
 
 nr_nodiscard nr_status nr_seq_lanes_open(struct nr_sequencer *q, const struct nr_sched_cfg *base,
                                          struct nr_err *err);
+/* Nothing runs afterwards, and nobody wakes q->run. */
+void nr_seq_lanes_end(struct nr_sequencer *q);
 void nr_seq_lanes_close(struct nr_sequencer *q);
 /* q->run */
 bool nr_seq_lanes_run(struct nr_runnable *runnable);

@@ -64,7 +64,7 @@ bool nr_trim_run(struct nr_runnable *runnable)
     bool wanted = s->queue.n > 0;
     pthread_mutex_unlock(&s->lock);
     if (wanted) {
-        nr_exec_wake(s->cfg.exec, &s->runnable);
+        nr_sched_wake(s);
     }
     bytes += nr_room_trim(s->cfg.room);
     bytes += nr_plugin_model_trim(s->cfg.model);

@@ -425,6 +425,27 @@ static double find_sizes(struct work *w, double wait)
     return used;
 }
 
+/* Waiting for resources of the rate limiter. Returns its share of the waiting. */
+static double find_resources(struct work *w, double wait)
+{
+    const struct nr_why_facts *f = w->f;
+    double part = NR_MIN((double)f->limited_ns / (double)NR_MAX(f->window_ns, 1), 1.0);
+    struct nr_why_finding *n = find(w, NR_WHY_RESOURCES, wait * part, NULL);
+    if (n == NULL) {
+        return 0;
+    }
+    text(
+        n,
+        "%.0f %% of the time requests waited beside an idle instance, because the resources of its "
+        "rate_limiter were in use",
+        100 * part);
+    advise(n,
+           "give more of them (--rate-limit-resource=NAME:COUNT), let the instances of this model "
+           "or of those that hold them need less, or give this one a lower priority number; "
+           "naru_rate_limit_in_use of /metrics says which are short");
+    return part;
+}
+
 /* What is left of the waiting: an instance was busy. */
 static void find_busy(struct work *w, double wait)
 {
@@ -573,8 +594,9 @@ void nr_why_explain(const struct nr_why_facts *f, struct nr_why_report *ret)
     if (f->requests > 0) {
         find_before(&w);
         double held = find_delays(&w, w.wait);
-        find_neighbours(&w, w.stolen * (w.run + w.wait * (1 - held)));
-        double wait = w.wait * (1 - w.stolen);
+        double limited = find_resources(&w, w.wait * (1 - held));
+        find_neighbours(&w, w.stolen * (w.run + w.wait * (1 - held) * (1 - limited)));
+        double wait = w.wait * (1 - limited) * (1 - w.stolen);
         double used = held + find_sizes(&w, wait);
         find_busy(&w, wait * NR_MAX(1 - used, 0.0));
         find_load(&w);

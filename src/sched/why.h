@@ -26,6 +26,7 @@
     X(NR_WHY_BATCHING_OFF, "batching_off") /* one request at a time although batches would pay */  \
     X(NR_WHY_STRATEGY, "strategy")         /* the batching strategy makes small batches */         \
     X(NR_WHY_INSTANCES, "instances")       /* every instance is busy */                            \
+    X(NR_WHY_RESOURCES, "resources")       /* the rate limiter has given them to others */         \
     X(NR_WHY_CORES, "cores")               /* the machine has no more cores for it */              \
     X(NR_WHY_NEIGHBOURS, "neighbours")     /* other processes have the cores */                    \
     X(NR_WHY_IO_LOOP, "io_loop")           /* the I/O threads are busy all the time */             \
@@ -62,6 +63,7 @@ struct nr_why_facts {
     int64_t total_p50_ns, total_p99_ns, wait_p50_ns, wait_p99_ns;
     uint64_t seals[NR_SEAL_COUNT];
     uint64_t refused_full, refused_late, cancelled, failed;
+    int64_t limited_ns; /* in which a batch and an idle instance waited for resources */
     const struct nr_batch_count *sizes, *ever; /* ascending by rows; ever: since it was loaded */
     unsigned n_sizes, n_ever;
     /* The machine: processor time. */

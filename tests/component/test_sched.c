@@ -5,6 +5,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -66,6 +67,9 @@ struct setup {
     unsigned n_levels;
     bool preserve_ordering;
     bool decoupled;
+    struct nr_limiter *limiter;
+    const struct nr_instance_group *group; /* of all instances, for the limiter … */
+    struct nr_exec *other;                 /* … and who runs those with odd numbers */
 };
 
 static void io_spec(struct nr_io_spec *io, const char *name)
@@ -137,6 +141,13 @@ static void world_init(struct world *w, const struct setup *how)
                                .n_levels = how->n_levels,
                                .preserve_ordering = how->preserve_ordering,
                                .decoupled = how->decoupled};
+    struct nr_sched_member members[4];
+    for (unsigned i = 0; i < how->instances; i++) {
+        members[i].exec = i % 2 == 1 && how->other != NULL ? how->other : w->exec;
+        members[i].group = how->group;
+    }
+    cfg.members = members;
+    cfg.limiter = how->limiter;
     nr_placement_cfg_default(&cfg.placement);
     cfg.placement.allowed = how->may_inline;
     cfg.placement.short_ns =
@@ -1023,6 +1034,202 @@ static void test_bad_option_fails_its_request_alone(void **state)
     finish(&w, 2);
 }
 
+/* --- resources and executors of their own --------------------------------------------------------- */
+
+struct store { /* of the one resource there is */
+    struct nr_limit_state state;
+};
+
+static void on_store(void *arg, const struct nr_limit_state *s)
+{
+    ((struct store *)arg)->state = *s;
+}
+
+static struct nr_limit_state store_of(struct nr_limiter *l)
+{
+    struct store store = {0};
+    nr_limiter_read(l, on_store, &store);
+    return store.state;
+}
+
+static const struct nr_instance_resource one_unit = {.name = "R", .count = 1};
+static const struct nr_instance_resource two_units = {.name = "R", .count = 2};
+static const struct nr_instance_group needs_one = {
+    .priority = 1, .n_resources = 1, .resources = &one_unit};
+static const struct nr_instance_group needs_two = {
+    .priority = 2, .n_resources = 1, .resources = &two_units};
+
+static void limited_init(struct world *w, struct nr_limiter *l, const struct nr_instance_group *g,
+                         unsigned instances)
+{
+    static const naru_option options[] = {{"delay_us", "100"}};
+    world_init(w, &(struct setup){.plugin = "delay",
+                                  .options = options,
+                                  .n_options = 1,
+                                  .instances = instances,
+                                  .max_rows = 1,
+                                  .limits = usual(),
+                                  .limiter = l,
+                                  .group = g});
+}
+
+static struct nr_limiter *limiter_of(const char *given)
+{
+    struct nr_limiter *l;
+    struct nr_err err = {0};
+    if (nr_limiter_new(&given, 1, &l, &err) != NARU_OK) {
+        fail_msg("%s", err.text);
+    }
+    return l;
+}
+
+static void test_resources_hold_instances_back(void **state)
+{
+    (void)state;
+    struct nr_limiter *l = limiter_of("R:2");
+    struct world w;
+    struct nr_sched_state s;
+    limited_init(&w, l, &needs_one, 4);
+    for (unsigned i = 0; i < 5; i++) {
+        submit_with(&w, i, 1, 0, &an_hour);
+    }
+    wait_running(&w, 2);
+    for (int i = 0; i < 20; i++) {
+        nr_loop_turn(w.loop, NR_MS_NS);
+    }
+    nr_sched_state_get(w.sched, &s);
+    assert_int_equal(s.running, 2); /* of four instances, all of them wanted */
+    assert_int_equal(s.queued, 3);
+    assert_true(s.limited_ns > 0);
+    assert_int_equal(store_of(l).in_use, 2);
+    assert_int_equal(store_of(l).waiting, 2);
+    /* of those that wait all go but one, then they stop waiting for resources */
+    nr_request_cancel(&w.all[2].r, NARU_CANCELLED, true);
+    nr_request_cancel(&w.all[3].r, NARU_CANCELLED, true);
+    nr_request_cancel(&w.all[4].r, NARU_CANCELLED, true);
+    assert_int_equal(store_of(l).waiting, 0);
+    submit(&w, 5, 1, 0);
+    nr_request_cancel(&w.all[0].r, NARU_CANCELLED, true);
+    assert_true(turn_until(&w, 5, 60 * NR_S_NS));
+    expect_echo(&w.all[5]);
+    nr_request_cancel(&w.all[1].r, NARU_CANCELLED, true);
+    assert_true(turn_until(&w, 6, 60 * NR_S_NS));
+    finish(&w, 6);
+    nr_limiter_free(l);
+}
+
+static void test_models_take_turns_with_a_resource(void **state)
+{
+    (void)state;
+    struct nr_limiter *l = limiter_of("R:2");
+    struct world a, b;
+    limited_init(&a, l, &needs_one, 2);
+    limited_init(&b, l, &needs_two, 1);
+    submit_with(&a, 0, 1, 0, &an_hour);
+    wait_running(&a, 1);
+    submit(&b, 0, 1, 0);
+    for (int i = 0; i < 1000 && store_of(l).waiting == 0; i++) {
+        nr_loop_turn(b.loop, NR_MS_NS);
+    }
+    assert_int_equal(store_of(l).waiting, 1);
+    submit(&a, 1, 1, 0); /* would fit beside the first, but the other model was there before */
+    for (int i = 0; i < 20; i++) {
+        nr_loop_turn(a.loop, NR_MS_NS);
+    }
+    assert_int_equal(a.all[1].completed, 0);
+    nr_request_cancel(&a.all[0].r, NARU_CANCELLED, true);
+    assert_true(turn_until(&b, 1, 60 * NR_S_NS));
+    expect_echo(&b.all[0]);
+    assert_true(turn_until(&a, 2, 60 * NR_S_NS));
+    expect_echo(&a.all[1]);
+    finish(&a, 2);
+    finish(&b, 1);
+    nr_limiter_free(l);
+}
+
+/* Two models, requests that come, go and run at random: each ends once, and nothing stays held. */
+static void test_random_requests_under_a_limit(void **state)
+{
+    (void)state;
+    unsigned seed = (unsigned)nr_clock_now();
+    const char *given = getenv("NR_TEST_SEED");
+    if (given != NULL) {
+        seed = (unsigned)strtoul(given, NULL, 10);
+    }
+    print_message("NR_TEST_SEED=%u\n", seed);
+    static const naru_option lengths[] = {
+        {"delay_us", "0"}, {"delay_us", "50"}, {"delay_us", "400"}, {"spin_us", "60"}};
+    struct nr_limiter *l = limiter_of("R:3");
+    struct world w[2];
+    limited_init(&w[0], l, &needs_one, 3);
+    limited_init(&w[1], l, &needs_two, 2);
+    unsigned n[2] = {0, 0};
+    while (n[0] < MANY || n[1] < MANY) {
+        unsigned k = (unsigned)rand_r(&seed) % 2;
+        if (n[k] < MANY) {
+            submit_with(&w[k], n[k]++, 1, 0, &lengths[rand_r(&seed) % 4]);
+        }
+        unsigned any = (unsigned)rand_r(&seed) % NR_MAX(n[k], 1u);
+        if (rand_r(&seed) % 3 == 0 && n[k] > 0 && w[k].all[any].completed == 0) {
+            nr_request_cancel(&w[k].all[any].r, NARU_CANCELLED, rand_r(&seed) % 2 == 0);
+        }
+        if (rand_r(&seed) % 4 == 0) {
+            nr_loop_turn(w[0].loop, 0);
+            nr_loop_turn(w[1].loop, 0);
+        }
+        assert_true(store_of(l).in_use <= 3);
+    }
+    for (unsigned k = 0; k < 2; k++) {
+        assert_true(turn_until(&w[k], MANY, 60 * NR_S_NS));
+        for (unsigned i = 0; i < MANY; i++) {
+            assert_int_equal(w[k].all[i].completed, 1);
+        }
+    }
+    int64_t until_ns =
+        nr_clock_now() + 60 * NR_S_NS; /* the last place is given back a little later */
+    while (store_of(l).in_use > 0 && nr_clock_now() < until_ns) {
+    }
+    assert_int_equal(store_of(l).in_use, 0);
+    assert_int_equal(store_of(l).waiting, 0);
+    finish(&w[0], MANY);
+    finish(&w[1], MANY);
+    nr_limiter_free(l);
+}
+
+static void test_instances_on_executors_of_their_own(void **state)
+{
+    (void)state;
+    const naru_option options[] = {an_hour};
+    struct nr_exec *other = nr_exec_new(2, 4);
+    struct world w;
+    world_init(&w, &(struct setup){.plugin = "delay",
+                                   .options = options,
+                                   .n_options = 1,
+                                   .instances = 4,
+                                   .max_rows = 1,
+                                   .limits = usual(),
+                                   .other = other});
+    for (unsigned i = 0; i < 5; i++) {
+        submit(&w, i, 1, 0);
+    }
+    wait_running(&w, 4); /* whichever of the two they belong to */
+    const naru_option soon = {"delay_us", "1"};
+    submit_with(&w, 5, 1, 0, &soon);
+    nr_request_cancel(&w.all[4].r, NARU_CANCELLED, true);
+    for (unsigned i = 0; i < 4;
+         i++) { /* one free place after the other: each lane takes its turn */
+        nr_request_cancel(&w.all[i].r, NARU_CANCELLED, true);
+        assert_true(turn_until(&w, 3 + 2 * i, 60 * NR_S_NS));
+        submit_with(&w, 6 + i, 1, 0, &soon);
+        assert_true(turn_until(&w, 4 + 2 * i, 60 * NR_S_NS));
+    }
+    for (unsigned i = 5; i < 10; i++) {
+        expect_echo(&w.all[i]);
+    }
+    finish(&w, 10);
+    nr_exec_free(other);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -1050,6 +1257,10 @@ int main(void)
         cmocka_unit_test(test_cancel_wakes_a_waiting_model),
         cmocka_unit_test(test_one_answer_wanted),
         cmocka_unit_test(test_bad_option_fails_its_request_alone),
+        cmocka_unit_test(test_resources_hold_instances_back),
+        cmocka_unit_test(test_models_take_turns_with_a_resource),
+        cmocka_unit_test(test_random_requests_under_a_limit),
+        cmocka_unit_test(test_instances_on_executors_of_their_own),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -20,8 +20,6 @@ REFUSED = {
                "allow_ragged_batch"),
 }
 IGNORED = {
-    "rate": ('instance_group [ { rate_limiter { resources [ { name: "R" count: 4 } ] priority: 2 } } ]\n', "rate_limiter"),
-    "policy": ('instance_group [ { host_policy: "numa_0" } ]\n', "host_policy"),
     "strategy": ('parameters { key: "TRITON_BATCH_STRATEGY_PATH" value { string_value: "b.so" } }\n',
                  "TRITON_BATCH_STRATEGY_PATH (see naru.batch_strategy)"),
     "tags": ('metric_tags { key: "team" value: "a" }\n', "metric_tags"),
@@ -29,7 +27,6 @@ IGNORED = {
     "files": ('cc_model_filenames { key: "8.6" value: "a" }\n', "cc_model_filenames"),
     "operations": ('model_operations { op_library_filename: "ops.so" }\n', "model_operations"),
     "default_level": ("dynamic_batching { default_priority_level: 2 }\n", "default_priority_level"),
-    "profile": ('instance_group [ { profile: "1" } ]\n', "profile"),
     "devices": ("instance_group [ { secondary_devices { kind: KIND_NVDLA device_id: 0 } } ]\n", "secondary_devices"),
     "metrics": ("model_metrics { }\n", "model_metrics"),
     "pinned": ("optimization { input_pinned_memory { enable: true } output_pinned_memory { enable: true } }\n",

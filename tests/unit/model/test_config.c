@@ -129,6 +129,24 @@ static void test_rules(void **state)
          "lists 17 agents, at most 16", NARU_INVALID},
         {"instance_group { count: -1 }", "count must be 1 or more, found -1", NARU_INVALID},
         {"instance_group { kind: KIND_CPU gpus: 0 }", "KIND_CPU takes no gpus", NARU_INVALID},
+        {"instance_group { kind: KIND_MODEL gpus: 0 }", "KIND_MODEL takes no gpus", NARU_INVALID},
+        {"instance_group { passive: true } instance_group { passive: true count: 2 }",
+         "every group is passive", NARU_INVALID},
+        {"platform: 'tensorrt_plan' instance_group { profile: '' }", "profile \"\" is no number",
+         NARU_INVALID},
+        {"platform: 'tensorrt_plan' instance_group { profile: ['0', '-1'] }",
+         "profile \"-1\" is no number", NARU_INVALID},
+        {"platform: 'tensorrt_plan' instance_group { profile: '2147483648' }", "is no number",
+         NARU_INVALID},
+        {"instance_group { secondary_devices { device_id: -1 } }", "device_id -1", NARU_INVALID},
+        {"instance_group { host_policy: 'a\\\\b' }", "is no name of a --host-policy", NARU_INVALID},
+        {"instance_group { rate_limiter { resources { count: 1 } } }", "resource \"\"",
+         NARU_INVALID},
+        {"instance_group { rate_limiter { resources { name: 'a:b' count: 1 } } }",
+         "without quotes, colons", NARU_INVALID},
+        {"instance_group { rate_limiter { resources { name: 'R' count: 1 } resources { name: 'R' "
+         "global: true } } }",
+         "resource \"R\" is listed twice", NARU_INVALID},
         {"instance_group { gpus: -3 }", "gpus has -3", NARU_INVALID},
         {"instance_group { count: 2000 }", "asks for 2000 instances", NARU_INVALID},
         {"instance_group { count: 2147483647 gpus: [0,1] } instance_group { count: 2147483647 }",
@@ -736,6 +754,94 @@ static void test_groups_and_queue(void **state)
     assert_true(config->response_cache);
 }
 
+static void test_limits_of_groups(void **state)
+{
+    (void)state;
+    struct model m = batchable();
+    char path[64];
+    int fd = folder_with(NULL, path);
+    assert_int_equal(
+        load("backend: 'identity' max_batch_size: 8 "
+             "parameters { key: 'naru.priority' value { string_value: ' 2.5 ' } } "
+             "instance_group [ { host_policy: 'fast' rate_limiter { priority: 3 resources [ { "
+             "name: 'R' count: 4 }, { name: 'G' global: true count: 1 } ] } }, { count: 2 } ]"),
+        NARU_OK);
+    assert_int_equal(nr_config_files(config, fd, NULL, &err), NARU_OK);
+    assert_int_equal(nr_config_complete(config, model_of(&m, 1, 1), &on, &err), NARU_OK);
+    const struct nr_instance_group *g = config->groups;
+    assert_string_equal(g[0].host_policy, "fast");
+    assert_int_equal(g[0].priority, 3);
+    assert_int_equal(g[0].n_resources, 2);
+    assert_string_equal(g[0].resources[0].name, "R");
+    assert_false(g[0].resources[0].global);
+    assert_int_equal(g[0].resources[0].count, 4);
+    assert_true(g[0].resources[1].global);
+    assert_string_equal(g[1].host_policy, "");
+    assert_int_equal(g[1].priority, 1); /* 0 and nothing are 1 */
+    assert_int_equal(g[1].n_resources, 0);
+    assert_int_equal(config->priority, 2500);
+    static const char *const wrong[] = {"0", "-1", "nan", "101", "0.001", "high", ""};
+    for (size_t i = 0; i < NR_COUNT(wrong); i++) {
+        char text[160];
+        snprintf(text, sizeof(text),
+                 "backend: 'identity' max_batch_size: 8 parameters { key: 'naru.priority' value { "
+                 "string_value: '%s' } }",
+                 wrong[i]);
+        m = batchable();
+        assert_int_equal(load(text), NARU_OK);
+        assert_int_equal(nr_config_files(config, fd, NULL, &err), NARU_OK);
+        assert_error(nr_config_complete(config, model_of(&m, 1, 1), &on, &err), NARU_INVALID,
+                     "naru.priority");
+    }
+    m = batchable();
+    assert_int_equal(load("max_batch_size: 8 instance_group { profile: '0' }"), NARU_OK);
+    assert_error(nr_config_complete(config, model_of(&m, 1, 1), &on, &err), NARU_INVALID,
+                 "profile is for TensorRT plans");
+    folder_end(fd, path, NULL);
+}
+
+/* gpus: what the backend can use. */
+static void check_kinds(const char *groups, const int32_t *gpus, unsigned n, const char *want)
+{
+    char is[256] = "";
+    size_t len = 0;
+    assert_int_equal(load(groups), NARU_OK);
+    nr_status st = nr_config_resolve_kinds(config, gpus, n, &err);
+    if (st != NARU_OK) {
+        assert_int_equal(st, NARU_INVALID);
+        if (strstr(err.text, want) == NULL) {
+            fail_msg("%s: %s", groups, err.text);
+        }
+        return;
+    }
+    for (size_t i = 0; i < config->pb->n_instance_group; i++) {
+        const Inference__ModelInstanceGroup *g = config->pb->instance_group[i];
+        len += (size_t)snprintf(is + len, sizeof(is) - len, "%s%d", i > 0 ? " " : "", (int)g->kind);
+        for (size_t k = 0; k < g->n_gpus; k++) {
+            len += (size_t)snprintf(is + len, sizeof(is) - len, ",%d", g->gpus[k]);
+        }
+    }
+    assert_string_equal(is, want);
+}
+
+/* Kinds by number: GPU 1, CPU 2, MODEL 3. */
+static void test_kinds_are_what_there_is(void **state)
+{
+    (void)state;
+    static const int32_t two[] = {0, 3};
+    check_kinds("instance_group { }", NULL, 0, "2");
+    check_kinds("instance_group { }", two, 2, "1,0,3");
+    check_kinds("instance_group { gpus: 3 }", two, 2, "1,3");
+    check_kinds("instance_group { gpus: [3, 0] } instance_group { kind: KIND_CPU }", two, 2,
+                "1,3,0 2");
+    check_kinds("instance_group { kind: KIND_MODEL }", two, 2, "3");
+    check_kinds("instance_group { kind: KIND_GPU }", two, 2, "1,0,3");
+    check_kinds("instance_group { kind: KIND_GPU }", NULL, 0, "1,0"); /* its opening says why not */
+    check_kinds("instance_group { gpus: 1 }", two, 2, "gpus has 1, but");
+    check_kinds("instance_group { kind: KIND_GPU gpus: [0, 1] }", two, 2, "gpus has 1, but");
+    check_kinds("instance_group { gpus: 0 }", NULL, 0, "the backend can use no GPU here");
+}
+
 /* A level has its own policy or the default one. */
 static void test_levels(void **state)
 {
@@ -774,13 +880,12 @@ static void test_ignored(void **state)
         {"dynamic_batching { priority_levels: 2 default_priority_level: 1 }", ""},
         {"dynamic_batching { preserve_ordering: true }", ""},
         {"dynamic_batching { default_queue_policy { timeout_action: DELAY } }", ""},
-        {"instance_group { rate_limiter { resources { name: 'r' count: 1 } } }", "rate_limiter"},
+        {"instance_group { rate_limiter { resources { name: 'r' count: 1 } } }", ""},
         {"instance_group { secondary_devices { kind: KIND_NVDLA device_id: 1 } }",
          "secondary_devices"},
-        {"instance_group { host_policy: 'p' }", "host_policy"},
+        {"instance_group { host_policy: 'p' }", ""},
         {"metric_tags { key: 'a' value: 'b' }", "metric_tags"},
         {"model_metrics { }", "model_metrics"},
-        {"response_cache { enable: true } instance_group { rate_limiter { } }", "rate_limiter"},
         {"runtime: 'librt.so'", "runtime"},
         {"cc_model_filenames { key: '8.6' value: 'a.onnx' }", "cc_model_filenames"},
         {"model_operations { op_library_filename: 'ops.so' }", "model_operations"},
@@ -793,7 +898,6 @@ static void test_ignored(void **state)
         {"dynamic_batching { preferred_batch_size: [1,2,1,2,1,2,1,2,1,2,1,2,1,2,1,2] }", ""},
         {"dynamic_batching { preferred_batch_size: [1,2,1,2,1,2,1,2,1,2,1,2,1,2,1,2,2] }",
          "preferred_batch_size above the 16 smallest"},
-        {"instance_group { profile: '1' }", "profile"},
         {"instance_group { kind: KIND_GPU gpus: [0] } instance_group { gpus: 0 passive: true }",
          ""},
         {"instance_group { kind: KIND_GPU gpus: [0, 1] }",
@@ -953,6 +1057,8 @@ int main(void)
         cmocka_unit_test_teardown(test_order_and_maps, teardown),
         cmocka_unit_test_teardown(test_without_model_info, teardown),
         cmocka_unit_test_teardown(test_groups_and_queue, teardown),
+        cmocka_unit_test_teardown(test_limits_of_groups, teardown),
+        cmocka_unit_test_teardown(test_kinds_are_what_there_is, teardown),
         cmocka_unit_test_teardown(test_levels, teardown),
         cmocka_unit_test_teardown(test_ignored, teardown),
         cmocka_unit_test_teardown(test_used_options, teardown),
