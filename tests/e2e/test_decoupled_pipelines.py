@@ -152,6 +152,11 @@ def test_ten_thousand_small_answers(one):
     assert peak < 256 << 10
 
 
+def resident(s):
+    with open(f"/proc/{s.pid}/statm", encoding="ascii") as f:
+        return int(f.read().split()[1]) * 4096
+
+
 def running(s, name):
     stats = ask(s.http, "GET", f"/v2/models/{name}/stats").json()["model_stats"][0]
     return stats["inference_stats"]["success"]["count"]
@@ -160,7 +165,7 @@ def running(s, name):
 def test_a_slow_reader_holds_the_producer(one):
     """A reader that takes nothing: the step behind the producer runs as often as the window allows, and no more. When he has
     gone, all ends."""
-    before = running(one, "late")
+    before, memory = running(one, "late"), resident(one)
     data = infer_pb("front", [("IN", "FP32", [4096])], raw=[b"\1" * 16384], params=[("responses", 100000)])
     reader = H2(one.grpc, window=1024)
     reader.grpc(SERVICE + "ModelStreamInfer", data)
@@ -170,6 +175,7 @@ def test_a_slow_reader_holds_the_producer(one):
         seen = running(one, "late")
         time.sleep(0.5)
     assert seen - before <= 64
+    assert resident(one) - memory < 16 << 20  # of the 1.6 GB that the producer has to give
     reader.abort()
     wait_until(lambda: metric(one, "nv_inference_pending_request_count", model="front") == 0, what="the end of the run")
     assert stream(one, "front", [[1]])["0"]
