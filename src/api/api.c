@@ -418,7 +418,7 @@ static void on_complete(struct nr_request *r)
         return;
     }
     c->outputs = r->outputs;
-    if (c->version->config->decoupled && r->status == NARU_OK) {
+    if (r->status == NARU_OK && nr_catalog_decoupled(r->catalog, c->version)) {
         c->in.outputs = (struct nr_infer_output *)(uintptr_t)nr_call_match_outputs(
             &c->in, r->outputs, r->n_outputs, r->arena);
         c->in.n_outputs = r->n_outputs;

@@ -144,7 +144,11 @@ static void handle_config(struct nr_call *c)
         return;
     }
     Inference__ModelConfigResponse r = INFERENCE__MODEL_CONFIG_RESPONSE__INIT;
-    r.config = c->version->config->pb;
+    Inference__ModelConfig config;
+    Inference__ModelTransactionPolicy policy;
+    nr_config_view(c->version->config, nr_catalog_decoupled(c->pin->catalog, c->version), &config,
+                   &policy);
+    r.config = &config;
     answer(c, &r.base);
 }
 

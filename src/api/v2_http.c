@@ -12,6 +12,7 @@
 #include "codec/float.h"
 #include "codec/infer_json.h"
 #include "codec/meta.h"
+#include "codec/pbwrite.h"
 #include "model/config.h"
 
 #define META_TEXT_MAX (16u << 20)
@@ -78,7 +79,11 @@ static void handle_config(struct nr_call *c)
     }
     struct nr_text t;
     nr_text_init(&t, META_TEXT_MAX);
-    nr_config_json(c->version->config, &t);
+    Inference__ModelConfig config;
+    Inference__ModelTransactionPolicy policy;
+    nr_config_view(c->version->config, nr_catalog_decoupled(c->pin->catalog, c->version), &config,
+                   &policy);
+    nr_pbwrite_json(&config.base, &t);
     nr_call_json(c, 200, &t);
 }
 

@@ -425,7 +425,7 @@ static nr_status look_up(struct item *it, struct nr_err *err)
     }
     if (st == NARU_OK) {
         it->pin = nr_catalog_pin(reader, it->version);
-        it->decoupled = it->version->config->decoupled;
+        it->decoupled = nr_catalog_decoupled(it->pin->catalog, it->version);
     }
     return st;
 }

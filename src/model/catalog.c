@@ -86,7 +86,10 @@ static void fill_model(struct nr_catalog *c, struct nr_catalog_model *to, const 
             .stuck = stuck ? nr_version_ref(v) : NULL,
             .passes = stuck,
             .version = ready && !ensemble ? nr_version_ref(v) : NULL,
-            .open = ensemble ? v : NULL};
+            .open = ensemble ? v : NULL,
+            .decoupled = ready && !ensemble && v->config->decoupled,
+            .stateful = ready && !ensemble && v->config->sequence,
+            .identity = ready ? v->serial : 0};
     }
     to->versions = versions;
     to->n_versions = (uint32_t)m->n_slots;
@@ -279,6 +282,15 @@ const struct nr_catalog_version *nr_catalog_version(const struct nr_catalog *c, 
         }
     }
     return NULL;
+}
+
+bool nr_catalog_decoupled(const struct nr_catalog *c, const struct nr_version *v)
+{
+    if (!v->config->ensemble) {
+        return v->config->decoupled;
+    }
+    const struct nr_catalog_version *entry = nr_catalog_version(c, nr_str_from(v->name), v->number);
+    return entry && entry->decoupled;
 }
 
 /* v NULL: the model has no versions, for `reason`. */

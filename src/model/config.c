@@ -643,6 +643,17 @@ nr_status nr_config_files(struct nr_model_config *c, int version_fd, const char 
 
 /* --- printing --------------------------------------------------------------------------------- */
 
+void nr_config_view(const struct nr_model_config *c, bool decoupled, Inference__ModelConfig *ret,
+                    Inference__ModelTransactionPolicy *policy)
+{
+    *ret = *c->pb;
+    if (c->ensemble) {
+        inference__model_transaction_policy__init(policy);
+        policy->decoupled = decoupled;
+        ret->model_transaction_policy = decoupled ? policy : NULL;
+    }
+}
+
 void nr_config_json(const struct nr_model_config *c, struct nr_text *out)
 {
     nr_pbwrite_json(&c->pb->base, out);

@@ -221,6 +221,10 @@ void nr_config_free(struct nr_model_config *c); /* accepts NULL */
 /* Backend that opens files of this name ("model.onnx" → "onnxruntime"), NULL when none does. */
 const char *nr_config_backend_of(const char *file);
 
+/* As clients see it: completed; an ensemble is decoupled as its members are. Borrows from c and
+ * *policy. */
+void nr_config_view(const struct nr_model_config *c, bool decoupled, Inference__ModelConfig *ret,
+                    Inference__ModelTransactionPolicy *policy);
 void nr_config_json(const struct nr_model_config *c, struct nr_text *out);
 
 #endif

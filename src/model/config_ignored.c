@@ -42,7 +42,6 @@ static bool has_strategy_path(const Inference__ModelConfig *pb)
 
 static void list_model(const Inference__ModelConfig *pb, struct nr_text *t)
 {
-    bool cache = pb->response_cache && pb->response_cache->enable;
     const struct field fields[] = {
         {pb->n_model_warmup > 0 &&
              ((pb->model_transaction_policy && pb->model_transaction_policy->decoupled) ||
@@ -57,8 +56,6 @@ static void list_model(const Inference__ModelConfig *pb, struct nr_text *t)
         {pb->n_cc_model_filenames > 0, "cc_model_filenames"},
         {pb->model_operations && pb->model_operations->n_op_library_filename > 0,
          "model_operations"},
-        /* it would outlive a member's reload; members keep their own */
-        {cache && nr_config_is_ensemble(pb), "response_cache"},
     };
     list(t, fields, NR_COUNT(fields));
 }

@@ -255,11 +255,6 @@ static nr_status check_fields(const Inference__ModelConfig *pb, struct nr_err *e
         return nr_fail(err, NARU_INVALID,
                        "an ensemble has no %s: it runs its members, which have their own", what);
     }
-    if (pb->model_transaction_policy && pb->model_transaction_policy->decoupled) {
-        return nr_fail(err, NARU_UNSUPPORTED,
-                       "decoupled ensembles are not served by this version of naru: each step "
-                       "answers once; leave model_transaction_policy out");
-    }
     for (size_t i = 0; i < pb->n_input + pb->n_output; i++) {
         bool in = i < pb->n_input;
         size_t k = in ? i : i - pb->n_input;
@@ -436,6 +431,7 @@ nr_status nr_ensemble_parse(struct nr_model_config *c, struct nr_err *err)
         return nr_config_nomem(err);
     }
     g.e->n_steps = (uint32_t)n_steps;
+    g.e->max_inflight = g.pb->max_inflight_requests;
     g.e->steps = g.steps;
     g.e->order = g.order;
     g.e->tensors = g.tensors;
@@ -453,6 +449,8 @@ struct binding {
     const struct nr_model_config *c;
     const struct nr_ensemble *e;
     struct nr_step_spec *known; /* [n_tensors] as written */
+    uint32_t *levels;           /* [n_tensors] */
+    int32_t *decoupled;         /* [n_steps] of each level: the decoupled step, or -1 */
     struct nr_arena *arena;     /* for the time of the binding */
 };
 
@@ -530,12 +528,6 @@ static nr_status bind_model(struct binding *b, uint32_t i, struct nr_member *m, 
     const struct nr_ensemble_step *s = &b->e->steps[i];
     const struct nr_signature *sig = m->sig;
     int64_t batch = NR_MAX(b->c->max_batch_size, 1);
-    if (m->version && m->version->config->decoupled) {
-        return nr_fail(err, NARU_UNSUPPORTED,
-                       STEP_FMT " is decoupled (none or many answers to a request), which steps of "
-                                "an ensemble are not in this version of naru",
-                       STEP_ARG(i, s));
-    }
     if (batch > 1 && batch > NR_MAX(sig->max_batch_size, 1)) {
         return nr_fail(err, NARU_INVALID,
                        STEP_FMT " takes at most %lld rows (max_batch_size %lld), the ensemble "
@@ -613,15 +605,50 @@ static nr_status bind_own(struct binding *b, uint32_t i, struct nr_bound *in, st
     return NARU_OK;
 }
 
+/* The level of step i and of what it writes; whoever writes its inputs has been here. */
+static nr_status bind_level(struct binding *b, uint32_t i, struct nr_member *m, struct nr_err *err)
+{
+    const struct nr_ensemble_step *s = &b->e->steps[i];
+    if (b->c->response_cache && (m->decoupled || m->stateful)) {
+        return nr_fail(err, NARU_INVALID,
+                       "response_cache cannot be enabled for an ensemble with " STEP_FMT
+                       ", which %s: answers would depend on more than the inputs",
+                       STEP_ARG(i, s), m->decoupled ? "is decoupled" : "keeps sequences");
+    }
+    m->level = 0;
+    for (uint32_t k = 0; k < s->n_inputs; k++) {
+        m->level = NR_MAX(m->level, b->levels[s->inputs[k].tensor]);
+    }
+    if (m->decoupled) {
+        int32_t other = b->decoupled[m->level];
+        if (other >= 0) {
+            return nr_fail(err, NARU_INVALID,
+                           STEP_FMT " and " STEP_FMT
+                                    " are both decoupled and neither reads what the other makes: "
+                                    "nobody knows which of their answers belong together; put "
+                                    "one behind the other",
+                           STEP_ARG((uint32_t)other, &b->e->steps[other]), STEP_ARG(i, s));
+        }
+        b->decoupled[m->level] = (int32_t)i;
+    }
+    for (uint32_t k = 0; k < s->n_outputs; k++) {
+        b->levels[s->outputs[k].tensor] = m->level + m->decoupled;
+    }
+    return NARU_OK;
+}
+
 static nr_status bind_all(struct binding *b, struct nr_arena *a, struct nr_member *members,
                           struct nr_err *err)
 {
     const struct nr_model_config *c = b->c;
     const struct nr_ensemble *e = c->ensemble;
     b->known = nr_arena_try_array(b->arena, e->n_tensors, sizeof *b->known);
-    if (!b->known) {
+    b->levels = nr_arena_try_array(b->arena, e->n_tensors, sizeof *b->levels);
+    b->decoupled = nr_arena_try_array(b->arena, e->n_steps, sizeof *b->decoupled);
+    if (!b->known || !b->levels || !b->decoupled) {
         return nr_config_nomem(err);
     }
+    memset(b->decoupled, -1, e->n_steps * sizeof *b->decoupled);
     for (unsigned i = 0; i < c->sig.n_inputs; i++) {
         b->known[i] = spec_of(&c->sig.inputs[i]);
     }
@@ -635,6 +662,9 @@ static nr_status bind_all(struct binding *b, struct nr_arena *a, struct nr_membe
         }
         nr_status st =
             s->kind ? bind_own(b, i, in, out, err) : bind_model(b, i, &members[i], in, out, err);
+        if (st == NARU_OK) {
+            st = bind_level(b, i, &members[i], err);
+        }
         if (st != NARU_OK) {
             return st;
         }

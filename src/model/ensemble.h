@@ -52,6 +52,8 @@ struct nr_ensemble_tensor {
 };
 struct nr_ensemble {
     uint32_t n_steps, n_tensors;
+    uint32_t
+        max_inflight; /* of a client's request at each step behind a decoupled one; 0: not said */
     const struct nr_ensemble_step *steps;     /* as configured */
     const uint32_t *order;                    /* [n_steps] each behind those that it reads from */
     const struct nr_ensemble_tensor *tensors; /* first the ensemble's inputs, in their order */
@@ -66,6 +68,9 @@ struct nr_bound {
 struct nr_member {
     struct nr_version *version;     /* NULL: one of naru's own */
     const struct nr_signature *sig; /* of version */
+    bool decoupled;                 /* gives none, one or many answers */
+    bool stateful;                  /* its answers depend on more than its inputs */
+    uint32_t level;                 /* decoupled steps that it comes behind; see below */
     const struct nr_bound *inputs;  /* [n_inputs of the step] ascending by index */
     const struct nr_bound *outputs; /* [n_outputs] ascending by index */
 };
@@ -74,8 +79,15 @@ struct nr_member {
  * NARU_UNSUPPORTED, NARU_NOMEM. */
 nr_nodiscard nr_status nr_ensemble_parse(struct nr_model_config *c, struct nr_err *err);
 
-/* Whether the members fit: names, datatypes, shapes, batch sizes. members[i].version and .sig are
- * set for steps that run models (kind NULL); the rest is filled. c is complete. */
+/* Whether the members fit: names, datatypes, shapes, batch sizes. members[i].version, .sig,
+ * .decoupled and .stateful are set for steps that run models (kind NULL); the rest is filled. c is
+ * complete.
+ *
+ * Levels. What a decoupled step writes exists once for each of its answers, and so does everything
+ * that is made from it. The level of a step says how many decoupled steps it comes behind; they come
+ * one behind the other, so there is one at most in each level. Two of which neither reads what the
+ * other makes are refused: nobody knows which of their answers belong together. (Triton refuses
+ * them, too, and more: a step that reads from two levels.) */
 nr_nodiscard nr_status nr_ensemble_bind(const struct nr_model_config *c, struct nr_arena *a,
                                         struct nr_member *members, struct nr_err *err);
 

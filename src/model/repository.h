@@ -61,6 +61,13 @@ struct nr_catalog_version {
     struct nr_version
         *open;      /* an ensemble that is open, whether or not it is READY here; not held */
     uint32_t depth; /* of a READY ensemble: 1, or 1 more than its deepest member; else 0 */
+    /* Of what is READY. An ensemble is decoupled, and stateful, exactly when a member is: what
+     * its own configuration says does not count, as with Triton. */
+    bool decoupled; /* none, one or many answers to a request */
+    bool stateful;  /* answers depend on more than the inputs: sequences */
+    /* what computes its answers: of a model its serial, of an ensemble its own with those of its
+     * members. Equal numbers, equal answers */
+    uint64_t identity;
 };
 struct nr_catalog_label {
     struct nr_label *label;
@@ -256,6 +263,9 @@ const struct nr_catalog_model *nr_catalog_missing(const struct nr_catalog *c,
 /* A version of a model by its number; NULL when there is none. */
 const struct nr_catalog_version *nr_catalog_version(const struct nr_catalog *c, struct nr_str name,
                                                     int64_t number);
+/* Whether v, READY in c, gives none, one or many answers to a request. c may be NULL for what is no
+ * ensemble. */
+bool nr_catalog_decoupled(const struct nr_catalog *c, const struct nr_version *v);
 /* The version to run: `version` is decimal text or a label, empty for the default (the highest READY
  * one). *ret is held by the snapshot. NARU_NOT_FOUND: unknown model or version, or one that failed to
  * load or was unloaded (as Triton answers; the text says what there is, or the reason);

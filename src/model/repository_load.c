@@ -614,9 +614,11 @@ static void *open_low(void *arg)
 
 static nr_status open_version(struct nr_version *v, bool low, struct nr_err *err)
 {
+    static _Atomic uint64_t n_loads; /* relaxed: numbers only have to differ */
     struct nr_repository *r = v->repository;
     struct low_open o = {.v = v, .err = err};
     pthread_t thread;
+    v->serial = atomic_fetch_add_explicit(&n_loads, 1, memory_order_relaxed) + 1;
     if (r->cfg.ops.prepare) {
         nr_status st = r->cfg.ops.prepare(r->cfg.ops_ctx, v, err);
         if (st != NARU_OK) {

@@ -61,6 +61,16 @@ find_member(const struct nr_catalog_model *m, const struct nr_ensemble_step *s, 
     return found;
 }
 
+/* The finalizer of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators,
+ * 2014) over a running sum: serials are small numbers, their identities are not. */
+static uint64_t mix(uint64_t a, uint64_t b)
+{
+    uint64_t h = a * 0x9e3779b97f4a7c15u + b + 1;
+    h = (h ^ (h >> 30)) * 0xbf58476d1ce4e5b9u;
+    h = (h ^ (h >> 27)) * 0x94d049bb133111ebu;
+    return h ^ (h >> 31);
+}
+
 /* Finds the members of x. True when x is settled or all are there. */
 static bool find_members(struct nr_catalog *c, struct candidate *x, struct nr_member *members)
 {
@@ -80,6 +90,11 @@ static bool find_members(struct nr_catalog *c, struct candidate *x, struct nr_me
         if (v && v->version) {
             members[i].version = v->version;
             members[i].sig = &v->version->config->sig;
+            members[i].decoupled = v->decoupled;
+            members[i].stateful = v->stateful;
+            x->entry->decoupled = x->entry->decoupled || v->decoupled;
+            x->entry->stateful = x->entry->stateful || v->stateful;
+            x->entry->identity = mix(x->entry->identity, v->identity);
             x->entry->depth = NR_MAX(x->entry->depth, v->depth + 1);
             continue;
         }
@@ -112,7 +127,10 @@ static struct nr_member *fitting(struct nr_catalog *c, struct candidate *x)
     const struct nr_ensemble *e = x->v->config->ensemble;
     struct nr_member *members = nr_arena_zalloc(&c->arena, e->n_steps * sizeof *members);
     struct nr_err err = {0};
+    /* from the start: a round before may have found some members only */
     x->entry->depth = 1;
+    x->entry->decoupled = x->entry->stateful = false;
+    x->entry->identity = x->v->serial;
     if (!find_members(c, x, members) || x->settled) {
         return NULL;
     }

@@ -63,6 +63,7 @@ struct nr_version {
     const char *name;      /* of the model */
     int64_t number;        /* 1.. */
     uint32_t index;        /* small, its own while the struct lives: for arrays of counts */
+    uint64_t serial;       /* of its load: a number that no other load in this process has */
     int dir_fd;            /* directory of the version, open from its load to its close */
     int model_fd;          /* directory of the model (labels, warm-up data), open while it is
                               loading; -1 for a bare file */

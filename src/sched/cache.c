@@ -24,6 +24,7 @@
 #include "base/clock.h"
 #include "base/map.h"
 #include "base/mem.h"
+#include "model/repository.h"
 #include "sched/answer.h"
 
 #define SECRET_BYTES 192 /* what XXH3 recommends */
@@ -236,8 +237,14 @@ static XXH128_hash_t hash_of(const struct nr_request *r, const uint8_t *secret,
 
 static bool key_of(const struct nr_cached *f, const struct nr_request *r, struct key *ret)
 {
-    const uint64_t version[2] = {f->owner, 0};
-    uint64_t bytes = 0;
+    uint64_t version[2] = {f->owner, 0}, bytes = 0;
+    if (f->cfg.pipeline != NULL) {
+        const struct nr_version *v = f->cfg.pipeline;
+        const struct nr_catalog_version *entry =
+            nr_catalog_version(r->catalog, nr_str_from(v->name), v->number);
+        NR_ASSERT(entry != NULL); /* it was found there */
+        version[1] = entry->identity;
+    }
     for (unsigned i = 0; i < r->in->n_inputs; i++) {
         bytes += r->in->inputs[i].bytes;
     }

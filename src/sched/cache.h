@@ -1,11 +1,13 @@
 /* Response cache: answers a request that was answered before without touching the scheduler.
  *
  * One nr_cache per process, bounded by bytes; a model version that asks for it (response_cache in
- * config.pbtxt) gets a nr_cached in front of its scheduler: a target like any other. Only successful
- * answers are kept. A model whose answers depend on more than its inputs (sequences, decoupled
- * models) is not cached; the configuration check refuses that.
+ * config.pbtxt) gets a nr_cached in front of its scheduler, or of its pipeline: a target like any
+ * other. Only successful answers are kept. A model whose answers depend on more than its inputs
+ * (sequences, decoupled models, and ensembles with such a member) is not cached; the configuration
+ * check and nr_ensemble_bind refuse that.
  *
- * Key: version opened (a number never used again, so a reload forgets), names, datatypes, shapes and
+ * Key: version opened (a number never used again, so a reload forgets), of an ensemble also those of its
+ * members in the request's snapshot (so the reload of a member forgets, too), names, datatypes, shapes and
  * bytes of the inputs, the outputs asked for, and the parameters that the plug-in sees. It is held
  * as the 128-bit XXH3 of all that under a secret of this process, with the number of input bytes
  * beside it; both are compared. The secret keeps clients from preparing two inputs of one key.
@@ -18,6 +20,7 @@
  * looked up there while the request waits, and what was computed is stored there. The key has the
  * fingerprint of the version in place of its number, under the secret of all processes. What the server
  * gives is checked as if a client had sent it (answer.h). Whatever is wrong with it is a miss.
+ * Answers of pipelines are not shared: a fingerprint would have to cover the members of each snapshot.
  *
  * THREADS. Lookup and insertion happen on the request's loop under one short lock; bytes are copied
  * outside it. Answers point into the entry's buffer, which lives as long as one of them.
@@ -50,7 +53,8 @@ struct nr_cached_cfg { /* everything is borrowed and must outlive the target */
     struct nr_target *inner;
     struct nr_counters *counters;
     const struct nr_signature *signature;
-    struct nr_redis *redis;  /* NULL: answers are not shared */
+    const struct nr_version *pipeline; /* of an ensemble: its version; NULL: a model */
+    struct nr_redis *redis;            /* NULL: answers are not shared */
     uint64_t fingerprint[2]; /* with redis: what the version computes (model/fingerprint.h) */
 };
 /* In front of `inner`. Never fails. */

@@ -18,6 +18,10 @@
 #include "base/mem.h"
 #include "sched/sched_priv.h"
 
+const char nr_flow_too_many[] =
+    "the model gave several responses to this request and it asked for one: use a method that "
+    "streams";
+
 static void take_only(struct nr_request *r, struct nr_answer *answer)
 {
     if (r->only == NULL && answer->n_outputs > 0) {
@@ -73,11 +77,23 @@ static void view_output(const struct nr_sched *s, const struct nr_batch_response
     }
 }
 
+static void done(struct nr_answer *answer)
+{
+    struct nr_request *r = answer->request;
+    struct nr_sched *s = r->sched;
+    nr_batch_response_free(answer->memory);
+    nr_free(answer);
+    pthread_mutex_lock(&s->flow_lock);
+    atomic_fetch_sub_explicit(&r->n_answers, 1, memory_order_release);
+    pthread_cond_broadcast(&s->flow_room);
+    pthread_mutex_unlock(&s->flow_lock);
+}
+
 nr_status nr_flow_on_response(void *arg, void *user, struct nr_batch_response *from)
 {
     struct nr_sched *s = ((struct nr_place *)arg)->sched;
     struct nr_request *r = user;
-    /* Pairs with the release in nr_answer_done. */
+    /* Pairs with the release in done(). */
     if (atomic_load_explicit(&r->n_answers, memory_order_acquire) >= NR_ANSWER_WINDOW) {
         return NARU_AGAIN;
     }
@@ -86,6 +102,7 @@ nr_status nr_flow_on_response(void *arg, void *user, struct nr_batch_response *f
     if (answer == NULL) {
         return NARU_NOMEM;
     }
+    answer->done = done;
     answer->request = r;
     answer->outputs = (struct nr_infer_tensor *)(answer + 1);
     answer->n_outputs = from->n_outputs;
@@ -99,18 +116,6 @@ nr_status nr_flow_on_response(void *arg, void *user, struct nr_batch_response *f
     atomic_fetch_add_explicit(&r->n_answers, 1, memory_order_relaxed);
     nr_loop_post(r->loop, &answer->msg);
     return NARU_OK;
-}
-
-void nr_answer_done(struct nr_answer *answer)
-{
-    struct nr_request *r = answer->request;
-    struct nr_sched *s = r->sched;
-    nr_batch_response_free(answer->memory);
-    nr_free(answer);
-    pthread_mutex_lock(&s->flow_lock);
-    atomic_fetch_sub_explicit(&r->n_answers, 1, memory_order_release);
-    pthread_cond_broadcast(&s->flow_room);
-    pthread_mutex_unlock(&s->flow_lock);
 }
 
 void nr_flow_cancelled(struct nr_sched *s)
@@ -168,9 +173,7 @@ static void adopt(struct nr_request *r)
 void nr_flow_settle(struct nr_request *r)
 {
     if (r->too_many) {
-        nr_request_fail(r, NARU_INVALID,
-                        "the model gave several responses to this request and it asked for one: "
-                        "use a method that streams");
+        nr_request_fail(r, NARU_INVALID, nr_flow_too_many);
     } else if (r->status == NARU_OK && r->only != NULL) {
         adopt(r);
     }

@@ -8,9 +8,12 @@
  *
  * Members are those of the catalog snapshot with which the request came (request.catalog): the next
  * request after a reload sees the new member, a request under way keeps the old one.
+ * Each answer of a decoupled member runs what comes behind it; the pipeline's answers, in the order of
+ * the member's, go to nr_request.on_answer. At most max_inflight of them (NR_ANSWER_WINDOW when the
+ * configuration does not say) are under way or not ended by the consumer in each level.
  * A step's request carries id, priority, time-outs, deadline, sequence flags and parameters of the
- * pipeline's; a cancel reaches the steps under way. The first step that fails ends the request: its
- * status, its text with the step's name in front.
+ * pipeline's; a cancel reaches the steps under way. The first step that fails, in the order of the
+ * answers, ends the request: its status, its text with the step's name in front.
  */
 #ifndef NR_SCHED_PIPELINE_H
 #define NR_SCHED_PIPELINE_H

@@ -41,14 +41,16 @@ struct nr_target {
     void (*cancel)(struct nr_target *t, struct nr_request *r, nr_status status, bool running_too);
 };
 
-/* One of several answers of a decoupled model, on its way to the client. */
+/* One of several answers of a decoupled model or pipeline, on its way to the client. */
 struct nr_answer {
+    void (*done)(struct nr_answer *answer); /* nr_answer_done: the maker's */
     struct nr_request *request;
     struct nr_infer_tensor *outputs; /* index refers to the signature; [n_outputs], maybe none */
     unsigned n_outputs;
     bool final;          /* no other one follows */
     struct nr_list node; /* the consumer's */
-    struct nr_msg msg;   /* the scheduler's */
+    /* The scheduler's. */
+    struct nr_msg msg;
     struct nr_batch_response *memory;
 };
 
@@ -69,8 +71,8 @@ struct nr_request {
     unsigned n_options;
     void (*on_complete)(struct nr_request *r); /* exactly once; may be before submit returns */
     /* Decoupled models: each response in order, on the loop, before on_complete; the consumer ends
-     * each with nr_answer_done, before the request's memory goes. While NR_ANSWER_WINDOW of them
-     * are not ended the model waits. NULL: one answer is wanted; a model that gives a second one
+     * each with nr_answer_done, before the request's memory and the pin of its version go. While
+     * NR_ANSWER_WINDOW of them are not ended the model waits. NULL: one answer is wanted; a model that gives a second one
      * fails the request. */
     void (*on_answer)(struct nr_request *r, struct nr_answer *answer);
 
@@ -128,7 +130,10 @@ static inline void nr_request_submit(struct nr_request *r)
 
 #define NR_ANSWER_WINDOW 16
 /* Loop thread. The response was sent, or nobody wants it: frees it, and lets the model go on. */
-void nr_answer_done(struct nr_answer *answer);
+static inline void nr_answer_done(struct nr_answer *answer)
+{
+    answer->done(answer);
+}
 
 /* Loop thread. A queued request completes with NARU_CANCELLED (or `status`) before this returns; a
  * running one is told to the plug-in when `running_too`, and completes when its batch does.

@@ -449,6 +449,28 @@ static nr_status runtime_prepare(void *ctx, struct nr_version *v, struct nr_err 
     return st;
 }
 
+/* Answers are shared among those who run the same files with the same plug-in; not those of
+ * pipelines, whose members decide. */
+static nr_status open_cache(const struct nr_runtime_host *host, struct nr_runtime *rt,
+                            const struct nr_version *v, struct nr_err *err)
+{
+    struct nr_cached_cfg cfg = {.cache = host->cache,
+                                .inner = rt->target,
+                                .counters = rt->counters,
+                                .signature = &v->config->sig,
+                                .pipeline = rt->pipeline != NULL ? v : NULL,
+                                .redis = rt->pipeline != NULL ? NULL : host->redis};
+    if (cfg.redis != NULL) {
+        nr_status st = nr_version_fingerprint(v, rt->plugin->version, cfg.fingerprint, err);
+        if (st != NARU_OK) {
+            return st;
+        }
+    }
+    rt->cached = nr_cached_new(&cfg);
+    rt->target = nr_cached_target(rt->cached);
+    return NARU_OK;
+}
+
 /* An ensemble has nothing to open: its members are versions of their own. */
 static nr_status open_pipeline(const struct nr_runtime_host *host, struct nr_version *v,
                                struct nr_runtime *rt, struct nr_err *err)
@@ -463,7 +485,8 @@ static nr_status open_pipeline(const struct nr_runtime_host *host, struct nr_ver
     rt->target = nr_pipeline_target(rt->pipeline);
     rt->counters = nr_pipeline_counters(rt->pipeline);
     rt->signature = &v->config->sig;
-    return NARU_OK;
+    return v->config->response_cache && host->cache != NULL ? open_cache(host, rt, v, err)
+                                                            : NARU_OK;
 }
 
 static void count_threads(const struct nr_runtime_host *host, struct nr_runtime *rt,
@@ -476,26 +499,6 @@ static void count_threads(const struct nr_runtime_host *host, struct nr_runtime 
         nr_thread_book_enter(host->threads, &rt->threads);
         rt->thread_book = host->threads;
     }
-}
-
-/* Answers are shared among those who run the same files with the same plug-in. */
-static nr_status open_cache(const struct nr_runtime_host *host, struct nr_runtime *rt,
-                            const struct nr_version *v, struct nr_err *err)
-{
-    struct nr_cached_cfg cfg = {.cache = host->cache,
-                                .inner = rt->target,
-                                .counters = rt->counters,
-                                .signature = &v->config->sig,
-                                .redis = host->redis};
-    if (host->redis != NULL) {
-        nr_status st = nr_version_fingerprint(v, rt->plugin->version, cfg.fingerprint, err);
-        if (st != NARU_OK) {
-            return st;
-        }
-    }
-    rt->cached = nr_cached_new(&cfg);
-    rt->target = nr_cached_target(rt->cached);
-    return NARU_OK;
 }
 
 static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *err)

@@ -53,7 +53,8 @@ struct nr_runtime {
     struct nr_sequencer *sequencer; /* NULL: the configuration asks for none */
     struct nr_pipeline *pipeline;   /* of an ensemble, else NULL */
     struct nr_runwatch *watch;      /* NULL for an ensemble */
-    struct nr_cached *cached;       /* in front of sched; NULL: the configuration asks for none */
+    struct nr_cached
+        *cached; /* in front of sched or pipeline; NULL: the configuration asks for none */
     const struct nr_signature *signature;
     struct nr_room *room; /* of the signature's inputs; NULL: they may lie anywhere */
     struct nr_plugin_instance **instances; /* [n_instances], the passive ones last */

@@ -171,6 +171,7 @@ nr_status nr_flow_on_room(void *arg, void *user, int64_t timeout_ns);
 void nr_flow_cancelled(struct nr_sched *s);
 /* Loop thread, at completion. Makes a single response the request's outputs. */
 void nr_flow_settle(struct nr_request *r);
+extern const char nr_flow_too_many[]; /* who asked for one answer got several */
 
 /* --- prove.c --- */
 

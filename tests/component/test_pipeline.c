@@ -662,6 +662,10 @@ static void test_members_come_and_go(void **state)
             OUT STEPS(STEP("z", "in", "out")));
     put(&w, "many", MODEL("repeat") "model_transaction_policy { decoupled: true } ");
     put(&w, "flood", HEAD OUT STEPS(STEP("many", "in", "out")));
+    put(&w, "kept",
+        HEAD OUT "response_cache { enable: true } " STEPS(
+            "step { model_name: 'flood' input_map { key: 'in' value: 'in' } "
+            "output_map { key: 'out' value: 'out' } } "));
 #define LOOP(to)                                                                    \
     HEAD OUT STEPS("step { model_name: '" to                                        \
                    "' input_map { key: 'in' value: 'in' } output_map { key: 'out' " \
@@ -693,7 +697,8 @@ static void test_members_come_and_go(void **state)
         {"p", "it contains itself: p → q → p"},
         {"q", "it contains itself: q → p → q"},
         {"user", "which contains itself"},
-        {"flood", "step 0 (model \"many\") is decoupled"},
+        {"flood", NULL},
+        {"kept", "response_cache cannot be enabled for an ensemble with step 0 (model \"flood\")"},
     };
     for (size_t i = 0; i < NR_COUNT(cases); i++) {
         const struct nr_catalog_version *v = entry(&w, cases[i].model);
@@ -705,6 +710,10 @@ static void test_members_come_and_go(void **state)
             fail_msg("%s: %d %s", cases[i].model, v->state, v->reason);
         }
     }
+    /* an ensemble is what its members are, whatever its own configuration says */
+    assert_true(entry(&w, "many")->decoupled && entry(&w, "flood")->decoupled);
+    assert_false(entry(&w, "top")->decoupled);
+    assert_true(nr_catalog_decoupled(nr_catalog_get(&w.reader), entry(&w, "flood")->version));
     struct nr_repository_counts n = nr_repository_count(w.repository);
     assert_int_equal(n.unavailable, 9);
     assert_non_null(strstr(w.states, "top READY"));
@@ -727,7 +736,7 @@ static void test_members_come_and_go(void **state)
         strstr(entry(&w, "mid")->reason, "step 0 needs model \"z\", which is not ready"));
     assert_non_null(strstr(entry(&w, "top")->reason, "step 0 needs model \"mid\""));
     assert_non_null(strstr(w.states, "mid UNAVAILABLE step 0 needs model \"z\""));
-    assert_int_equal(nr_repository_count(w.repository).ready, 1); /* many */
+    assert_int_equal(nr_repository_count(w.repository).ready, 2); /* many, flood */
     world_end(&w);
 }
 

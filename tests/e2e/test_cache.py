@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 
+import models as onnx_models
 from plugin_models import model, repository
 from rawhttp import ask
 
@@ -118,3 +119,48 @@ def test_triton_words(server, tmp_path):
                models=[repository(tmp_path / "repo", kept=model("identity", IO, extra=KEPT))])
     text = ask(s.http, "GET", "/metrics").body.decode()
     assert "naru_cache_max_bytes 65536\n" in text
+
+
+def test_a_pipeline_forgets_with_its_members(server, tmp_path):
+    """The answer of an ensemble is kept, and never outlives what made it: a member that is reloaded, also one of an
+    ensemble within it."""
+    repo = tmp_path / "repo"
+    around = lambda inner, x, y: (  # noqa: E731
+        'platform: "ensemble"\nmax_batch_size: 8\n' + KEPT
+        + 'input { name: "X" data_type: TYPE_FP32 dims: 16 }\noutput { name: "Y" data_type: TYPE_FP32 dims: 4 }\n'
+        f'ensemble_scheduling {{ step {{ model_name: "{inner}" input_map {{ key: "{x}" value: "X" }} '
+        f'output_map {{ key: "{y}" value: "Y" }} }} }}\n')
+    repository(repo, inner=around("member", "X", "Y"), outer=around("inner", "X", "Y"))
+    weights = [onnx_models.linear(repo, "member", seed=1)]
+    s = server("--no-keep-gallery", "--model-control-mode", "explicit", "--load-model", "*", models=[repo])
+    x = np.random.default_rng(5).normal(size=(2, 16)).astype(np.float32)
+    text = json.dumps({"inputs": [{"name": "X", "datatype": "FP32", "shape": [2, 16], "data": x.flatten().tolist()}]})
+
+    def check(name, hits):
+        before = stats(s, name)["inference_stats"]["cache_hit"]["count"]
+        y = ask(s.http, "POST", f"/v2/models/{name}/infer", text).json()["outputs"][0]["data"]
+        w, b = weights[-1]
+        np.testing.assert_allclose(np.array(y).reshape(2, 4), x @ w + b, rtol=1e-4, atol=1e-4)
+        assert stats(s, name)["inference_stats"]["cache_hit"]["count"] - before == hits
+
+    for version in (2, 3):
+        for name in ("inner", "outer"):
+            check(name, 0)
+            check(name, 1)
+        assert stats(s, "member")["inference_stats"]["success"]["count"] == 1  # outer's miss was inner's hit
+        weights.append(onnx_models.linear(repo, "member", seed=version, version=str(version)))
+        assert ask(s.http, "POST", "/v2/repository/models/member/load").status == 200
+    check("outer", 0)
+    check("inner", 1)
+
+
+def test_an_ensemble_that_cannot_be_kept(server, tmp_path):
+    ensemble = (
+        'platform: "ensemble"\n' + KEPT + 'input { name: "X" data_type: TYPE_FP32 dims: -1 }\n'
+        'output { name: "Y" data_type: TYPE_FP32 dims: -1 }\nensemble_scheduling { step { model_name: "many" '
+        'input_map { key: "INPUT0" value: "X" } output_map { key: "OUTPUT0" value: "Y" } } }\n')
+    many = model("repeat", IO, extra="model_transaction_policy { decoupled: true }\n")
+    s = server("--no-keep-gallery", models=[repository(tmp_path / "repo", many=many, e=ensemble)])
+    index = {m["name"]: m for m in ask(s.http, "POST", "/v2/repository/index").json()}
+    assert index["many"]["state"] == "READY"
+    assert "response_cache cannot be enabled for an ensemble" in index["e"]["reason"]

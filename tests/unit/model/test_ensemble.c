@@ -59,8 +59,6 @@ static void refused_by_text(void **state)
         {ONE "model_warmup { name: 'w' }", "an ensemble has no model_warmup", NARU_INVALID},
         {ONE "default_model_filename: 'm'", "an ensemble has no default_model_filename",
          NARU_INVALID},
-        {ONE "model_transaction_policy { decoupled: true }", "decoupled ensembles are not served",
-         NARU_UNSUPPORTED},
         {HEAD "ensemble_scheduling { }", "ensemble_scheduling has no step", NARU_INVALID},
         {"platform: 'ensemble' " OUT "ensemble_scheduling { " STEP("m", "in", "out") "}",
          "an ensemble lists its inputs", NARU_INVALID},
