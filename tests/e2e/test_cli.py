@@ -63,6 +63,43 @@ def test_unknown_option_suggests_the_nearest():
     assert "unknown option 'htpp-port'; did you mean 'http-port'?" in done.stderr
 
 
+@pytest.mark.parametrize("given, nearest", [
+    ("--hlep", "help"), ("--hel", "help"), ("--prnt-config", "print-config"), ("--confg=x", "config"),
+    ("--no-acess-log", "no-access-log"), ("--prot", "port"), ("--zz", None), ("--no-prot", None)])
+def test_the_nearest_option_is_near(given, nearest):
+    done = run("serve", given)
+    assert done.returncode == 2
+    assert f"did you mean '{nearest}'?" in done.stderr if nearest else "'naru serve --help' lists all" in done.stderr
+
+
+def test_a_file_is_told_of_options_that_a_file_can_have(tmp_path):
+    (tmp_path / "c.yaml").write_text("hlep: 1\n")
+    done = run("serve", "--config", str(tmp_path / "c.yaml"))
+    assert done.returncode == 2 and "unknown option 'hlep'; 'naru serve --help' lists all" in done.stderr
+
+
+def test_an_empty_variable_is_none():
+    got = config_of(env={"NARU_ACCESS_LOG": "", "NARU_PORT": "", "NARU_CONFIG": "", "NARU_ID": ""})
+    assert got["access-log"] == ("false", "default") and got["port"] == ("0", "default")
+    assert got["id"] == ('"naru"', "default")
+
+
+def test_a_path_that_cannot_be_opened_says_why(tmp_path):
+    (tmp_path / "file").touch()
+    done = run("serve", str(tmp_path / "file" / "below"), "--no-keep-gallery")
+    assert done.returncode == 1 and "cannot be opened: Not a directory" in done.stderr
+
+
+def test_the_banner_brackets_an_address_with_colons(server):
+    try:
+        with socket.socket(socket.AF_INET6) as s:
+            s.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6 loopback")
+    one = server("--address", "::1")
+    assert any(re.match(r"  \[::1\]:\d+  http", line) for line in one.banner)
+
+
 @pytest.mark.parametrize(
     "args, text",
     [
