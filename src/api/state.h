@@ -21,6 +21,7 @@ struct nr_api {
     struct nr_catalog_msg *catalog_msgs;
     struct nr_server *server;
     _Atomic bool draining;
+    _Atomic bool access_log;
     _Atomic unsigned n_shadows; /* requests of shadow.c under way */
     struct nr_job trim;
     _Atomic bool trim_queued; /* whoever sets it owns `trim` until it runs */

@@ -337,6 +337,31 @@ def test_sighup_opens_the_log_again(server, tmp_path):
     wait_until(lambda: "msg=ready" in log.read_text(), what="a line in the new file")
 
 
+def test_sighup_reads_the_log_options_again(server, tmp_path):
+    models, log, file = tmp_path / "models", tmp_path / "naru.log", tmp_path / "c.yaml"
+    models.mkdir()
+    file.write_text("access-log: false\n")
+    one = server("--config", file, "--log-file", log, models=[models])
+
+    def after_hangup(text, said):
+        before = log.read_text().count(said)
+        file.write_text(text)
+        one.signal(signal.SIGHUP)
+        wait_until(lambda: log.read_text().count(said) > before, what="the line about SIGHUP")
+
+    get(one, "/v2/health/live")
+    after_hangup("access-log: true\nlog-format: json\n", "log options reread")
+    get(one, "/v2/health/ready")
+    wait_until(lambda: '"msg":"ready"' in log.read_text(), what="an access line as JSON")
+    after_hangup("access-lgo: false\n", "options are as before")
+    get(one, "/v2")
+    wait_until(lambda: '"path":"/v2"' in log.read_text(), what="an access line, as before")
+    after_hangup("{}", "log options reread")
+    get(one, "/v2/health/models")
+    assert one.stop() == 0
+    assert "msg=live" not in log.read_text() and "/v2/health/models" not in log.read_text()
+
+
 def test_log_lines_cannot_be_forged(server, tmp_path):
     models = tmp_path / "models"
     models.mkdir()
