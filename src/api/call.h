@@ -138,6 +138,10 @@ nr_nodiscard nr_status nr_predict_plan(const struct nr_version *v, const struct 
 /* demand.c: true when the call waits for its model to be loaded, or was refused; then its handler is
  * called later, or never. Loop. */
 bool nr_call_demand(struct nr_call *c);
+/* Loop. True: the model is not loaded, and w->done will be called when it is, or will not be. False: go
+ * on, or, with a status in *err, say that. */
+bool nr_demand_model(struct nr_api *a, const struct nr_catalog *catalog, struct nr_str name,
+                     struct nr_waiter *w, struct nr_err *err);
 
 /* --- route.c --- */
 struct nr_router;
