@@ -42,7 +42,7 @@ dev asan tsan fuzz clang: ## the same tree under another preset, in build-NAME/
 	$(call build,$@)
 
 install: build ## into PREFIX (/usr/local), below DESTDIR if given
-	@DESTDIR=$(DESTDIR) cmake --install build --prefix $(PREFIX)
+	@DESTDIR='$(DESTDIR)' cmake --install build --prefix '$(PREFIX)'
 
 setup: ## only bring what building and testing needs
 	$(call setup,test)

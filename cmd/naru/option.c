@@ -179,24 +179,45 @@ static int find(const struct option_table *table, struct nr_str name)
     return -1;
 }
 
-static nr_status unknown(const struct option_table *table, struct nr_str name, const char *where,
-                         struct nr_err *err)
+/* What every command takes besides its table. */
+static const char *const general_options[] = {"help", "version", "config", "print-config"};
+
+/* The nearest name there is, on the command line also a switch with "no-"; NULL when none is near: the distance stays
+ * below half of what was given, lest three other letters count as a misspelling. */
+static char *nearest_option(const struct option_table *table, struct nr_str name, bool in_file)
 {
-    const char *best = NULL;
-    unsigned least = 4;
-    for (unsigned i = 0; i < table->n_defs; i++) {
-        unsigned distance = nr_str_distance(name, nr_str_from(table->defs[i].name));
+    static const char *const before[] = {"", "no-"};
+    char *best = NULL;
+    unsigned least = (unsigned)NR_MIN(name.len / 2 + 1, 4u);
+    unsigned n = 2 * table->n_defs;
+    for (unsigned i = 0; i < (in_file ? n : n + NR_COUNT(general_options)); i++) {
+        const char *option = i < n ? table->defs[i / 2].name : general_options[i - n];
+        const char *prefix = i < n ? before[i % 2] : "";
+        if (*prefix != '\0' && (in_file || table->defs[i / 2].kind != OPTION_BOOL)) {
+            continue;
+        }
+        char *candidate = nr_format("%s%s", prefix, option);
+        unsigned distance = nr_str_distance(name, nr_str_from(candidate));
         if (distance < least) {
             least = distance;
-            best = table->defs[i].name;
+            nr_free(best);
+            best = candidate;
+        } else {
+            nr_free(candidate);
         }
     }
+    return best;
+}
+
+static nr_status unknown(const struct option_table *table, struct nr_str name, bool in_file,
+                         struct nr_err *err)
+{
+    nr_autofree char *best = nearest_option(table, name, in_file);
     if (best != NULL) {
-        return nr_fail(err, NARU_INVALID, "%sunknown option '" NR_STR_FMT "'; did you mean '%s'?",
-                       where, NR_STR_ARG(name), best);
+        return nr_fail(err, NARU_INVALID, "unknown option '" NR_STR_FMT "'; did you mean '%s'?",
+                       NR_STR_ARG(name), best);
     }
-    return nr_fail(err, NARU_INVALID,
-                   "%sunknown option '" NR_STR_FMT "'; 'naru %s --help' lists all", where,
+    return nr_fail(err, NARU_INVALID, "unknown option '" NR_STR_FMT "'; 'naru %s --help' lists all",
                    NR_STR_ARG(name), table->command);
 }
 
@@ -207,7 +228,7 @@ static nr_status file_begin(void *ctx, struct nr_str name, bool list, struct nr_
     struct option_values *v = ctx;
     int i = find(v->table, name);
     if (i < 0) {
-        return unknown(v->table, name, "", err);
+        return unknown(v->table, name, true, err);
     }
     const struct option_def *d = &v->table->defs[i];
     if (v->in_file[i]) {
@@ -265,11 +286,11 @@ static nr_status read_environment(struct option_values *v, struct nr_err *err)
         char name[ENVIRONMENT_MAX];
         environment_name(d->name, name);
         const char *value = getenv(name);
-        if (value == NULL && d->alias != NULL) {
+        if ((value == NULL || value[0] == '\0') && d->alias != NULL) {
             environment_name(d->alias, name);
             value = getenv(name);
         }
-        if (value == NULL) {
+        if (value == NULL || value[0] == '\0') { /* as compose files and units unset one */
             continue;
         }
         struct nr_str rest = nr_str_from(value);
@@ -386,7 +407,7 @@ static nr_status read_flag(struct option_values *v, int argc, char **argv, int *
         i = -1;
     }
     if (i < 0 && !is_config) {
-        return unknown(v->table, name, "", err);
+        return unknown(v->table, name, false, err);
     }
     if (i >= 0 && v->table->defs[i].kind == OPTION_BOOL) {
         return assign(v, (unsigned)i, value.ptr != NULL ? value : NR_STR("true"),
@@ -468,8 +489,9 @@ nr_status option_parse(const struct option_table *table, void *target, int argc,
         st = read_environment(ret, err);
     }
     look_for_strangers(ret);
-    if (st == NARU_OK && ret->config_file == NULL && getenv("NARU_CONFIG") != NULL) {
-        ret->config_file = getenv("NARU_CONFIG");
+    const char *file = getenv("NARU_CONFIG");
+    if (st == NARU_OK && ret->config_file == NULL && file != NULL && file[0] != '\0') {
+        ret->config_file = file;
     }
     if (st == NARU_OK && ret->config_file != NULL) {
         st = read_file(ret, err);

@@ -191,8 +191,10 @@ void serve_banner(struct nr_node *node, int64_t since_ns, FILE *out)
     print_memory(cfg, catalog, out);
     fprintf(out, "listening (HTTP/1.1, HTTP/2 and gRPC on each)\n");
     for (unsigned i = 0; i < cfg->n_listen; i++) {
-        fprintf(out, "  %s:%u  %s\n", cfg->listen[i].address, cfg->listen[i].bound_port,
-                cfg->listen[i].what);
+        const char *address = cfg->listen[i].address;
+        bool six = strchr(address, ':') != NULL; /* as in a URL: its colons are not the port's */
+        fprintf(out, "  %s%s%s:%u  %s\n", six ? "[" : "", address, six ? "]" : "",
+                cfg->listen[i].bound_port, cfg->listen[i].what);
     }
     print_next(cfg, catalog, out);
     fprintf(out, "ready after %.0f ms\n", (double)(nr_clock_now() - since_ns) / 1e6);

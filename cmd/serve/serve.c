@@ -181,6 +181,7 @@ static void on_hangup(struct serve *s)
                NR_KV_TEXT("reason", err.text));
         return;
     }
+    nr_node_set_access_log(s->node, s->o.access_log);
     nr_log(NR_LOG_INFO, "serve", "log options reread");
 }
 

@@ -105,10 +105,15 @@ static bool is_ours(nr_status st)
     return st == NARU_NOMEM || nr_status_http(st) == 500;
 }
 
+static bool logs_all(const struct nr_api *a)
+{
+    return atomic_load_explicit(&a->access_log, memory_order_relaxed);
+}
+
 /* The log needs the client's name of the request when the body is gone. */
 static void keep_id(struct nr_call *c)
 {
-    bool logged = c->api->cfg.access_log || is_ours(c->err.status);
+    bool logged = logs_all(c->api) || is_ours(c->err.status);
     if (!logged || !c->begun || c->stream != NULL || c->route->scope != NR_SCOPE_INFER) {
         return;
     }
@@ -627,7 +632,7 @@ void nr_call_log_item(const struct nr_call *c, struct nr_str id, struct nr_str m
 {
     bool ours = is_ours(status);
     nr_log_level level = ours ? NR_LOG_WARN : NR_LOG_INFO;
-    if ((!ours && !c->api->cfg.access_log) || !nr_log_on(level)) {
+    if ((!ours && !logs_all(c->api)) || !nr_log_on(level)) {
         return;
     }
     struct nr_str sent = c->x->known.request_id;
@@ -657,10 +662,8 @@ static void on_done(void *ctx, struct nr_exchange *x)
     if (NR_UNLIKELY(c->grace.heap_index)) {
         nr_loop_timer_cancel(x->loop, &c->grace);
     }
-    if (a->cfg.access_log) {
+    if (logs_all(a) || is_ours(c->err.status)) { /* an error of ours is always worth its line */
         access_log(c);
-    } else if (is_ours(c->err.status)) {
-        access_log(c); /* an error of ours is always worth its one line */
     }
     if (c->pin != NULL) {
         nr_catalog_unpin(c->pin, c->version);
@@ -757,6 +760,11 @@ void nr_api_troubles(struct nr_api *a, struct nr_troubles *ret)
     }
 }
 
+void nr_api_set_access_log(struct nr_api *a, bool on)
+{
+    atomic_store(&a->access_log, on);
+}
+
 void nr_api_set_draining(struct nr_api *a)
 {
     atomic_store(&a->draining, true);
@@ -783,6 +791,7 @@ nr_status nr_api_new(const struct nr_api_cfg *cfg, struct nr_api **ret, struct n
 {
     struct nr_api *a = nr_new(struct nr_api);
     a->cfg = *cfg;
+    nr_api_set_access_log(a, cfg->access_log);
     a->start_wall_ns = nr_clock_wall();
     a->app = (struct nr_http_app){.ctx = a,
                                   .on_head = on_head,

@@ -33,8 +33,8 @@ struct nr_api_cfg {
     size_t inline_json_bytes;   /* larger JSON is parsed and written on the pool; 64 KiB */
     bool on_demand;             /* models are loaded when asked for: the repository has a budget */
     bool strict_readiness;      /* ready only when every model is */
-    bool access_log;
-    bool check_browser; /* Host and Origin on loopback listeners */
+    bool access_log;            /* at the start; nr_api_set_access_log */
+    bool check_browser;         /* Host and Origin on loopback listeners */
     const char *const
         *allowed_hosts; /* more names that Host may have there; NULL-terminated or NULL */
     uint64_t max_image_pixels;
@@ -52,6 +52,8 @@ void nr_api_free(struct nr_api *a);
 const struct nr_http_app *nr_api_app(struct nr_api *a);
 /* For metrics and drain; set once, before traffic. */
 void nr_api_set_server(struct nr_api *a, struct nr_server *server);
+/* A line in the log for every request from now on, or no longer. Any thread. */
+void nr_api_set_access_log(struct nr_api *a, bool on);
 /* /v2/health/ready answers "no" from now on. Any thread. */
 void nr_api_set_draining(struct nr_api *a);
 /* Shadow requests under way, which no connection waits for. Any thread. */

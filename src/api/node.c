@@ -331,6 +331,11 @@ static bool wait_connections(struct nr_node *n, int64_t deadline_ns)
     return true;
 }
 
+void nr_node_set_access_log(struct nr_node *n, bool on)
+{
+    nr_api_set_access_log(n->api, on);
+}
+
 void nr_node_unready(struct nr_node *n)
 {
     nr_api_set_draining(n->api);

@@ -72,6 +72,8 @@ bool nr_node_wait_ready(struct nr_node *n, int64_t deadline_ns);
 const struct nr_node_cfg *nr_node_cfg(const struct nr_node *n); /* with bound ports */
 struct nr_repository *nr_node_repository(struct nr_node *n);
 struct nr_server *nr_node_server(struct nr_node *n);
+/* As nr_api_set_access_log. After nr_node_start. */
+void nr_node_set_access_log(struct nr_node *n, bool on);
 /* Readiness is no from here on; everything is served as before. Any thread. */
 void nr_node_unready(struct nr_node *n);
 /* Stops accepting, answers what is there; true when no connection is left before deadline_ns.

@@ -251,9 +251,12 @@ static nr_status negotiate(struct nr_call *c, struct predict *p, struct nr_err *
         p->answer = ANSWER_BYTES;
         return NARU_OK;
     }
+    const char *answers = image ? "image/png, image/jpeg, image/webp or application/json"
+                          : p->plan->output == NR_OUTPUT_TENSOR
+                              ? "application/json or application/octet-stream"
+                              : "application/json";
     return nr_fail(err, NARU_NOT_ACCEPTABLE,
-                   "this model answers %s%s; Accept: " NR_STR_FMT " leaves none of them", declared,
-                   image ? ", image/png, image/jpeg, image/webp or application/json" : "",
+                   "this model answers %s; Accept: " NR_STR_FMT " leaves none of them", answers,
                    NR_STR_ARG(accept));
 }
 

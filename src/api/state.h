@@ -21,6 +21,7 @@ struct nr_api {
     struct nr_catalog_msg *catalog_msgs;
     struct nr_server *server;
     _Atomic bool draining;
+    _Atomic bool access_log;
     _Atomic unsigned n_shadows;   /* requests of shadow.c under way */
     _Atomic unsigned n_abandoned; /* requests that were answered and still run */
     _Atomic uint64_t abandoned;   /* ever */

@@ -429,3 +429,24 @@ char *nr_float_write(float value, char *out)
     }
     return lay_out(decimal_from_float(fraction, exponent), out, false);
 }
+
+bool nr_nonfinite_scan(const char **at, const char *end, double *ret)
+{
+    static const struct {
+        const char *word;
+        double value;
+    } words[] = {{"NaN", (double)NAN},
+                 {"Infinity", (double)INFINITY},
+                 {"Inf", (double)INFINITY},
+                 {"-Infinity", -(double)INFINITY},
+                 {"-Inf", -(double)INFINITY}};
+    for (size_t i = 0; i < NR_COUNT(words); i++) {
+        size_t len = strlen(words[i].word);
+        if ((size_t)(end - *at) >= len && memcmp(*at, words[i].word, len) == 0) {
+            *at += len;
+            *ret = words[i].value;
+            return true;
+        }
+    }
+    return false;
+}

@@ -35,6 +35,9 @@ static inline char *nr_i64_write(int64_t value, char *out)
     return nr_u64_write(magnitude, out);
 }
 
+/* What RFC 8259 lacks and RapidJSON and Python write: NaN, Infinity, Inf, -Infinity, -Inf. False: none of
+ * them stands at *at, which is left. Else *at is behind the word. */
+bool nr_nonfinite_scan(const char **at, const char *end, double *ret);
 /* w * 10^exp10, correctly rounded, when it is a normal double; false for what needs the slow way
  * (subnormal, overflow, undecidable). w != 0. */
 bool nr_decimal_to_double(uint64_t w, int64_t exp10, double *ret);

@@ -158,7 +158,10 @@ static nr_status read_data(struct decoder *d, struct input *in)
     if (!in->has_name || !in->has_shape || !in->has_datatype) {
         nr_json_space(&d->j);
         in->data = d->j.p;
-        return nr_json_skip(&d->j, NULL);
+        d->j.nonfinite = true; /* its datatype is not known: the second reading sees to it */
+        nr_status st = nr_json_skip(&d->j, NULL);
+        d->j.nonfinite = false;
+        return st;
     }
     nr_status st = open_tensor(d, in);
     return st == NARU_OK ? nr_tensor_json_read(&d->j, &d->b, in->tensor) : st;
@@ -351,6 +354,7 @@ bool nr_infer_json_id(struct nr_str json, struct nr_arena *arena, struct nr_str 
     struct nr_str key;
     bool more = false;
     nr_json_init(&j, json, arena, &err);
+    j.nonfinite = true;
     nr_status st = nr_json_object(&j);
     while (st == NARU_OK && (st = nr_json_member(&j, &more, &key)) == NARU_OK && more) {
         if (nr_str_is(key, "id")) {

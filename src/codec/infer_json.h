@@ -2,10 +2,10 @@
  * response. Sources: KServe v2 protocol, Triton's binary data and classification extensions.
  *
  * Deliberate differences to Triton: every client mistake is NARU_INVALID (400), integers are
- * checked against their datatype instead of wrapped, nested data must nest as the shape says,
- * NaN and Infinity are no JSON numbers and refused in requests (RFC 8259; send them as binary).
- * Kept as Triton has it: FP16 and BF16 only as binary, and non-finite floats of a JSON response
- * are written as NaN, Infinity, -Infinity, which Python's and RapidJSON's readers take.
+ * checked against their datatype instead of wrapped, nested data must nest as the shape says.
+ * Kept as Triton has it: FP16 and BF16 only as binary, and non-finite floats of tensors are the words
+ * NaN, Infinity, -Infinity in requests and answers, as Python and RapidJSON write and read them,
+ * though RFC 8259 has no such numbers. They are refused everywhere else in a request.
  *
  * Ownership: everything a decoder returns is in the arena, tied to it, or a view on the body, which
  * must live as long as the request. Everything an encoder returns is in the arena, tied to it, or a

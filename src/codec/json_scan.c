@@ -26,6 +26,7 @@ void nr_json_init(struct nr_json *j, struct nr_str text, struct nr_arena *arena,
     j->err = err;
     j->depth = 0;
     j->first = false;
+    j->nonfinite = false;
 }
 
 nr_status nr_json_fail_at(struct nr_json *j, const char *at, const char *expected)
@@ -423,6 +424,7 @@ nr_status nr_json_double(struct nr_json *j, double *ret)
 
 static nr_status skip_scalar(struct nr_json *j, char c)
 {
+    double ignored;
     if (c == '"') {
         size_t n_escaped;
         const char *at = j->p + 1;
@@ -433,16 +435,19 @@ static nr_status skip_scalar(struct nr_json *j, char c)
         return st;
     }
     if (c == '-' || (c >= '0' && c <= '9')) {
-        double ignored; /* a number too large for a double is still a number here */
-        const char *at = j->p;
+        const char *at = j->p; /* a number too large for a double is still a number here */
         if (nr_double_scan(&at, j->end, &ignored) == NR_SCAN_SYNTAX) {
+            if (j->nonfinite && nr_nonfinite_scan(&j->p, j->end, &ignored)) {
+                return NARU_OK;
+            }
             return nr_json_fail_at(j, at, "a digit");
         }
         j->p = at;
         return NARU_OK;
     }
     if ((c == 't' && take_word(j, "true")) || (c == 'f' && take_word(j, "false")) ||
-        (c == 'n' && take_word(j, "null"))) {
+        (c == 'n' && take_word(j, "null")) ||
+        (j->nonfinite && nr_nonfinite_scan(&j->p, j->end, &ignored))) {
         return NARU_OK;
     }
     return nr_json_fail(j, "a value");

@@ -30,7 +30,9 @@ struct nr_json {
     struct nr_arena *arena; /* for strings with escapes */
     struct nr_err *err;
     unsigned depth;
-    bool first;                          /* nothing of the innermost container was read yet */
+    bool first; /* nothing of the innermost container was read yet */
+    bool
+        nonfinite; /* nr_json_skip takes NaN and infinities too (nr_nonfinite_scan): false at first */
     uint16_t members[NR_JSON_DEPTH_MAX]; /* of each open object */
 };
 

@@ -85,7 +85,7 @@ static const char *expected_value(int32_t dtype, bool range)
         return "a string (BYTES)";
     default:
         return range ? "a number that fits the datatype (larger ones only as binary data)"
-                     : "a number (NaN and infinities only as binary data)";
+                     : "a number";
     }
 }
 
@@ -108,6 +108,19 @@ static inline __attribute__((always_inline)) nr_scan read_integer(const char **a
     }
     uint64_t value = negative ? 0 - magnitude : magnitude;
     memcpy(out, &value, bits / 8); /* little-endian: the low bytes come first */
+    return NR_SCAN_OK;
+}
+
+/* The words for NaN and infinities; apart, for they are rare. */
+static __attribute__((noinline, cold)) nr_scan read_nonfinite(const char **at, const char *end,
+                                                              int32_t dtype, uint8_t *out)
+{
+    double d;
+    if ((dtype != NARU_FP32 && dtype != NARU_FP64) || !nr_nonfinite_scan(at, end, &d)) {
+        return NR_SCAN_SYNTAX;
+    }
+    float f = (float)d;
+    memcpy(out, dtype == NARU_FP64 ? (void *)&d : (void *)&f, naru_dtype_bytes(dtype));
     return NR_SCAN_OK;
 }
 
@@ -152,6 +165,10 @@ static inline __attribute__((always_inline)) nr_status read_run(struct reader *r
         p = skip_space(p, end);
         const char *begin = p;
         nr_scan scan = read_value(&p, end, dtype, out);
+        if (NR_UNLIKELY(scan == NR_SCAN_SYNTAX)) {
+            p = begin;
+            scan = read_nonfinite(&p, end, dtype, out);
+        }
         if (NR_UNLIKELY(scan != NR_SCAN_OK)) {
             return begin < end && *begin == ']'
                        ? fail_count(r, begin, n, false)

@@ -188,9 +188,10 @@ nr_status nr_source_open(struct nr_source *s, const char *path, struct nr_err *e
     char real[PATH_MAX]; /* the operator's path: symlinks allowed */
     *s = (struct nr_source){.fd = -1};
     if (!realpath(path, real) || stat(real, &sb) != 0) {
-        bool missing = errno == ENOENT;
-        return nr_fail(err, missing ? NARU_NOT_FOUND : NARU_IO, "%s: %s", path,
-                       missing ? "there is no such file or folder" : "cannot be opened");
+        int why = errno;
+        return why == ENOENT
+                   ? nr_fail(err, NARU_NOT_FOUND, "%s: there is no such file or folder", path)
+                   : nr_fail(err, NARU_IO, "%s: cannot be opened: %s", path, strerror(why));
     }
     if (!S_ISDIR(sb.st_mode)) {
         return open_file_source(s, real, err);

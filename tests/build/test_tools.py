@@ -23,6 +23,12 @@ def setup(*arguments, **environment):
                           stdin=subprocess.DEVNULL, check=False, env={**os.environ, **environment})
 
 
+def test_install_takes_folders_with_blanks():
+    make = ["make", "-n", "install", "SETUP=0", "DESTDIR=/a b", "PREFIX=/opt/c d"]
+    done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert "DESTDIR='/a b' cmake --install build --prefix '/opt/c d'" in done.stdout
+
+
 def test_setup_is_complete_and_verifies():
     done = setup("--check", "--no-packages", "--group", "test")
     assert done.returncode == 0, done.stdout + done.stderr

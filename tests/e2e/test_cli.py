@@ -63,6 +63,43 @@ def test_unknown_option_suggests_the_nearest():
     assert "unknown option 'htpp-port'; did you mean 'http-port'?" in done.stderr
 
 
+@pytest.mark.parametrize("given, nearest", [
+    ("--hlep", "help"), ("--hel", "help"), ("--prnt-config", "print-config"), ("--confg=x", "config"),
+    ("--no-acess-log", "no-access-log"), ("--prot", "port"), ("--zz", None), ("--no-prot", None)])
+def test_the_nearest_option_is_near(given, nearest):
+    done = run("serve", given)
+    assert done.returncode == 2
+    assert f"did you mean '{nearest}'?" in done.stderr if nearest else "'naru serve --help' lists all" in done.stderr
+
+
+def test_a_file_is_told_of_options_that_a_file_can_have(tmp_path):
+    (tmp_path / "c.yaml").write_text("hlep: 1\n")
+    done = run("serve", "--config", str(tmp_path / "c.yaml"))
+    assert done.returncode == 2 and "unknown option 'hlep'; 'naru serve --help' lists all" in done.stderr
+
+
+def test_an_empty_variable_is_none():
+    got = config_of(env={"NARU_ACCESS_LOG": "", "NARU_PORT": "", "NARU_CONFIG": "", "NARU_ID": ""})
+    assert got["access-log"] == ("false", "default") and got["port"] == ("0", "default")
+    assert got["id"] == ('"naru"', "default")
+
+
+def test_a_path_that_cannot_be_opened_says_why(tmp_path):
+    (tmp_path / "file").touch()
+    done = run("serve", str(tmp_path / "file" / "below"), "--no-keep-gallery")
+    assert done.returncode == 1 and "cannot be opened: Not a directory" in done.stderr
+
+
+def test_the_banner_brackets_an_address_with_colons(server):
+    try:
+        with socket.socket(socket.AF_INET6) as s:
+            s.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6 loopback")
+    one = server("--address", "::1")
+    assert any(re.match(r"  \[::1\]:\d+  http", line) for line in one.banner)
+
+
 @pytest.mark.parametrize(
     "args, text",
     [
@@ -298,6 +335,31 @@ def test_sighup_opens_the_log_again(server, tmp_path):
     wait_until(log.exists, what="the new log file")
     get(one, "/v2/health/ready")
     wait_until(lambda: "msg=ready" in log.read_text(), what="a line in the new file")
+
+
+def test_sighup_reads_the_log_options_again(server, tmp_path):
+    models, log, file = tmp_path / "models", tmp_path / "naru.log", tmp_path / "c.yaml"
+    models.mkdir()
+    file.write_text("access-log: false\n")
+    one = server("--config", file, "--log-file", log, models=[models])
+
+    def after_hangup(text, said):
+        before = log.read_text().count(said)
+        file.write_text(text)
+        one.signal(signal.SIGHUP)
+        wait_until(lambda: log.read_text().count(said) > before, what="the line about SIGHUP")
+
+    get(one, "/v2/health/live")
+    after_hangup("access-log: true\nlog-format: json\n", "log options reread")
+    get(one, "/v2/health/ready")
+    wait_until(lambda: '"msg":"ready"' in log.read_text(), what="an access line as JSON")
+    after_hangup("access-lgo: false\n", "options are as before")
+    get(one, "/v2")
+    wait_until(lambda: '"path":"/v2"' in log.read_text(), what="an access line, as before")
+    after_hangup("{}", "log options reread")
+    get(one, "/v2/health/models")
+    assert one.stop() == 0
+    assert "msg=live" not in log.read_text() and "/v2/health/models" not in log.read_text()
 
 
 def test_log_lines_cannot_be_forged(server, tmp_path):

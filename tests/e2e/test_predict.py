@@ -233,7 +233,9 @@ def test_accept(mirrors, accept, form):
 
 
 def test_accept_that_leaves_nothing(mirrors, examples):
-    refused(mirrors, "/v2/models/picture/predict", PHOTO, 406, "image/png", "text/plain", accept="text/plain")
+    refused(mirrors, "/v2/models/picture/predict", PHOTO, 406, "answers image/png, image/jpeg, image/webp or application/json;",
+            "text/plain", accept="text/plain")
+    refused(mirrors, "/v2/models/tensor/predict", PHOTO, 406, "application/json or application/octet-stream", accept="a/b")
     refused(mirrors, "/v2/models/picture/predict", PHOTO, 406, accept="*/*;q=0")
     refused(examples, "/v2/models/digits/predict", PHOTO, 406, "application/json", accept="image/png")
 

@@ -239,8 +239,17 @@ static const struct value_case values[] = {
     {"FP32", "3.4028234663852886e38,1E5", "3.4028235e38,100000.0", NULL},
     {"FP32", "3.4028235677973366e38,1", NULL, "a number that fits the datatype"},
     {"FP32", "1e400,1", NULL, "a number that fits the datatype"},
-    {"FP32", "NaN,1", NULL, "NaN and infinities only as binary data"},
-    {"FP32", "1,-Infinity", NULL, "NaN and infinities only as binary data"},
+    {"FP32", "NaN,1", "NaN,1.0", NULL},
+    {"FP32", "1,-Infinity", "1.0,-Infinity", NULL},
+    {"FP32", "Inf , -Inf", "Infinity,-Infinity", NULL},
+    {"FP64", "Infinity,NaN", "Infinity,NaN", NULL},
+    {"FP32", "-NaN,1", NULL, "expected a number"},
+    {"FP32", "nan,1", NULL, "expected a number"},
+    {"FP32", "Na", NULL, "expected a number"},
+    {"FP32", "NaNN,1", NULL, "expected ','"},
+    {"FP32", "Infinit,1", NULL, "expected ','"},
+    {"INT32", "NaN,1", NULL, "an integer from -2147483648"},
+    {"BOOL", "NaN,true", NULL, "expected true or false"},
     {"FP32", "\"1\",1", NULL, "expected a number"},
     {"FP32", "true,1", NULL, "expected a number"},
     {"FP32", "null,1", NULL, "expected a number"},
@@ -289,6 +298,46 @@ static void test_values(void **state)
             fail_msg("%s, expected %s", text, want);
         }
         free(text);
+        kit_done(&k);
+    }
+}
+
+/* NaN and infinities are values of floats in "data", also where the datatype comes after it, and nowhere else. */
+static void test_nonfinite(void **state)
+{
+    (void)state;
+    struct kit k;
+    struct nr_infer_body body;
+    kit_init(&k, NARU_FP64, 0, DIMS(-1));
+    assert_int_equal(kit_json(&k,
+                              "{\"inputs\":[{\"data\":[[NaN],[-Infinity]],\"name\":\"INPUT0\","
+                              "\"shape\":[2],\"datatype\":\"FP64\"}]}",
+                              NULL, 0),
+                     NARU_INVALID); /* the nesting, not the words */
+    assert_non_null(strstr(k.err.text, "expected a number, got '['"));
+    kit_done(&k);
+    kit_init(&k, NARU_FP64, 0, DIMS(-1));
+    assert_int_equal(kit_json(&k,
+                              "{\"inputs\":[{\"data\":[NaN,-Infinity],\"name\":\"INPUT0\","
+                              "\"shape\":[2],\"datatype\":\"FP64\"}]}",
+                              NULL, 0),
+                     NARU_OK);
+    char *text = echo(&k, false, &body);
+    assert_non_null(strstr(text, "\"data\":[NaN,-Infinity]"));
+    free(text);
+    kit_done(&k);
+    static const char *const elsewhere[] = {
+        "{\"inputs\":[{\"data\":[NaN],\"name\":\"INPUT0\",\"shape\":[1],\"datatype\":\"FP64\","
+        "\"extra\":NaN}]}",
+        "{\"inputs\":[{\"data\":[NaX],\"name\":\"INPUT0\",\"shape\":[1],\"datatype\":\"FP64\"}]}",
+        "{\"inputs\":[{\"data\":[-],\"name\":\"INPUT0\",\"shape\":[1],\"datatype\":\"FP64\"}]}",
+        "{\"inputs\":[{\"name\":\"INPUT0\",\"shape\":[Infinity],\"datatype\":\"FP64\",\"data\":[1]}"
+        "]}",
+        "{\"parameters\":{\"a\":NaN},\"inputs\":[]}",
+    };
+    for (size_t i = 0; i < NR_COUNT(elsewhere); i++) {
+        kit_init(&k, NARU_FP64, 0, DIMS(-1));
+        kit_refused(&k, kit_json(&k, elsewhere[i], NULL, 0), "invalid JSON at byte");
         kit_done(&k);
     }
 }
@@ -1050,6 +1099,7 @@ int main(void)
         cmocka_unit_test(test_key_order),
         cmocka_unit_test(test_answer),
         cmocka_unit_test(test_values),
+        cmocka_unit_test(test_nonfinite),
         cmocka_unit_test(test_float_rounding),
         cmocka_unit_test(test_nesting),
         cmocka_unit_test(test_shapes),
