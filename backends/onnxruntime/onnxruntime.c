@@ -217,8 +217,6 @@ naru_status ort_status(const struct naru_backend_lib *lib, OrtStatus *st, const 
         cut_out(copy, hide[i]);
     }
     if (copy) {
-    }
-    if (copy) {
         cut_places(copy);
         tidy(copy);
     }
@@ -501,6 +499,7 @@ static const naru_backend table = {
     .device_get = device_get,
     .model_memory = ort_model_memory,
     .model_trim = ort_model_trim,
+    .model_form = ort_model_form,
 };
 
 NARU_EXPORT const naru_backend *naru_backend_entry(void);

@@ -11,7 +11,7 @@
  *     them by naru_tensor::index.
  *  2. A model that fails to open gives back its charge of pool threads.
  *
- * Threads: read only after ort_model_open. Several models may be opened at once.
+ * Threads: read only after ort_model_open, but for forms (ort_forms.c). Several models may be opened at once.
  */
 #include <fcntl.h>
 #include <malloc.h>
@@ -273,21 +273,77 @@ static size_t heap_bytes(void)
     return m.uordblks + m.hblkhd;
 }
 
-/* CreateSession, and what the heap grew by when nobody else loaded meanwhile. */
-static naru_status make_session(naru_backend_model *m, const char *path,
-                                const OrtSessionOptions *so, const char *const *hide,
-                                unsigned n_hide, naru_text *err)
+/* The usual way: a session of the file, and what the heap grew by when nobody else loaded meanwhile. */
+static naru_status make_session(naru_backend_model *m, const naru_model_args *args,
+                                const struct ort_graph *graph, const char *path,
+                                const char *const *hide, unsigned n_hide, naru_text *err)
 {
     struct naru_backend_lib *lib = m->lib;
-    unsigned begun = atomic_fetch_add(&lib->openings, 1) + 1;
-    bool alone = atomic_fetch_add(&lib->opening, 1) == 0;
-    size_t before = heap_bytes();
-    OrtStatus *s = lib->api->CreateSession(lib->env, path, so, &m->session);
-    size_t after = heap_bytes();
-    alone = alone && atomic_load(&lib->openings) == begun;
+    OrtSessionOptions *so = NULL;
+    naru_status st = ort_options_plain(lib, args, true, &so, err);
+    if (st == NARU_OK) {
+        st = ort_options_threads(lib, args, graph, so, &m->threads, err);
+    }
+    if (st == NARU_OK) {
+        unsigned begun = atomic_fetch_add(&lib->openings, 1) + 1;
+        bool alone = atomic_fetch_add(&lib->opening, 1) == 0;
+        size_t before = heap_bytes();
+        OrtStatus *s = lib->api->CreateSession(lib->env, path, so, &m->session);
+        size_t after = heap_bytes();
+        alone = alone && atomic_load(&lib->openings) == begun;
+        atomic_fetch_sub(&lib->opening, 1);
+        m->memory_bytes = alone && after > before ? after - before : m->info.weight_bytes;
+        st = ort_status(lib, s, hide, n_hide, err);
+    }
+    if (so) {
+        lib->api->ReleaseSessionOptions(so);
+    }
+    return st;
+}
+
+/* A session whose weights others can share. False: this model's cannot be, or it is not worth it, and nothing
+ * is left of the attempt; if the file is to blame, the usual way says so. */
+static bool make_shared(naru_backend_model *m, const naru_model_args *args,
+                        const struct ort_graph *graph, const char *path)
+{
+    struct naru_backend_lib *lib = m->lib;
+    char text[ORT_MAX_TEXT];
+    naru_text err = {.struct_size = sizeof err, .capacity = sizeof text, .data = text};
+    OrtSessionOptions *so = NULL;
+    uint64_t held = 0, used = 0;
+    atomic_fetch_add(&lib->openings, 1);
+    atomic_fetch_add(&lib->opening, 1); /* the heap grows now for another model than yours */
+    naru_status st = ort_store_open(lib, args, path, &m->store, &err);
+    if (st == NARU_OK) {
+        st = ort_status(lib, ort_store_options(lib, m->store, &so), NULL, 0, &err);
+    }
+    if (st == NARU_OK) {
+        st = ort_options_threads(lib, args, graph, so, &m->threads, &err);
+    }
+    if (st == NARU_OK) {
+        OrtStatus *s = ort_store_session(lib, m->store, so, &m->session);
+        st = ort_status(lib, s, NULL, 0, &err);
+    }
     atomic_fetch_sub(&lib->opening, 1);
-    m->memory_bytes = alone && after > before ? after - before : m->info.weight_bytes;
-    return ort_status(lib, s, hide, n_hide, err);
+    if (so) {
+        lib->api->ReleaseSessionOptions(so);
+    }
+    if (st == NARU_OK) {
+        ort_arena_bytes(m, &held, &used);
+        m->memory_bytes = ort_store_bytes(m->store) + held;
+    }
+    if (st == NARU_OK && ort_store_shares(m, used)) {
+        return true;
+    }
+    if (m->session) {
+        lib->api->ReleaseSession(m->session);
+        m->session = NULL;
+    }
+    ort_store_free(lib, m->store);
+    m->store = NULL;
+    atomic_fetch_sub_explicit(&lib->pool_threads, m->threads.charged, memory_order_relaxed);
+    m->threads = (struct ort_threads){0};
+    return false;
 }
 
 /* The file to open: args->file, or model.onnx within it when it is a folder. */
@@ -327,13 +383,10 @@ static naru_status open_file(naru_backend_model *m, const naru_model_args *args,
     struct ort_graph graph;
     ort_graph_read(args->dir_fd, file, &graph);
     m->info.weight_bytes = graph.weight_bytes;
-    OrtSessionOptions *so = NULL;
-    st = ort_options_make(m->lib, args, &graph, &so, &m->threads, err);
-    if (st != NARU_OK) {
-        return st;
+    if (!ort_store_wanted(m->lib, args, &graph) || !make_shared(m, args, &graph, path)) {
+        st = make_session(m, args, &graph, path, hide, 3, err);
     }
-    st = make_session(m, path, so, hide, 3, err);
-    m->lib->api->ReleaseSessionOptions(so);
+    m->forms[NARU_FORM_WIDE] = m->session;
     if (st == NARU_OK) {
         st = read_info(m, &graph, err);
     }
@@ -341,7 +394,8 @@ static naru_status open_file(naru_backend_model *m, const naru_model_args *args,
         m->open_shapes = has_open_shapes(m, args->max_batch_size);
         m->info.used_options = ort_options_used(args);
         m->info.flags = NARU_MODEL_SHARED_SESSION |
-                        (is_static(m, &graph) ? (uint32_t)NARU_MODEL_STATIC_GRAPH : 0u);
+                        (is_static(m, &graph) ? (uint32_t)NARU_MODEL_STATIC_GRAPH : 0u) |
+                        (m->threads.elastic ? (uint32_t)NARU_MODEL_ELASTIC : 0u);
     }
     return st;
 }
@@ -375,9 +429,12 @@ void ort_model_close(naru_backend_model *model)
     struct naru_backend_lib *lib = model->lib;
     io_release(model, model->ins, model->info.n_inputs);
     io_release(model, model->outs, model->info.n_outputs);
-    if (model->session) {
-        lib->api->ReleaseSession(model->session);
+    for (uint32_t f = 0; f < NARU_FORMS; f++) {
+        if (model->forms[f]) {
+            lib->api->ReleaseSession(model->forms[f]);
+        }
     }
+    ort_store_free(lib, model->store);
     atomic_fetch_sub_explicit(&lib->pool_threads, model->threads.charged, memory_order_relaxed);
     for (size_t i = 0; model->symbols && i < (size_t)model->info.n_inputs * NARU_MAX_RANK; i++) {
         free(model->symbols[i]);

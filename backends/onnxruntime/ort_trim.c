@@ -29,20 +29,19 @@ static uint64_t stat_of(const OrtApi *a, const OrtKeyValuePairs *all, const char
     return text && naru_parse_i64(text, &value) && value > 0 ? (uint64_t)value : 0;
 }
 
-/* Bytes that the session's arena holds and nobody uses; 0 where there is no arena. */
-static uint64_t unused_bytes(const naru_backend_model *m)
+void ort_arena_bytes(const naru_backend_model *m, uint64_t *ret_held, uint64_t *ret_used)
 {
     const OrtApi *a = m->lib->api;
     OrtAllocator *arena = NULL;
     OrtKeyValuePairs *all = NULL;
-    uint64_t total = 0, used = 0;
     OrtStatus *s = a->CreateAllocator(m->session, m->lib->cpu_memory, &arena);
+    *ret_held = *ret_used = 0;
     if (!s && arena->GetStats) {
         s = arena->GetStats(arena, &all);
     }
     if (!s && all) {
-        total = stat_of(a, all, "TotalAllocated");
-        used = stat_of(a, all, "InUse");
+        *ret_held = stat_of(a, all, "TotalAllocated");
+        *ret_used = stat_of(a, all, "InUse");
     }
     if (all) {
         a->ReleaseKeyValuePairs(all);
@@ -51,7 +50,14 @@ static uint64_t unused_bytes(const naru_backend_model *m)
         a->ReleaseAllocator(arena);
     }
     (void)ort_status(m->lib, s, NULL, 0, NULL);
-    return total > used ? total - used : 0;
+}
+
+/* Bytes that the session's arena holds and nobody uses; 0 where there is no arena. */
+static uint64_t unused_bytes(const naru_backend_model *m)
+{
+    uint64_t held, used;
+    ort_arena_bytes(m, &held, &used);
+    return held > used ? held - used : 0;
 }
 
 struct probe { /* the inputs of a run that ends before it begins */

@@ -575,7 +575,8 @@ nr_status nr_batch_seal(struct nr_batch *b, struct nr_batch_view *view)
                              .requests = b->requests,
                              .inputs = b->in_tensors,
                              .outputs = b->out_tensors,
-                             .host = view};
+                             .host = view,
+                             .form = b->form};
     return err.status;
 }
 
