@@ -121,7 +121,9 @@ bool ort_options_elastic(const struct naru_backend_lib *lib, const naru_model_ar
 naru_status ort_store_open(struct naru_backend_lib *lib, const naru_model_args *args,
                            const char *path, struct ort_store **ret, naru_text *err);
 void ort_store_free(const struct naru_backend_lib *lib, struct ort_store *s); /* accepts NULL */
-uint64_t ort_store_bytes(const struct ort_store *s);                          /* accepts NULL */
+/* Is it an input of the model, or a weight that an old format lists among them? */
+bool ort_store_has_input(const struct ort_store *s, const char *name);
+uint64_t ort_store_bytes(const struct ort_store *s); /* accepts NULL */
 OrtStatus *ort_store_options(const struct naru_backend_lib *lib, const struct ort_store *store,
                              OrtSessionOptions **ret);
 OrtStatus *ort_store_session(const struct naru_backend_lib *lib, const struct ort_store *store,

@@ -37,7 +37,44 @@ struct ort_store {
     OrtSessionOptions *options; /* of every session that is made from it, but for threads */
     void *graph, *weights;      /* mapped, read only */
     size_t graph_bytes, weights_bytes;
+    char **inputs; /* [n_inputs] of the model as it was */
+    size_t n_inputs;
 };
+
+/* Models of an old format (IR version 3) list their weights among their inputs. The library leaves them out as
+ * long as they have values; optimised away, they are in what it writes as inputs without any. Nobody reads them. */
+bool ort_store_has_input(const struct ort_store *s, const char *name)
+{
+    for (size_t i = 0; i < s->n_inputs; i++) {
+        if (strcmp(s->inputs[i], name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static OrtStatus *note_inputs(const struct naru_backend_lib *lib, struct ort_store *store,
+                              const OrtSession *session)
+{
+    const OrtApi *a = lib->api;
+    size_t n = 0;
+    OrtStatus *s = a->SessionGetInputCount(session, &n);
+    store->inputs = s ? NULL : calloc(n + 1, sizeof *store->inputs);
+    while (!s && store->inputs && store->n_inputs < n) {
+        char *name = NULL;
+        s = a->SessionGetInputName(session, store->n_inputs, lib->allocator, &name);
+        char *copy = s ? NULL : strdup(name);
+        s = s ? s : a->AllocatorFree(lib->allocator, name);
+        if (!copy) {
+            break; /* an input that is missing is found out by the caller */
+        }
+        store->inputs[store->n_inputs++] = copy;
+    }
+    if (!s && store->n_inputs < n) {
+        s = a->CreateStatus(ORT_FAIL, "out of memory");
+    }
+    return s;
+}
 
 bool ort_store_wanted(const struct naru_backend_lib *lib, const naru_model_args *args,
                       const struct ort_graph *graph)
@@ -62,6 +99,10 @@ void ort_store_free(const struct naru_backend_lib *lib, struct ort_store *s)
     if (s->options) {
         lib->api->ReleaseSessionOptions(s->options);
     }
+    for (size_t i = 0; i < s->n_inputs; i++) {
+        free(s->inputs[i]);
+    }
+    free(s->inputs);
     if (s->graph) {
         munmap(s->graph, s->graph_bytes);
     }
@@ -93,8 +134,8 @@ static void *map_file(int fd, size_t *bytes)
 }
 
 /* A session that optimises the model and writes it down; it never runs. */
-static OrtStatus *save(struct naru_backend_lib *lib, const char *path, OrtSessionOptions *so,
-                       int graph_fd, const char *weights_name)
+static OrtStatus *save(struct naru_backend_lib *lib, struct ort_store *store, const char *path,
+                       OrtSessionOptions *so, int graph_fd, const char *weights_name)
 {
     const OrtApi *a = lib->api;
     char graph[64];
@@ -107,6 +148,7 @@ static OrtStatus *save(struct naru_backend_lib *lib, const char *path, OrtSessio
                                      weights_name);
     s = s ? s : a->AddSessionConfigEntry(so, "session.disable_prepacking", "1");
     s = s ? s : a->CreateSession(lib->env, path, so, &session);
+    s = s ? s : note_inputs(lib, store, session);
     if (session) {
         a->ReleaseSession(session);
     }
@@ -146,7 +188,7 @@ naru_status ort_store_open(struct naru_backend_lib *lib, const naru_model_args *
         st = ort_options_plain(lib, args, true, &so, err);
     }
     if (st == NARU_OK) {
-        st = ort_status(lib, save(lib, path, so, graph, name), NULL, 0, err);
+        st = ort_status(lib, save(lib, store, path, so, graph, name), NULL, 0, err);
     }
     if (st == NARU_OK) {
         store->graph = map_file(graph, &store->graph_bytes);

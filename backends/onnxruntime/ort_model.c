@@ -87,7 +87,8 @@ static naru_status read_symbols(const struct naru_backend_lib *lib,
     return st;
 }
 
-/* Name, type and shape of one input or output. *skip is set for an output that is no tensor. */
+/* Name, type and shape of one input or output. *skip is set for an output that is no tensor, and for a weight
+ * among the inputs. */
 static naru_status read_io(naru_backend_model *m, bool input, size_t i, struct ort_value_io *io,
                            int64_t *dims, bool *skip, naru_text *err)
 {
@@ -100,6 +101,10 @@ static naru_status read_io(naru_backend_model *m, bool input, size_t i, struct o
         return ort_status(lib, s, NULL, 0, err);
     }
     io->name = name; /* the library's memory, given back by io_release */
+    if (input && m->store && !ort_store_has_input(m->store, name)) {
+        *skip = true;
+        return NARU_OK;
+    }
     OrtTypeInfo *info = NULL;
     s = input ? a->SessionGetInputTypeInfo(m->session, i, &info)
               : a->SessionGetOutputTypeInfo(m->session, i, &info);
@@ -115,7 +120,7 @@ static naru_status read_io(naru_backend_model *m, bool input, size_t i, struct o
     }
     naru_status st = ort_status(lib, s, NULL, 0, err);
     if (st == NARU_OK && tensor && input && rank <= NARU_MAX_RANK) {
-        st = read_symbols(lib, tensor, rank, dims, m->symbols + i * NARU_MAX_RANK, err);
+        st = read_symbols(lib, tensor, rank, dims, m->symbols + (io - m->ins) * NARU_MAX_RANK, err);
     }
     if (info) {
         a->ReleaseTypeInfo(info);
@@ -164,12 +169,14 @@ static naru_status read_list(naru_backend_model *m, bool input, size_t n, struct
         *io = (struct ort_value_io){0};
         int64_t *shape = dims + (size_t)*ret_n * NARU_MAX_RANK;
         naru_status st = read_io(m, input, i, io, shape, &skip, err);
-        if (skip) {
+        if (skip && !input) {
             char text[256];
             (void)snprintf(text, sizeof text,
                            "output \"%s\" is no tensor (a sequence or map) and is left out",
                            io->name);
             m->lib->host->log(2, text);
+        }
+        if (skip) {
             OrtStatus *s =
                 m->lib->api->AllocatorFree(m->lib->allocator, (void *)(uintptr_t)io->name);
             (void)ort_status(m->lib, s, NULL, 0, NULL);

@@ -580,6 +580,11 @@ nr_status nr_batch_seal(struct nr_batch *b, struct nr_batch_view *view)
     return err.status;
 }
 
+void nr_batch_form_set(struct nr_batch *b, uint32_t form)
+{
+    b->form = form;
+}
+
 /* ---- reading ----------------------------------------------------------------------------------- */
 
 uint32_t nr_batch_requests(const struct nr_batch *b)

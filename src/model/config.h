@@ -146,6 +146,11 @@ struct nr_model_config {
     uint32_t n_preferred;
     const int32_t *preferred; /* ascending, each in 1..max_batch_size */
     uint64_t max_queue_delay_ns;
+    enum nr_config_parallelism {
+        NR_CONFIG_PARALLEL_AUTO,
+        NR_CONFIG_PARALLEL_WIDE,
+        NR_CONFIG_PARALLEL_NARROW
+    } parallelism;                        /* parameter naru.parallelism */
     int64_t latency_target_ns;            /* parameter naru.latency_target_ms; 0: none */
     uint32_t n_levels;                    /* of priority, 1 at least; 1 without dynamic batching */
     uint32_t default_level;               /* from 0 */

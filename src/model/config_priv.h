@@ -10,6 +10,8 @@
 /* Parameter "true" (default) or "false": whether dimensions of one name must be equal. */
 #define NR_CONFIG_CHECK_SYMBOLS "naru.check_symbols"
 #define NR_CONFIG_LATENCY_TARGET "naru.latency_target_ms"
+/* Parameter "auto" (default), "wide" or "narrow": how executions share the cores. */
+#define NR_CONFIG_PARALLELISM "naru.parallelism"
 
 /* Rules that the text alone can break: names, types, dims, reshapes, schedulers, instances.
  * NARU_INVALID, or NARU_UNSUPPORTED for features that this version does not serve. */

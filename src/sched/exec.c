@@ -6,7 +6,7 @@
  * runnable has waited SPARE_WAIT_NS and fewer than `base` threads are really computing (their CPU
  * clocks say so). It then works like the others and starts the next spare. So a plug-in that
  * blocks for seconds delays other models by milliseconds, and computing models never get more
- * threads than cores.
+ * threads than cores, unless one says that they are better off with twice as many (parallel.h).
  *
  * INVARIANTS
  *  1. A runnable is in the queue at most once (queued). A wake during run() queues it again, so no
@@ -49,6 +49,7 @@ struct nr_exec {
     struct nr_list timed;   /* nr_runnable.timed_node, unordered: one per delayed model */
     struct nr_list workers;
     unsigned base, max_threads, n_threads;
+    unsigned n_crowds;  /* who wants more threads to compute than there are cores */
     unsigned n_idle;    /* waiting workers that no wake has claimed */
     unsigned n_claimed; /* wakes signalled to workers that have not woken yet */
     bool stopping;
@@ -160,7 +161,8 @@ static bool spare_needed(struct nr_exec *e, int64_t now_ns, int64_t *ret_look_ns
     }
     const struct nr_runnable *oldest = nr_container_of(e->queue.next, struct nr_runnable, node);
     int64_t due_ns = oldest->since_ns + SPARE_WAIT_NS;
-    if (now_ns >= due_ns && computing(e, now_ns) < e->base) {
+    unsigned most = e->n_crowds > 0 ? 2 * e->base : e->base;
+    if (now_ns >= due_ns && computing(e, now_ns) < most) {
         return true;
     }
     *ret_look_ns = NR_MIN(*ret_look_ns, NR_MAX(due_ns, now_ns + SPARE_WAIT_NS / 5));
@@ -305,6 +307,13 @@ void nr_exec_wake_at(struct nr_exec *e, struct nr_runnable *r, int64_t at_ns)
         pthread_cond_broadcast(&e->work); /* every waiter must learn the new time */
         pthread_cond_signal(&e->spare);
     }
+    pthread_mutex_unlock(&e->lock);
+}
+
+void nr_exec_crowd(struct nr_exec *e, bool wanted)
+{
+    pthread_mutex_lock(&e->lock);
+    e->n_crowds += wanted ? 1u : -1u;
     pthread_mutex_unlock(&e->lock);
 }
 

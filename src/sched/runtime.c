@@ -14,7 +14,12 @@
 
 #include <stdatomic.h>
 
+#include "base/cpu.h"
 #include "base/mem.h"
+
+/* Executions of an elastic model that may run at once: each one needs memory of its own for what is between its
+ * layers. */
+#define MAX_LANES 16u
 
 static void runtime_free(struct nr_runtime *rt)
 {
@@ -196,6 +201,26 @@ static void level_rules(const struct nr_model_config *c, struct nr_queue_rules *
     }
 }
 
+/* May how many run at once, and in which form, follow the measured times? With instances of the configuration
+ * it is for one instance only, whose threads may still wait busily or not. */
+static bool is_elastic(const struct nr_runtime *rt, const struct nr_model_config *c)
+{
+    return (rt->model->info->flags & NARU_MODEL_ELASTIC) != 0 && c->sequence == NULL &&
+           !c->decoupled && !c->preserve_ordering && first_device(c) < 0 &&
+           (!rt->says_instances || c->n_instances == 1);
+}
+
+/* How many instances of the plug-in. */
+static unsigned instances_of(const struct nr_runtime_host *host, const struct nr_runtime *rt,
+                             const struct nr_model_config *c)
+{
+    unsigned n = NR_MAX(c->n_instances, 1u);
+    if (rt->says_instances || !is_elastic(rt, c)) {
+        return n;
+    }
+    return NR_MIN(NR_MIN(2 * nr_cpu_usable(), MAX_LANES), NR_MAX(host->max_instances, 1u));
+}
+
 static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtime *rt,
                             const struct nr_model_config *c, struct nr_err *err)
 {
@@ -215,6 +240,9 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
                                .placement = host->placement,
                                .limits = host->limits,
                                .latency_target_ns = c->latency_target_ns,
+                               .parallel = {.on = is_elastic(rt, c),
+                                            .wish = (nr_parallelism)c->parallelism,
+                                            .cores = nr_cpu_usable()},
                                .decoupled = c->decoupled};
     cfg.placement.allowed = may_inline(host, rt, c);
     struct nr_queue_rules levels[NR_CONFIG_MAX_LEVELS];
@@ -308,12 +336,12 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
 {
     const struct nr_runtime_host *host = ctx;
     nr_cleanup(runtime_free_at) struct nr_runtime *rt = NR_TAKE(v->runtime);
-    bool says_instances = v->config->pb->n_instance_group > 0;
     if (v->config->ensemble != NULL) {
         nr_status ended = open_pipeline(host, v, rt, err);
         v->runtime = ended == NARU_OK ? NR_TAKE(rt) : NULL;
         return ended;
     }
+    rt->says_instances = v->config->pb->n_instance_group > 0;
     rt->says_batching = v->config->pb->dynamic_batching != NULL;
     nr_status st = open_model(v, rt, err);
     if (st != NARU_OK) {
@@ -325,8 +353,8 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
         return st;
     }
     const struct nr_model_config *c = v->config;
-    st = open_instances(rt, c, NR_MAX(c->n_instances, 1u), host->max_instances, err);
-    if (st == NARU_OK && !says_instances && may_inline(host, rt, c) &&
+    st = open_instances(rt, c, instances_of(host, rt, c), host->max_instances, err);
+    if (st == NARU_OK && !rt->says_instances && may_inline(host, rt, c) &&
         (rt->model->info->flags & NARU_MODEL_SHARED_SESSION) != 0) {
         st = open_loop_instances(rt, host->n_loops, err);
     }

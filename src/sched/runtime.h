@@ -47,6 +47,7 @@ struct nr_runtime {
     unsigned n_instances;
     struct nr_plugin_instance **loop_instances; /* NULL when executions share `instances` */
     unsigned n_loop_instances;
+    bool says_instances; /* the user's configuration says how many instances */
     bool says_batching;  /* the user's configuration asks for dynamic batching */
     void *_Atomic extra; /* the edge's own, made on first use; freed by the host's extra_free */
     void (*extra_free)(void *extra);

@@ -56,7 +56,9 @@ void nr_sched_observe(struct nr_sched *s, struct nr_place *p, int64_t cpu_ns)
     nr_placement_observe(&s->placement, rows, run_ns, cpu_ns >= 0 ? cpu_ns : run_ns,
                          p->infer_end_ns);
     atomic_store_explicit(&s->is_inline, s->placement.is_inline, memory_order_relaxed);
-    if (!p->is_inline) {
+    if (!p->is_inline && nr_parallel_lanes(&s->parallel, p->run.way) > 1) {
+        nr_batchsize_observe(&s->side_size, rows, run_ns * 1000 / p->beside, p->infer_end_ns);
+    } else if (!p->is_inline) {
         nr_batchsize_observe(&s->batchsize, rows, run_ns, p->infer_end_ns);
     }
 }
@@ -166,6 +168,26 @@ struct taken {
     int64_t wait_ns;     /* when to look again although nothing was taken; 0: not needed */
 };
 
+/* Under the lock: rules for a batch that is taken now, with the size that measured times suggest. */
+static struct nr_batch_rules rules_now(struct nr_sched *s, nr_way way, int64_t now_ns,
+                                       int64_t *ret_fixed_ns)
+{
+    struct nr_batch_rules rules = s->cfg.rules;
+    int64_t waited_ns = now_ns - nr_request_of(s->queue.order.next)->queued_ns;
+    unsigned lanes = nr_parallel_lanes(&s->parallel, way);
+    *ret_fixed_ns = 0;
+    if (rules.auto_size && lanes > 1) { /* others will take their part, and nobody is waited for */
+        int64_t free = NR_MAX((int64_t)lanes - s->n_running, 1);
+        int64_t part = (s->queue.rows + free - 1) / free;
+        rules.max_rows = nr_batchsize_limit(&s->side_size, part, waited_ns, now_ns);
+    } else if (rules.auto_size) {
+        *ret_fixed_ns = nr_batchsize_fixed(&s->batchsize, waited_ns);
+        int64_t soon = nr_hold_rows(&s->hold, s->queue.rows, *ret_fixed_ns, now_ns);
+        rules.max_rows = nr_batchsize_limit(&s->batchsize, soon, waited_ns, now_ns);
+    }
+    return rules;
+}
+
 /* Under the lock: a place and a batch for it, or NULL. */
 static struct nr_place *take_batch(struct nr_sched *s, struct taken *t)
 {
@@ -177,14 +199,12 @@ static struct nr_place *take_batch(struct nr_sched *s, struct taken *t)
     if (s->queue.n == 0) {
         return NULL;
     }
-    struct nr_batch_rules rules = s->cfg.rules;
-    int64_t fixed_ns = 0;
-    if (rules.auto_size) {
-        int64_t waited_ns = now_ns - nr_request_of(s->queue.order.next)->queued_ns;
-        fixed_ns = nr_batchsize_fixed(&s->batchsize, waited_ns);
-        int64_t soon = nr_hold_rows(&s->hold, s->queue.rows, fixed_ns, now_ns);
-        rules.max_rows = nr_batchsize_limit(&s->batchsize, soon, waited_ns, now_ns);
+    nr_way way = nr_parallel_choose(&s->parallel, s->queue.n, now_ns);
+    if (way == NR_WAY_NONE) {
+        return NULL; /* who ends next looks again */
     }
+    int64_t fixed_ns;
+    struct nr_batch_rules rules = rules_now(s, way, now_ns, &fixed_ns);
     struct nr_batch_plan plan = nr_batcher_plan(&rules, &s->queue.order, now_ns);
     if (rules.auto_size && plan.why == NR_SEAL_IDLE) {
         t->wait_ns = nr_hold_until(&s->hold, s->queue.rows, fixed_ns, now_ns);
@@ -200,6 +220,9 @@ static struct nr_place *take_batch(struct nr_sched *s, struct taken *t)
     p->is_inline = false;
     p->begin_ns = now_ns;
     p->rows = plan.rows;
+    p->run = nr_parallel_begin(&s->parallel, way, now_ns);
+    s->admit.n_places = s->parallel.cfg.on ? nr_parallel_lanes(&s->parallel, way) : s->n_places;
+    nr_batch_form_set(p->batch, p->run.form);
     nr_hold_took(&s->hold, plan.rows, fixed_ns, now_ns);
     nr_batcher_take(&rules, &plan, &s->queue, &t->batch);
     NR_LIST_FOREACH (node, &t->batch) {
@@ -226,10 +249,12 @@ static void release_place(struct nr_place *p, bool observed, int64_t cpu_ns)
     if (observed) {
         nr_sched_observe(s, p, cpu_ns);
     }
-    nr_hold_ended(&s->hold, p->rows, s->queue.rows, nr_clock_now());
+    int64_t now_ns = nr_clock_now();
+    nr_hold_ended(&s->hold, p->rows, s->queue.rows, now_ns);
     s->n_running--;
     nr_list_append(&s->idle, &p->node);
     nr_trim_arm(s);
+    nr_form_tend(s, now_ns);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -262,6 +287,7 @@ static void finish_pending(struct nr_sched *s)
         struct nr_place *p = nr_container_of(node, struct nr_place, node);
         p->infer_end_ns = nr_clock_now();
         show_running(p, false);
+        nr_form_ended(p, true);
         nr_place_deliver(p);
         release_place(p, true, -1);
     }
@@ -278,7 +304,7 @@ static bool run_queue(struct nr_runnable *runnable)
     finish_pending(s);
     pthread_mutex_lock(&s->lock);
     struct nr_place *p = take_batch(s, &t);
-    bool more = p != NULL && s->queue.n > 0 && !nr_list_empty(&s->idle);
+    bool more = p != NULL && nr_form_may_begin(s, p->begin_ns);
     pthread_mutex_unlock(&s->lock);
     answer_gone(&t.gone);
     if (p == NULL) {
@@ -303,6 +329,7 @@ static bool run_queue(struct nr_runnable *runnable)
     cpu_ns = cpu_ns >= 0 ? nr_clock_thread_cpu() - cpu_ns : -1;
     bool ran = p->n_taken > 0;
     show_running(p, false);
+    nr_form_ended(p, ran);
     nr_place_deliver(p);
     release_place(p, ran, cpu_ns);
     return true;
@@ -359,7 +386,7 @@ void nr_sched_enqueue(struct nr_sched *s, struct nr_request *r)
         expel_expired(s, now_ns, &gone);
     }
     nr_refusal why = put(s, r, now_ns, &gone);
-    bool wake = !nr_list_empty(&s->idle); /* else the thread that frees a place looks again */
+    bool wake = nr_form_may_begin(s, now_ns); /* else the thread that frees a place looks again */
     int64_t wait_ns = 0;
     if (why != NR_REFUSAL_NONE) {
         s->refused[why]++;
@@ -490,14 +517,20 @@ nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, st
     nr_clock_cond_init(&s->flow_room);
     nr_exec_init(&s->runnable, run_queue);
     nr_exec_init(&s->trimmer, nr_trim_run);
+    nr_exec_init(&s->former, nr_form_run);
     nr_queue_init(&s->queue, cfg->n_levels > 0 ? cfg->levels : &no_rules, NR_MAX(cfg->n_levels, 1u),
                   cfg->default_level, cfg->preserve_ordering);
-    nr_admit_init(&s->admit, cfg->n_instances, cfg->rules.batching ? cfg->rules.max_rows : 1);
+    struct nr_parallel_cfg parallel = cfg->parallel;
+    parallel.places = cfg->n_instances;
+    nr_parallel_init(&s->parallel, &parallel);
+    nr_admit_init(&s->admit, parallel.on ? 1 : cfg->n_instances,
+                  cfg->rules.batching ? cfg->rules.max_rows : 1);
     nr_list_init(&s->order);
     nr_list_init(&s->idle);
     nr_list_init(&s->finished);
     nr_placement_init(&s->placement, &cfg->placement);
     nr_batchsize_init(&s->batchsize, cfg->rules.max_rows, cfg->latency_target_ns);
+    nr_batchsize_init(&s->side_size, cfg->rules.max_rows, cfg->latency_target_ns);
     nr_hold_init(&s->hold);
     s->counters = cfg->counters != NULL
                       ? cfg->counters
@@ -535,6 +568,10 @@ void nr_sched_free(struct nr_sched *s)
     }
     nr_exec_retire(s->cfg.exec, &s->runnable); /* its last act may be to arm the other … */
     nr_exec_retire(s->cfg.exec, &s->trimmer);  /* … which wakes it for requests only */
+    nr_exec_retire(s->cfg.exec, &s->former);   /* so does this one */
+    if (s->crowded) {
+        nr_exec_crowd(s->cfg.exec, false);
+    }
     NR_ASSERT(s->queue.n == 0 && s->n_running == 0);
     for (unsigned i = 0; i < s->n_places; i++) {
         nr_place_done(&s->places[i]);
@@ -580,6 +617,7 @@ void nr_sched_state_get(struct nr_sched *s, struct nr_sched_state *ret)
     *ret = (struct nr_sched_state){.queued = s->queue.n,
                                    .running = s->n_running,
                                    .places = s->n_places,
+                                   .parallel = s->parallel,
                                    .queued_bytes = s->queue.bytes,
                                    .queued_rows = s->queue.rows,
                                    .row_limit =
@@ -592,6 +630,9 @@ void nr_sched_state_get(struct nr_sched *s, struct nr_sched_state *ret)
                                    .n_levels = s->queue.n_levels,
                                    .bytes_copied = s->bytes_copied,
                                    .bytes_in_place = s->bytes_in_place};
+    if (s->parallel.cfg.on) { /* as many as run at once now */
+        ret->places = nr_parallel_lanes(&s->parallel, nr_parallel_way(&s->parallel, true));
+    }
     memcpy(ret->seals, s->seals, sizeof(ret->seals));
     memcpy(ret->refused, s->refused, sizeof(ret->refused));
     for (unsigned i = 0; i < s->queue.n_levels; i++) {
