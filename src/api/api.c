@@ -21,6 +21,7 @@
 #include "api/call.h"
 #include "api/shadow.h"
 #include "api/state.h"
+#include "api/v2.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
@@ -252,23 +253,21 @@ static uint64_t body_limit_of(const struct nr_signature *sig)
     return bytes;
 }
 
-static void set_body_limit(struct nr_api *a, struct nr_call *c)
+/* How large the body may be, and where it should lie. */
+static void prepare_body(struct nr_api *a, struct nr_call *c)
 {
     struct nr_exchange *x = c->x;
-    uint64_t limit = a->cfg.max_body_bytes;
+    x->body_limit = a->cfg.max_body_bytes;
     struct nr_version *v;
     if (c->route->wants_model && c->model_name.len > 0 &&
         nr_catalog_lookup(nr_call_catalog(c), c->model_name, c->version_text, &v, NULL) ==
             NARU_OK) {
-        uint64_t own = body_limit_of(nr_runtime_of(v)->signature);
-        limit = own > 0 ? NR_MIN(own, limit) : limit;
-    }
-    x->body_limit = limit;
-    uint64_t json_bytes;
-    if (x->known.inference_header_content_length.len > 0 &&
-        nr_str_to_u64(x->known.inference_header_content_length, &json_bytes) &&
-        json_bytes < limit) {
-        x->body_align_at = (size_t)json_bytes;
+        const struct nr_signature *sig = nr_runtime_of(v)->signature;
+        uint64_t own = body_limit_of(sig);
+        x->body_limit = own > 0 ? NR_MIN(own, x->body_limit) : x->body_limit;
+        if (x->content_length > 0 && (uint64_t)x->content_length <= x->body_limit) {
+            nr_v2_http_place_body(c, sig);
+        }
     }
 }
 
@@ -305,7 +304,7 @@ static void on_head(void *ctx, struct nr_exchange *x)
         refuse_unrouted(c, st);
         return;
     }
-    set_body_limit(a, c);
+    prepare_body(a, c);
     if (c->route->kind == NR_ROUTE_GRPC_STREAM) {
         x->many_messages = true;
         c->begun = true;
@@ -511,7 +510,7 @@ static void access_log(struct nr_call *c)
                                 NR_KV_STR("method", x->method_text),
                                 NR_KV_STR("path", x->path),
                                 NR_KV_INT("status", x->response_status),
-                                NR_KV_INT("in", x->body.len),
+                                NR_KV_INT("in", x->body.len + x->tail.len),
                                 NR_KV_INT("out", x->response_bytes),
                                 NR_KV_INT("us", (nr_clock_now() - x->start_ns) / NR_US_NS),
                                 NR_KV_TEXT("error", c->err.status != NARU_OK ? c->err.text : ""),

@@ -315,6 +315,8 @@ static void write_process(struct nr_text *t, struct nr_api *a)
     nr_text_fmt(t, "process_start_time_seconds %.3f\n", (double)a->start_wall_ns / 1e9);
     head(t, "naru_buffer_bytes", "gauge", "Bytes of live tensor and body buffers");
     nr_text_fmt(t, "naru_buffer_bytes %llu\n", (unsigned long long)nr_buf_live_bytes());
+    head(t, "naru_buffer_budget_bytes", "gauge", "What they may use (--memory-budget)");
+    nr_text_fmt(t, "naru_buffer_budget_bytes %llu\n", (unsigned long long)nr_buf_budget());
 }
 
 static void write_http(struct nr_text *t, struct nr_api *a)

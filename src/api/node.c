@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "api/call.h"
+#include "base/cgroup.h"
 #include "base/clock.h"
 #include "base/cpu.h"
 #include "base/mem.h"
@@ -100,28 +101,11 @@ static nr_status make_loops(struct nr_node *n, struct nr_err *err)
     return NARU_OK;
 }
 
-/* 75 % of what this process may use: the cgroup's limit (v2, then v1), else the machine's memory. */
+/* 75 % of what this process may use: the smallest limit of its control groups, or the machine. */
 static uint64_t default_budget(void)
 {
-    static const char *const files[] = {"/sys/fs/cgroup/memory.max",
-                                        "/sys/fs/cgroup/memory/memory.limit_in_bytes"};
     uint64_t all = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
-    for (unsigned i = 0; i < NR_COUNT(files); i++) {
-        char text[32] = "";
-        uint64_t limit;
-        FILE *f = fopen(files[i], "re");
-        size_t len = f != NULL ? fread(text, 1, sizeof(text) - 1, f) : 0;
-        if (f != NULL) {
-            fclose(f);
-        }
-        while (len > 0 && text[len - 1] == '\n') {
-            len--;
-        }
-        if (nr_str_to_u64((struct nr_str){text, len}, &limit) && limit > 0) {
-            all = NR_MIN(all, limit);
-        }
-    }
-    return all / 4 * 3;
+    return NR_MIN(all, nr_cgroup_memory_limit(NULL, NULL)) / 4 * 3;
 }
 
 /* Large buffers that end on a loop are unmapped by the pool. The memory itself carries the job. The

@@ -40,6 +40,8 @@ nr_nodiscard nr_status nr_v2_response(struct nr_call *c, struct nr_infer_respons
  * work; then submitted, and c->respond set to respond; or the answer what is wrong. Loop. */
 void nr_v2_infer(struct nr_call *c, bool long_work, void (*decode)(struct nr_call *),
                  void (*respond)(struct nr_call *));
+/* The head of a request to a model has come: where the body of an inference should lie. */
+void nr_v2_http_place_body(const struct nr_call *c, const struct nr_signature *sig);
 struct nr_str nr_v2_version_text(const struct nr_version *v, struct nr_arena *a);
 
 #endif

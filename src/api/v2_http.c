@@ -15,6 +15,8 @@
 #include "model/config.h"
 
 #define META_TEXT_MAX (16u << 20)
+#define TAIL_MIN_BYTES \
+    16384 /* smaller bodies are read where the head is, and copied into batches */
 
 /* --- health and metadata ---------------------------------------------------------------------- */
 
@@ -121,11 +123,46 @@ struct encoded { /* result of encoding, made on the loop or on the pool */
 
 /* As Triton: whatever the client calls it, a body is JSON, but for bytes that are said to be bytes
  * (and for no body at all). curl -d says application/x-www-form-urlencoded. */
-static bool is_raw(const struct nr_exchange *x)
+static bool is_raw(const struct nr_exchange *x, uint64_t body_bytes)
 {
     struct nr_str rest;
     struct nr_str type = nr_str_trim(nr_str_cut(x->known.content_type, ';', &rest));
-    return x->body.len == 0 || nr_str_eq_nocase(type, NR_STR("application/octet-stream"));
+    return body_bytes == 0 || nr_str_eq_nocase(type, NR_STR("application/octet-stream"));
+}
+
+/* Bytes of JSON at the begin of a body of body_bytes; 0: a raw body. */
+static nr_status json_bytes_of(const struct nr_exchange *x, size_t body_bytes, size_t *ret,
+                               struct nr_err *err)
+{
+    struct nr_str length = x->known.inference_header_content_length;
+    if (length.ptr != NULL) {
+        return nr_infer_header_length(length, body_bytes, ret, err);
+    }
+    *ret = is_raw(x, body_bytes) ? 0 : body_bytes;
+    return NARU_OK;
+}
+
+static void handle_infer(struct nr_call *c);
+
+/* Tensors begin at an aligned address, those of the only input beside the other requests'
+ * (sched/room.h). */
+void nr_v2_http_place_body(const struct nr_call *c, const struct nr_signature *sig)
+{
+    struct nr_exchange *x = c->x;
+    if (c->route->handle != handle_infer) {
+        return;
+    }
+    struct nr_err unused = {0}; /* decode says it, to whoever sent it */
+    size_t json_bytes;
+    if (x->content_length < 0 ||
+        json_bytes_of(x, (size_t)x->content_length, &json_bytes, &unused) != NARU_OK) {
+        return;
+    }
+    x->body_align_at = json_bytes;
+    if (sig->room != NULL && sig->n_inputs == 1 && x->protocol < NR_HTTP_2 &&
+        x->content_length > TAIL_MIN_BYTES) {
+        x->tail_buf = sig->room->take(sig->room->arg, 0, (size_t)x->content_length - json_bytes);
+    }
 }
 
 /* Loop or pool: body → c->in. The status is in c->err. */
@@ -133,19 +170,17 @@ static void decode(struct nr_call *c)
 {
     struct nr_exchange *x = c->x;
     const struct nr_signature *sig = c->runtime->signature;
-    struct nr_str length = x->known.inference_header_content_length;
+    struct nr_infer_parts parts = {.json = x->body, x->tail, x->body_buf, .in_room = true};
     size_t json_bytes = x->body.len;
     nr_status st = NARU_OK;
-    if (length.ptr != NULL) {
-        st = nr_infer_header_length(length, x->body.len, &json_bytes, &c->err);
-    } else if (is_raw(x)) {
-        json_bytes = 0;
+    if (x->tail.ptr == NULL) {
+        st = json_bytes_of(x, x->body.len, &json_bytes, &c->err);
+        parts = nr_infer_parts_of(x->body, json_bytes, x->body_buf);
     }
     if (st == NARU_OK && json_bytes == 0) {
-        st = nr_infer_raw_decode(sig, x->body, x->body_buf, &x->arena, &c->in, &c->err);
+        st = nr_infer_raw_decode(sig, &parts, &x->arena, &c->in, &c->err);
     } else if (st == NARU_OK) {
-        st =
-            nr_infer_json_decode(sig, x->body, json_bytes, x->body_buf, &x->arena, &c->in, &c->err);
+        st = nr_infer_json_decode(sig, &parts, &x->arena, &c->in, &c->err);
     }
     c->err.status = st;
 }

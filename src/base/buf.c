@@ -314,7 +314,7 @@ uint64_t nr_buf_live_bytes(void)
 
 bool nr_buf_scarce(void)
 {
-    uint64_t allowed = atomic_load_explicit(&budget, memory_order_relaxed);
+    uint64_t allowed = nr_buf_budget();
     return allowed != 0 && nr_buf_live_bytes() > allowed / 2;
 }
 
@@ -326,4 +326,9 @@ void nr_buf_set_unmap(bool (*fn)(void *memory, size_t bytes))
 void nr_buf_set_budget(uint64_t bytes)
 {
     atomic_store_explicit(&budget, NR_MIN(bytes, (uint64_t)INT64_MAX), memory_order_relaxed);
+}
+
+uint64_t nr_buf_budget(void)
+{
+    return atomic_load_explicit(&budget, memory_order_relaxed);
 }

@@ -49,6 +49,7 @@ static inline size_t nr_buf_bytes(const struct nr_buf *b)
 }
 uint64_t nr_buf_live_bytes(void);
 void nr_buf_set_budget(uint64_t bytes); /* 0: none */
+uint64_t nr_buf_budget(void);
 /* Giving a mapping back takes the kernel 0.1 ms per MiB, too long for a thread that must not block.
  * Mappings of NR_BUF_SLOW_UNMAP_BYTES and more are offered to `unmap` (any thread; NULL: nobody,
  * the default): true when it has taken over the duty to munmap(memory, bytes), at whose begin it may

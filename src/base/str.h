@@ -37,6 +37,12 @@ static inline bool nr_str_is(struct nr_str a, const char *text)
 {
     return nr_str_eq(a, nr_str_from(text));
 }
+/* Takes the first n bytes off, n at most s->len. */
+static inline void nr_str_skip(struct nr_str *s, size_t n)
+{
+    s->ptr = n > 0 ? s->ptr + n : s->ptr;
+    s->len -= n;
+}
 bool nr_str_eq_nocase(struct nr_str a, struct nr_str b); /* ASCII only */
 bool nr_str_starts(struct nr_str s, struct nr_str prefix);
 bool nr_str_ends(struct nr_str s, struct nr_str suffix);

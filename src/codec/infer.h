@@ -43,6 +43,15 @@ struct nr_shared_dim {
     const char *symbol;
 };
 
+/* Where the rows of inputs should lie: beside those of the requests that will be in their batch. */
+struct nr_input_room {
+    /* A buffer of exactly so many bytes for input `input` of the signature, one reference for the
+     * caller; any thread. NULL: any memory is as good. */
+    struct nr_buf *(*take)(void *arg, uint32_t input, size_t bytes);
+    void *arg;
+    bool eager; /* inputs that lie elsewhere are copied there when they come (eager_batching) */
+};
+
 /* What a decoder needs of a model version. */
 struct nr_signature {
     const struct nr_io_spec *inputs;
@@ -50,7 +59,8 @@ struct nr_signature {
     unsigned n_inputs, n_outputs;
     int64_t max_batch_size; /* 0: no batch dimension */
     const struct nr_shared_dim *shared;
-    unsigned n_shared; /* 0 for most models */
+    unsigned n_shared;                /* 0 for most models */
+    const struct nr_input_room *room; /* of the version that runs; NULL: none */
 };
 
 struct nr_infer_param {

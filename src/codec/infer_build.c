@@ -184,10 +184,26 @@ uint8_t *nr_infer_take(struct nr_arena *arena, size_t bytes, struct nr_buf **ret
     return nr_buf_data(buf);
 }
 
+/* Memory beside that of the other requests of its batch. NULL: the version has none for it. */
+static uint8_t *take_room(struct nr_infer_build *b, struct nr_infer_tensor *t, size_t bytes)
+{
+    const struct nr_input_room *room = b->sig->room;
+    struct nr_buf *buf = room != NULL ? room->take(room->arg, t->index, bytes) : NULL;
+    if (buf == NULL) {
+        return NULL;
+    }
+    nr_arena_link(b->arena, buf);
+    t->buf = buf;
+    return nr_buf_data(buf);
+}
+
 nr_status nr_infer_build_alloc(struct nr_infer_build *b, struct nr_infer_tensor *t, size_t bytes,
                                uint8_t **ret)
 {
-    uint8_t *data = nr_infer_take(b->arena, bytes, &t->buf);
+    uint8_t *data = take_room(b, t, bytes);
+    if (data == NULL) {
+        data = nr_infer_take(b->arena, bytes, &t->buf);
+    }
     if (data == NULL) {
         char label[128];
         return nr_fail(b->err, NARU_NOMEM, "%s: no memory for %zu bytes",
@@ -237,6 +253,10 @@ nr_status nr_infer_build_view(struct nr_infer_build *b, struct nr_infer_tensor *
                        nr_infer_input_label(b, t, label),
                        nr_shape_text(t->shape, t->rank, shape, sizeof(shape)),
                        naru_dtype_name(t->dtype), expected, bytes);
+    }
+    if (b->sig->room != NULL && b->sig->room->eager && !b->in_room) {
+        uint8_t *to = take_room(b, t, bytes);
+        t->data = to != NULL ? memcpy(to, t->data, bytes) : t->data;
     }
     return t->dtype == NARU_BOOL ? normalise_bool(b, t) : NARU_OK;
 }

@@ -25,6 +25,7 @@ struct nr_infer_build {
     const struct nr_signature *sig;
     struct nr_arena *arena;
     struct nr_buf *owner; /* of the body, or NULL */
+    bool in_room;         /* views on it lie in the version's room */
     struct nr_err *err;
     struct nr_infer_request *req;
     struct nr_infer_tensor *slots;    /* [sig->n_inputs]; dtype NARU_DTYPE_NONE: absent */
@@ -50,7 +51,7 @@ uint8_t *nr_infer_take(struct nr_arena *arena, size_t bytes, struct nr_buf **ret
 nr_nodiscard nr_status nr_infer_build_alloc(struct nr_infer_build *b, struct nr_infer_tensor *t,
                                             size_t bytes, uint8_t **ret);
 /* The input's data is data[bytes] in serialized form: checks it; copies only BOOL bytes that are
- * neither 0 nor 1. */
+ * neither 0 nor 1, and what the version wants in its room at once. */
 nr_nodiscard nr_status nr_infer_build_view(struct nr_infer_build *b, struct nr_infer_tensor *t,
                                            const uint8_t *data, size_t bytes);
 /* A parameter of the request: takes those with a meaning, keeps the others. */

@@ -318,20 +318,20 @@ static nr_status read_request(struct decoder *d)
     return st;
 }
 
-nr_status nr_infer_json_decode(const struct nr_signature *sig, struct nr_str body,
-                               size_t json_bytes, struct nr_buf *owner, struct nr_arena *arena,
-                               struct nr_infer_request *ret, struct nr_err *err)
+nr_status nr_infer_json_decode(const struct nr_signature *sig, const struct nr_infer_parts *parts,
+                               struct nr_arena *arena, struct nr_infer_request *ret,
+                               struct nr_err *err)
 {
     nr_uninit struct decoder d;
     nr_uninit struct nr_infer_request req;
-    NR_ASSERT(json_bytes <= body.len);
-    nr_status st = nr_infer_build_init(&d.b, sig, arena, owner, &req, err);
+    nr_status st = nr_infer_build_init(&d.b, sig, arena, parts->owner, &req, err);
     if (st != NARU_OK) {
         return st;
     }
-    nr_json_init(&d.j, (struct nr_str){body.ptr, json_bytes}, arena, err);
-    d.binary = (const uint8_t *)body.ptr + json_bytes;
-    d.binary_bytes = body.len - json_bytes;
+    d.b.in_room = parts->in_room;
+    nr_json_init(&d.j, parts->json, arena, err);
+    d.binary = (const uint8_t *)parts->binary.ptr;
+    d.binary_bytes = parts->binary.len;
     st = read_request(&d);
     if (st == NARU_OK && d.binary_bytes > 0) {
         st = nr_fail(err, NARU_INVALID, "%zu bytes are left behind the data of the inputs",
@@ -390,12 +390,13 @@ static nr_status raw_shape(const struct nr_io_spec *spec, size_t bytes, int64_t 
     return NARU_OK;
 }
 
-nr_status nr_infer_raw_decode(const struct nr_signature *sig, struct nr_str body,
-                              struct nr_buf *owner, struct nr_arena *arena,
-                              struct nr_infer_request *ret, struct nr_err *err)
+nr_status nr_infer_raw_decode(const struct nr_signature *sig, const struct nr_infer_parts *parts,
+                              struct nr_arena *arena, struct nr_infer_request *ret,
+                              struct nr_err *err)
 {
     struct nr_infer_build b;
     struct nr_infer_request req;
+    const struct nr_str body = parts->binary;
     if (sig->n_inputs != 1) {
         return nr_fail(err, NARU_INVALID,
                        "a raw binary body is for models with one input, this one has %u; send JSON "
@@ -405,7 +406,8 @@ nr_status nr_infer_raw_decode(const struct nr_signature *sig, struct nr_str body
     const struct nr_io_spec *spec = &sig->inputs[0];
     int64_t shape[NARU_MAX_RANK];
     struct nr_infer_tensor *t = NULL;
-    nr_status st = nr_infer_build_init(&b, sig, arena, owner, &req, err);
+    nr_status st = nr_infer_build_init(&b, sig, arena, parts->owner, &req, err);
+    b.in_room = parts->in_room;
     st = st == NARU_OK ? raw_shape(spec, body.len, shape, err) : st;
     st = st == NARU_OK
              ? nr_infer_build_input(&b, spec->name, nr_str_from(naru_dtype_name(spec->dtype)),

@@ -27,20 +27,36 @@
 nr_nodiscard nr_status nr_infer_header_length(struct nr_str value, size_t body_bytes, size_t *ret,
                                               struct nr_err *err);
 
-/* Decodes body: json_bytes of JSON (json_bytes == body.len when there is no binary part), then
- * the tensors with binary_data_size, in the order of the inputs; every byte must belong to one.
- * owner: the buffer that body lies in, or NULL; recorded in the tensors that are views on it.
+/* A body as it was received. The binary part need not stand behind the JSON. */
+struct nr_infer_parts {
+    struct nr_str json;   /* empty: a raw body */
+    struct nr_str binary; /* tensors with binary_data_size, in the order of the inputs */
+    struct nr_buf *owner; /* the buffer that `binary` lies in, or NULL; recorded in its views */
+    bool in_room;         /* owner came from the signature's room */
+};
+
+/* Of a body in one piece. */
+static inline struct nr_infer_parts nr_infer_parts_of(struct nr_str body, size_t json_bytes,
+                                                      struct nr_buf *owner)
+{
+    struct nr_infer_parts parts = {.json = {body.ptr, json_bytes}, .binary = body, .owner = owner};
+    nr_str_skip(&parts.binary, json_bytes);
+    return parts;
+}
+
+/* Decodes JSON and what stands behind it; every byte of the binary part must belong to an input.
  * *ret is written on success only; on error nothing needs to be undone but the arena. */
-nr_nodiscard nr_status nr_infer_json_decode(const struct nr_signature *sig, struct nr_str body,
-                                            size_t json_bytes, struct nr_buf *owner,
+nr_nodiscard nr_status nr_infer_json_decode(const struct nr_signature *sig,
+                                            const struct nr_infer_parts *parts,
                                             struct nr_arena *arena, struct nr_infer_request *ret,
                                             struct nr_err *err);
 
-/* The whole body is the one input of the model: batch 1, at most one other variable dimension,
+/* The binary part is the one input of the model: batch 1, at most one other variable dimension,
  * which the size decides; a BYTES input becomes one element. All outputs are answered as binary. */
-nr_nodiscard nr_status nr_infer_raw_decode(const struct nr_signature *sig, struct nr_str body,
-                                           struct nr_buf *owner, struct nr_arena *arena,
-                                           struct nr_infer_request *ret, struct nr_err *err);
+nr_nodiscard nr_status nr_infer_raw_decode(const struct nr_signature *sig,
+                                           const struct nr_infer_parts *parts,
+                                           struct nr_arena *arena, struct nr_infer_request *ret,
+                                           struct nr_err *err);
 
 struct nr_infer_body {
     const struct nr_iov *parts; /* JSON in one or more pieces, then binary outputs */

@@ -7,9 +7,7 @@
  * because a pooled buffer freed by an I/O thread would not come back to the thread that allocates.
  *
  * Invariants
- *  1. refs[i * n_inputs + k] of request i lies either in the caller's memory or in ins[k].gather at
- *     exactly the offset at which gathering would put it (nr_batch_room); so gathering never
- *     overlaps and is a no-op for what is there already.
+ *  1. refs[i * n_inputs + k] of request i lies in the caller's memory, never in ins[k].gather.
  *  2. All members have the same set of inputs and the same shapes behind the batch dimension.
  *  3. An output buffer is written only while its sole reference is the ring's.
  *  4. Between nr_batch_clear and the first nr_batch_add no pointer of a caller is kept.
@@ -333,7 +331,7 @@ nr_status nr_batch_add(struct nr_batch *b, const struct nr_batch_request *r, str
 
 /* ---- gathering --------------------------------------------------------------------------------- */
 
-/* Makes room for `need` bytes in the gather buffer of input k; what nr_batch_room placed moves along. */
+/* Makes room for `need` bytes in the gather buffer of input k; its contents are lost. */
 bool nr_batch_gather_reserve(struct nr_batch *b, uint32_t k, size_t need)
 {
     struct nr_batch_in *in = &b->ins[k];
@@ -358,29 +356,9 @@ bool nr_batch_gather_reserve(struct nr_batch *b, uint32_t k, size_t need)
         return false;
     }
     b->stats.buffers_made++;
-    const uint8_t *old = in->gather ? nr_buf_data(in->gather) : NULL;
-    size_t offset = 0;
-    for (uint32_t i = 0; i < b->n_requests; i++) { /* invariant 1: offsets stay the same */
-        struct nr_batch_input *ref = &b->refs[(size_t)i * b->cfg.n_inputs + k];
-        if (old && ref->data == old + offset && ref->bytes > 0) {
-            memcpy(nr_buf_data(buf) + offset, ref->data, ref->bytes);
-            ref->data = nr_buf_data(buf) + offset;
-        }
-        offset += ref->bytes;
-    }
     nr_buf_unref(in->gather);
     in->gather = buf;
     return true;
-}
-
-void *nr_batch_room(struct nr_batch *b, uint32_t input, size_t bytes)
-{
-    size_t need;
-    if ((b->cfg.plugin->caps & NARU_CAP_SEGMENTS) || !nr_add(b->ins[input].bytes, bytes, &need) ||
-        !nr_batch_gather_reserve(b, input, NR_MAX(need, (size_t)1))) {
-        return NULL;
-    }
-    return nr_buf_data(b->ins[input].gather) + b->ins[input].bytes;
 }
 
 /* Region and offset of bytes of a caller: within its buffer, or a region of its own. */
@@ -401,7 +379,7 @@ static naru_segment segment_of(const struct nr_batch_input *ref, naru_region *ow
     return s;
 }
 
-/* Copies what does not lie there yet into the gather buffer. False: no memory. */
+/* The requests' bytes one behind the other in the gather buffer. False: no memory. */
 static bool gather(struct nr_batch *b, uint32_t k)
 {
     struct nr_batch_in *in = &b->ins[k];
@@ -411,17 +389,30 @@ static bool gather(struct nr_batch *b, uint32_t k)
     uint8_t *to = nr_buf_data(in->gather);
     for (uint32_t i = 0; i < b->n_requests; i++) {
         const struct nr_batch_input *ref = &b->refs[(size_t)i * b->cfg.n_inputs + k];
-        if (ref->data == to || ref->bytes == 0) {
-            b->stats.bytes_in_place += ref->bytes;
-        } else {
+        if (ref->bytes > 0) {
             memcpy(to, ref->data, ref->bytes);
-            b->stats.bytes_copied += ref->bytes;
+            to += ref->bytes;
         }
-        to += ref->bytes;
     }
+    b->stats.bytes_copied += in->bytes;
     in->segment = (naru_segment){.region = &in->gather->region,
                                  .bytes = in->bytes,
                                  .request = b->n_requests == 1 ? 0 : UINT32_MAX};
+    return true;
+}
+
+/* True when the requests' bytes lie one behind the other as they are (slots.h; or by chance, which
+ * is as good). */
+static bool is_adjacent(const struct nr_batch *b, uint32_t k)
+{
+    const struct nr_batch_input *ref = &b->refs[k];
+    for (uint32_t i = 1; i < b->n_requests; i++) {
+        const uint8_t *end = (const uint8_t *)ref->data + ref->bytes;
+        ref += b->cfg.n_inputs;
+        if (ref->data != end) {
+            return false;
+        }
+    }
     return true;
 }
 
@@ -445,7 +436,14 @@ static bool seal_input(struct nr_batch *b, uint32_t k)
         b->stats.bytes_in_place += in->bytes;
         return true;
     }
-    if (!(b->cfg.plugin->caps & NARU_CAP_SEGMENTS)) {
+    bool takes_segments = (b->cfg.plugin->caps & NARU_CAP_SEGMENTS) != 0;
+    if (!takes_segments && aligned && is_adjacent(b, k)) {
+        const struct nr_batch_input all = {.data = first->data, .bytes = in->bytes};
+        in->segment = segment_of(&all, &in->region, UINT32_MAX);
+        b->stats.bytes_in_place += in->bytes;
+        return true;
+    }
+    if (!takes_segments) {
         return gather(b, k);
     }
     size_t base = (size_t)k * b->capacity;

@@ -11,8 +11,8 @@
  *   nr_batch_clear(b);
  *
  * Memory. Input bytes are borrowed from nr_batch_add until nr_batch_clear. They are handed to the
- * plug-in where they lie when the batch has one request (and the first byte is aligned to the size of
- * an element) or when the plug-in takes segments; otherwise they are gathered once into a buffer
+ * plug-in where they lie when the batch has one request or the requests' bytes are adjacent (slots.h;
+ * and the first byte is aligned to the size of an element) or when the plug-in takes segments; otherwise they are gathered once into a buffer
  * of the batch. Outputs are reference-counted buffers, 64-byte aligned: placed before the execution
  * when their shape is known from the rows, else when the plug-in asks. A slice is valid until
  * nr_batch_clear; who needs it longer (a response being sent) takes nr_buf_ref(slice.buf). A
@@ -160,11 +160,6 @@ bool nr_batch_fits(const struct nr_batch *b, const struct nr_batch_request *r);
  * NARU_NOMEM. On error the batch is as before. */
 nr_nodiscard nr_status nr_batch_add(struct nr_batch *b, const struct nr_batch_request *r,
                                     struct nr_err *err);
-/* Where input `input` of the next request would be gathered to: the caller may receive or decode
- * its `bytes` there and then give that address to nr_batch_add, which costs no copy. Only for the
- * next nr_batch_add; to be forgotten freely. NULL: the plug-in takes segments, or no memory. */
-void *nr_batch_room(struct nr_batch *b, uint32_t input, size_t bytes);
-
 uint32_t nr_batch_requests(const struct nr_batch *b);
 int64_t nr_batch_rows(const struct nr_batch *b);
 void *nr_batch_user(const struct nr_batch *b, uint32_t request);

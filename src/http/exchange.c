@@ -203,6 +203,7 @@ void nr_xp_finish(struct nr_xp *xp)
     }
     nr_block_unref(e, xp->block);
     nr_buf_unref(xp->x.body_buf);
+    nr_buf_unref(xp->x.tail_buf);
     if (e->n_free_exchanges >= 512) {
         nr_arena_done(&xp->x.arena);
         nr_free(xp);

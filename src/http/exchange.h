@@ -120,13 +120,18 @@ struct nr_exchange {
     void *app;            /* the app's own */
     uint64_t body_limit;  /* bytes; preset to the server's default */
     size_t body_align_at; /* this offset of the body should be 64-byte aligned (binary tensors) */
-    uint8_t forwarded;    /* the app's: unused by the engine */
-    bool many_messages;   /* gRPC: the client may send more than one; each goes to on_message */
+    struct nr_buf *tail_buf; /* the app's wish: what follows body_align_at bytes of a body of stated
+                                length goes here and fills it. The reference is the exchange's,
+                                which makes it body_buf, or drops it where that would not pay */
+    uint8_t forwarded;       /* the app's: unused by the engine */
+    bool many_messages;      /* gRPC: the client may send more than one; each goes to on_message */
 
     /* the body, complete at on_request */
     struct nr_str body;
     struct nr_buf *body_buf; /* owner of body, or NULL (see invariant 3); one reference is the
                                 exchange's: take one with nr_buf_ref to keep it longer */
+    struct nr_str tail;      /* the app's wish was granted: body ends at body_align_at, and this
+                                follows, in body_buf. Else empty, ptr NULL */
 
     /* the engine's; read-only for the app */
     bool responded;

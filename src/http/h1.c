@@ -279,6 +279,28 @@ static void refuse_parse(struct nr_conn *c, llhttp_errno_t err)
 
 /* --- body begins ---------------------------------------------------------------------------- */
 
+/* The part of the body in front of the tail came with the head and stays in the receive block; the
+ * rest goes where the app wants it. False: it has not come, or nothing is wanted. */
+static bool begin_tail(struct nr_conn *c, uint32_t head_len, uint32_t have)
+{
+    struct nr_h1 *h = &c->h1;
+    struct nr_exchange *x = &h->cur->x;
+    struct nr_buf *to = NR_TAKE(x->tail_buf);
+    size_t front = x->body_align_at;
+    if (to == NULL || have < front || nr_buf_bytes(to) != h->body_left - front) {
+        nr_buf_unref(to);
+        return false;
+    }
+    const char *body = (const char *)c->in->data + c->in_start + head_len;
+    x->body = (struct nr_str){body, front};
+    x->tail = (struct nr_str){(const char *)nr_buf_data(to), nr_buf_bytes(to)};
+    x->body_buf = to;
+    h->cur->body_off = 0;
+    h->cur->body_len = have - front;
+    memcpy(nr_buf_data(to), body + front, have - front);
+    return true;
+}
+
 /* Where the body goes. The head is complete, the app has seen it and has not answered. */
 static void begin_body(struct nr_conn *c, uint32_t head_len)
 {
@@ -297,16 +319,20 @@ static void begin_body(struct nr_conn *c, uint32_t head_len)
         return;
     }
     if (h->body_left <= c->in->cap - c->in_start - head_len) {
+        nr_buf_unref(NR_TAKE(xp->x.tail_buf));
         h->phase = H1_VIEW;
         return;
     }
-    if (!nr_xp_body_reserve(xp, NR_MAX(have, 1u), h->body_left)) {
-        nr_h1_refuse(c, 503, "out of memory for the request body");
-        return;
-    }
     /* `have` is less than the body: the body does not fit in the block, what came does */
-    memcpy(nr_buf_data(xp->x.body_buf) + xp->body_off, c->in->data + c->in_start + head_len, have);
-    xp->body_len = have;
+    if (!begin_tail(c, head_len, have)) {
+        if (!nr_xp_body_reserve(xp, NR_MAX(have, 1u), h->body_left)) {
+            nr_h1_refuse(c, 503, "out of memory for the request body");
+            return;
+        }
+        memcpy(nr_buf_data(xp->x.body_buf) + xp->body_off, c->in->data + c->in_start + head_len,
+               have);
+        xp->body_len = have;
+    }
     h->body_got = have;
     h->body_left -= have;
     c->in_start += head_len + have;
@@ -552,8 +578,10 @@ static void on_body(struct nr_conn *c, size_t len)
     h->body_got += len;
     h->body_left -= len;
     if (h->body_left == 0) {
-        xp->x.body =
-            (struct nr_str){(const char *)nr_buf_data(xp->x.body_buf) + xp->body_off, xp->body_len};
+        if (xp->x.tail.ptr == NULL) {
+            xp->x.body = (struct nr_str){(const char *)nr_buf_data(xp->x.body_buf) + xp->body_off,
+                                         xp->body_len};
+        }
         (void)body_complete(c);
         return;
     }

@@ -5,7 +5,7 @@
  *   resets    RST_STREAM of the peer, and ours with an error: a peer that makes the server reset
  *             (CVE-2025-8671) pays as one that resets itself (CVE-2023-44487)
  *   glitches  SETTINGS, PRIORITY, invalid frames, CONTINUATION, empty DATA, PING without data since
- *             the last one, WINDOW_UPDATE by less than 256 bytes beyond four for each request
+ *             the last one, WINDOW_UPDATE by less than 256 bytes beyond four for each message
  *             (frames of unknown types are skipped by nghttp2: they cost their bytes and leave
  *             nothing)
  * An empty bucket, or a header block of more than 64 KiB or 8 CONTINUATIONs: GOAWAY with

@@ -32,8 +32,8 @@ struct nr_h2 {
     unsigned n_receiving;       /* streams whose request is incomplete */
     unsigned n_sending;         /* streams whose response was begun and is not queued whole */
     struct nr_bucket resets, glitches;
-    uint32_t drip_credit; /* small WINDOW_UPDATEs that requests have paid for: gRPC's C core sends
-                             two of 5 bytes for each message */
+    uint32_t drip_credit; /* small WINDOW_UPDATEs that messages have paid for: gRPC's C core sends
+                             two of 5 bytes for each one that it gets */
     bool ping_credit;     /* data or headers were sent since the last PING: it is not a glitch */
     bool in_block;        /* between HEADERS and END_HEADERS */
     bool ended;           /* no more input is read: error, abuse, or end of stream */
@@ -80,6 +80,8 @@ struct nr_h2_stream {
 /* h2.c */
 void nr_h2_charge_reset(struct nr_h2 *h);
 void nr_h2_charge_glitch(struct nr_h2 *h);
+/* A request, a message of one, or a whole part of a response: the peer may say so in its windows. */
+void nr_h2_credit_message(struct nr_h2 *h);
 void nr_h2_terminate(struct nr_h2 *h, uint32_t error);  /* GOAWAY, then close */
 void nr_h2_received(struct nr_h2 *h, struct nr_xp *xp); /* the request is complete or unwanted */
 static inline int64_t nr_h2_now(const struct nr_h2 *h)

@@ -20,7 +20,7 @@
 #define BLOCK_FRAMES_MAX 8u
 #define BLOCK_BYTES_MAX 65536u
 #define DRIP_BYTES 256      /* a smaller WINDOW_UPDATE is a drip … */
-#define DRIPS_PER_REQUEST 4 /* … and these many of them come with every request */
+#define DRIPS_PER_MESSAGE 4 /* … and these many of them come with every message */
 #define DRIP_CREDIT_MAX 400
 
 static struct nr_xp *stream_xp(nghttp2_session *s, int32_t id)
@@ -117,6 +117,11 @@ static int on_begin_frame(nghttp2_session *s, const nghttp2_frame_hd *hd, void *
 
 /* --- heads ---------------------------------------------------------------------------------- */
 
+void nr_h2_credit_message(struct nr_h2 *h)
+{
+    h->drip_credit = NR_MIN(h->drip_credit + DRIPS_PER_MESSAGE, DRIP_CREDIT_MAX);
+}
+
 static int on_begin_headers(nghttp2_session *s, const nghttp2_frame *frame, void *user)
 {
     struct nr_h2 *h = user;
@@ -140,7 +145,7 @@ static int on_begin_headers(nghttp2_session *s, const nghttp2_frame *frame, void
     nr_list_append(&h->open, &xp->x.node);
     h->n_open++;
     h->n_receiving++;
-    h->drip_credit = NR_MIN(h->drip_credit + DRIPS_PER_REQUEST, DRIP_CREDIT_MAX);
+    nr_h2_credit_message(h);
     st->rx_ns = st->rx_since_ns = nr_h2_now(h);
     (void)nghttp2_session_set_stream_user_data(s, st->id, xp);
     return 0;
@@ -405,6 +410,7 @@ static void give_message(struct nr_xp *xp)
             (struct nr_str){(const char *)nr_buf_data(x->body_buf) + xp->body_off, xp->body_len};
     }
     xp->stream->frame = (struct nr_grpc_reader){.have = 0};
+    nr_h2_credit_message(x->conn->h2);
     nr_xp_message(xp);
     nr_buf_unref(NR_TAKE(x->body_buf));
     x->body = (struct nr_str){NULL, 0};

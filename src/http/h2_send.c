@@ -83,6 +83,7 @@ static ssize_t read_parts(nghttp2_session *s, int32_t id, uint8_t *buf, size_t l
         p->at += take;
         if (take == left) {
             nr_list_remove(&p->node);
+            nr_h2_credit_message(h);
             p->done(p);
         }
     }

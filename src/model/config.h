@@ -143,6 +143,7 @@ struct nr_model_config {
     bool response_cache; /* answers may be kept and given again */
     bool dynamic_batching;
     bool preserve_ordering;
+    bool eager_batching; /* optimization: inputs are put into their batch when they come */
     uint32_t n_preferred;
     const int32_t *preferred; /* ascending, each in 1..max_batch_size */
     uint64_t max_queue_delay_ns;

@@ -530,6 +530,7 @@ static nr_status derive_batching(struct nr_model_config *c, struct nr_err *err)
     }
     c->dynamic_batching = c->batched;
     c->preserve_ordering = d->preserve_ordering != 0;
+    c->eager_batching = c->pb->optimization != NULL && c->pb->optimization->eager_batching;
     c->max_queue_delay_ns = nr_config_ns_of_us(d->max_queue_delay_microseconds);
     c->n_preferred = (uint32_t)NR_MIN(d->n_preferred_batch_size, (size_t)NR_CONFIG_MAX_PREFERRED);
     c->preferred = nr_config_sorted(c, d->preferred_batch_size, d->n_preferred_batch_size);

@@ -185,7 +185,6 @@ static void list_optimization(const struct nr_model_config *c, const naru_model_
         {o->input_pinned_memory, "optimization.input_pinned_memory"},
         {o->output_pinned_memory, "optimization.output_pinned_memory"},
         {o->gather_kernel_buffer_threshold > 0, "optimization.gather_kernel_buffer_threshold"},
-        {o->eager_batching, "optimization.eager_batching"},
     };
     list(t, fields, NR_COUNT(fields));
 }

@@ -17,6 +17,8 @@
  * the next round allocates nothing; larger ones are passed on by reference. */
 #define COPY_OUT_BYTES 4096
 
+#define SORT_MAX 128u
+
 /* --- completion -------------------------------------------------------------------------------- */
 
 nr_fail_reason nr_request_fail_reason(const struct nr_request *r)
@@ -138,14 +140,36 @@ nr_status nr_place_add(struct nr_place *p, struct nr_request *r, struct nr_err *
     return nr_batch_add(p->batch, &q, err);
 }
 
+/* Requests whose bodies were complete in another order than they began to come: neighbours again.
+ * They nearly are in order; where they are so many that sorting would cost, it is left. */
+static void sort_by_address(struct nr_request **all, unsigned n)
+{
+    for (unsigned i = 1; i < n && n <= SORT_MAX; i++) {
+        struct nr_request *r = all[i];
+        unsigned at = i;
+        for (; at > 0 && all[at - 1]->in->inputs[0].data > r->in->inputs[0].data; at--) {
+            all[at] = all[at - 1];
+        }
+        all[at] = r;
+    }
+}
+
 void nr_place_fill(struct nr_place *p, struct nr_list *list, unsigned n, struct nr_list *refused)
 {
     if (p->n_taken + n > p->taken_capacity) {
         p->taken_capacity = NR_MAX(p->n_taken + n, 2 * p->taken_capacity);
         p->taken = nr_realloc(p->taken, p->taken_capacity * sizeof(struct nr_request *));
     }
+    struct nr_request **all = p->taken + p->n_taken;
     for (unsigned i = 0; i < n; i++) {
-        struct nr_request *r = nr_request_of(nr_list_pop(list));
+        all[i] = nr_request_of(nr_list_pop(list));
+    }
+    if (p->sched->cfg.room != NULL) {
+        nr_room_sealed(p->sched->cfg.room);
+        sort_by_address(all, n);
+    }
+    for (unsigned i = 0; i < n; i++) { /* taken[n_taken] is all[i] or before it */
+        struct nr_request *r = all[i];
         struct nr_err err = {0};
         nr_status st = nr_place_add(p, r, &err);
         if (st != NARU_OK) {

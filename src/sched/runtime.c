@@ -32,6 +32,7 @@ static void runtime_free(struct nr_runtime *rt)
     } else {
         nr_sched_free(rt->sched);
     }
+    nr_room_free(rt->room);
     nr_pipeline_free(rt->pipeline);
     void *extra = atomic_load(&rt->extra);
     if (extra != NULL && rt->extra_free != NULL) {
@@ -221,6 +222,14 @@ static unsigned instances_of(const struct nr_runtime_host *host, const struct nr
     return NR_MIN(NR_MIN(2 * nr_cpu_usable(), MAX_LANES), NR_MAX(host->max_instances, 1u));
 }
 
+/* Batches of rows that lie side by side need no copy, unless the plug-in wants none anyway. */
+static struct nr_room *open_room(const struct nr_runtime *rt, const struct nr_model_config *c)
+{
+    bool gathers = c->batched && c->dynamic_batching && c->sequence == NULL &&
+                   (rt->model->plugin->caps & NARU_CAP_SEGMENTS) == 0;
+    return gathers ? nr_room_new(&c->sig, c->eager_batching) : NULL;
+}
+
 static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtime *rt,
                             const struct nr_model_config *c, struct nr_err *err)
 {
@@ -236,6 +245,7 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
                                .input_map = c->input_map,
                                .output_map = c->output_map,
                                .ragged = c->ragged,
+                               .room = rt->room,
                                .rules = rules_of(rt, c),
                                .placement = host->placement,
                                .limits = host->limits,
@@ -359,6 +369,8 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
         st = open_loop_instances(rt, host->n_loops, err);
     }
     if (st == NARU_OK) {
+        rt->room = open_room(rt, c);
+        v->config->sig.room = rt->room != NULL ? nr_room_inputs(rt->room) : NULL;
         st = open_sched(host, rt, c, err);
     }
     if (st != NARU_OK) {

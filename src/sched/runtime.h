@@ -43,6 +43,7 @@ struct nr_runtime {
     struct nr_pipeline *pipeline;   /* of an ensemble, else NULL */
     struct nr_cached *cached;       /* in front of sched; NULL: the configuration asks for none */
     const struct nr_signature *signature;
+    struct nr_room *room; /* of the signature's inputs; NULL: they may lie anywhere */
     struct nr_plugin_instance **instances;
     unsigned n_instances;
     struct nr_plugin_instance **loop_instances; /* NULL when executions share `instances` */

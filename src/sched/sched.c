@@ -177,7 +177,7 @@ static struct nr_batch_rules rules_now(struct nr_sched *s, nr_way way, int64_t n
     unsigned lanes = nr_parallel_lanes(&s->parallel, way);
     *ret_fixed_ns = 0;
     if (rules.auto_size && lanes > 1) { /* others will take their part, and nobody is waited for */
-        int64_t free = NR_MAX((int64_t)lanes - s->n_running, 1);
+        int64_t free = NR_MAX((int64_t)lanes - s->parallel.n_running, 1);
         int64_t part = (s->queue.rows + free - 1) / free;
         rules.max_rows = nr_batchsize_limit(&s->side_size, part, waited_ns, now_ns);
     } else if (rules.auto_size) {

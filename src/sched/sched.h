@@ -22,6 +22,7 @@
 #include "sched/parallel.h"
 #include "sched/placement.h"
 #include "sched/request.h"
+#include "sched/room.h"
 
 void nr_sched_limits_default(struct nr_sched_limits *l);
 
@@ -39,6 +40,7 @@ struct nr_sched_cfg {
     const struct nr_signature *signature;             /* borrowed */
     const uint32_t *input_map, *output_map; /* signature index → plug-in index; borrowed */
     const struct nr_batch_ragged *ragged;   /* of the batches; borrowed, NULL none */
+    struct nr_room *room;                   /* of the inputs; borrowed, NULL none */
     struct nr_batch_rules rules;
     struct nr_placement_cfg placement;
     struct nr_sched_limits limits;

@@ -67,6 +67,7 @@ bool nr_trim_run(struct nr_runnable *runnable)
     if (wanted) {
         nr_exec_wake(s->cfg.exec, &s->runnable);
     }
+    bytes += nr_room_trim(s->cfg.room);
     bytes += nr_plugin_model_trim(s->cfg.model);
     if (bytes >= HEAP_BYTES) {
         nr_buf_thread_done(); /* the buffers above may lie in this thread's pool now */

@@ -4,6 +4,7 @@ What others compute, in the same process or next door, then takes no processor f
 is left is what they do themselves. Where this user may not ask for it nothing happens, ALLOWED is False.
 """
 
+import contextlib
 import os
 
 _ROUND = os.SCHED_RR, os.sched_param(1)
@@ -26,6 +27,18 @@ def serve_me_first():
     """The calling thread."""
     if ALLOWED:
         os.sched_setscheduler(0, *_ROUND)
+
+
+@contextlib.contextmanager
+def me_first():
+    """The calling thread, for a while: what it starts afterwards is as before."""
+    own = os.sched_getscheduler(0), os.sched_getparam(0)
+    serve_me_first()
+    try:
+        yield
+    finally:
+        if ALLOWED:
+            os.sched_setscheduler(0, *own)
 
 
 def serve_first(pid, name="", children=False):

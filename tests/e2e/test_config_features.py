@@ -35,7 +35,7 @@ IGNORED = {
     "pinned": ("optimization { input_pinned_memory { enable: true } output_pinned_memory { enable: true } }\n",
                "optimization.input_pinned_memory, optimization.output_pinned_memory"),
     "buffers": ("optimization { gather_kernel_buffer_threshold: 4 eager_batching: true }\n",
-                "optimization.gather_kernel_buffer_threshold, optimization.eager_batching"),
+                "optimization.gather_kernel_buffer_threshold"),
     "max": ("optimization { priority: PRIORITY_MAX }\n", "optimization.priority"),
     "graph": ("optimization { graph { level: 1 } }\n", "optimization.graph.level"),
     "cuda": ("optimization { cuda { graphs: true busy_wait_events: true output_copy_stream: true graph_spec { } } }\n",

@@ -35,7 +35,8 @@ def start(server, tmp_path):
         folder = tmp_path / f"repo{len(list(tmp_path.iterdir()))}"
         s = server("--io-threads", 1, "--no-keep-gallery", models=[repository(
             folder, m=slow(RUN_MS * 1000, extra=policy, batch=1), n=slow(RUN_MS * 1000, extra=policy, batch=1),
-            busy=slow(100000, extra="dynamic_batching { }\n", batch=1))])
+            busy=slow(100000, extra="dynamic_batching { }\n", batch=1),
+            full=slow(30000000, extra="dynamic_batching { default_queue_policy { max_queue_size: 1 } }\n", batch=1))])
         priority.serve_first(s.pid, children=True)
         s.body = tmp_path / "body"
         s.body.write_text(BODY)
@@ -149,6 +150,35 @@ def test_goodput_at_multiples_of_capacity(one, twin):
     for probe in (health, metrics, stats):
         assert probe.quantile(0.99) <= 50, probe.args
     assert refused.quantile(0.5) <= 5
+
+
+@pytest.mark.timing
+def test_a_refusal_is_quick(one):
+    """Under a millisecond from the client's send to the answer, with when to come back."""
+    running, queued = H1(one.http), H1(one.http)
+    running.send(message("POST", "/v2/models/full/infer", BODY))
+    wait_until(lambda: begun(one, "full") == 1, what="the execution")
+    queued.send(message("POST", "/v2/models/full/infer", BODY))
+    wait_until(lambda: metric(one, "naru_queue_requests", model="full") == 1, what="the queue to be full")
+    took = []
+    with priority.me_first(), H1(one.http) as c:
+        for _ in range(500):
+            begin = time.monotonic()
+            c.send(message("POST", "/v2/models/full/infer", BODY))
+            r = c.response()
+            took.append((time.monotonic() - begin) * 1000)
+            assert r.status == 503 and int(r.headers["retry-after"]) >= 1 and "error" in r.json()
+    assert sorted(took)[int(len(took) * 0.9)] < 1
+    data, took = infer_pb("full", [("INPUT0", "FP32", [1, 1])], raw=[b"\0" * 4]), []
+    with priority.me_first(), H2(one.grpc) as c:
+        for _ in range(300):
+            begin = time.monotonic()
+            reply = c.reply(c.grpc(SERVICE + "ModelInfer", data))
+            took.append((time.monotonic() - begin) * 1000)
+            assert reply.grpc == UNAVAILABLE
+    assert sorted(took)[int(len(took) * 0.9)] < 1.5  # this client takes most of it
+    running.abort()
+    queued.abort()
 
 
 @pytest.mark.timing

@@ -20,7 +20,10 @@ def running(module_server):
     return module_server("--no-keep-gallery")
 
 
-@pytest.mark.parametrize("protocol, more", [
+STREAMS = [pytest.param("grpc", more, id="grpc" + more[-1]) for more in (["--async"], ["--streaming"])]
+
+
+@pytest.mark.parametrize("protocol, more", STREAMS + [
     pytest.param(protocol, more, id=f"{protocol}-{more[-1] if more else 'plain'}")
     for protocol in ("http", "grpc") for more in ([], ["-b", "4"], ["--input-tensor-format", "json"])
     if (protocol, more[-1:]) != ("grpc", ["json"])])  # gRPC has no JSON form

@@ -80,8 +80,8 @@ static void round_trip(const struct nr_signature *sig, const struct nr_infer_req
         request[0] = '{'; /* the list of outputs is a list of inputs, too */
         memcpy(request + 1, list, len - 1);
         memcpy(request + 1, "\"inputs\" ", 9);
-        CHECK(nr_infer_json_decode(sig, (struct nr_str){request, len}, len, NULL, arena, &again,
-                                   &err) == NARU_OK);
+        struct nr_infer_parts parts = {.json = {request, len}};
+        CHECK(nr_infer_json_decode(sig, &parts, arena, &again, &err) == NARU_OK);
         CHECK(again.n_inputs == req->n_inputs);
         for (unsigned i = 0; i < again.n_inputs; i++) {
             CHECK(again.inputs[i].bytes == req->inputs[i].bytes);
@@ -108,13 +108,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct nr_str body = {(const char *)data + 3, size - 3};
     binary = binary < body.len ? binary : 0;
     nr_arena_init(&arena, (size_t)64 << 20);
-    nr_status st = nr_infer_json_decode(&sig, body, body.len - binary, NULL, &arena, &req, &err);
+    struct nr_infer_parts parts = nr_infer_parts_of(body, body.len - binary, NULL);
+    nr_status st = nr_infer_json_decode(&sig, &parts, &arena, &req, &err);
     CHECK((st == NARU_OK) == (err.text[0] == '\0'));
     if (st == NARU_OK) {
         round_trip(&sig, &req, &arena);
     }
     sig.n_inputs = 1;
-    st = nr_infer_raw_decode(&sig, body, NULL, &arena, &req, &err);
+    parts = nr_infer_parts_of(body, 0, NULL);
+    st = nr_infer_raw_decode(&sig, &parts, &arena, &req, &err);
     CHECK(st != NARU_OK || req.n_inputs == 1);
     nr_arena_done(&arena);
     return 0;

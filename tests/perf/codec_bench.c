@@ -51,8 +51,8 @@ static void decode_json(struct job *j)
 {
     struct nr_err err = {0};
     nr_arena_clear(&j->arena);
-    if (nr_infer_json_decode(&j->sig, j->body, j->json_bytes, NULL, &j->arena, &j->req, &err) !=
-        NARU_OK) {
+    struct nr_infer_parts parts = nr_infer_parts_of(j->body, j->json_bytes, NULL);
+    if (nr_infer_json_decode(&j->sig, &parts, &j->arena, &j->req, &err) != NARU_OK) {
         fail("decode", &err);
     }
 }

@@ -83,8 +83,8 @@ __attribute__((unused)) static nr_status kit_json(struct kit *k, const char *jso
     memcpy(body + len, bytes ? binary : "", bytes);
     k->err = (struct nr_err){0};
     nr_arena_clear(&k->arena);
-    nr_status st = nr_infer_json_decode(&k->sig, (struct nr_str){body, len + bytes}, len, NULL,
-                                        &k->arena, &k->req, &k->err);
+    struct nr_infer_parts parts = nr_infer_parts_of((struct nr_str){body, len + bytes}, len, NULL);
+    nr_status st = nr_infer_json_decode(&k->sig, &parts, &k->arena, &k->req, &k->err);
     nr_arena_defer(&k->arena, free, body);
     assert_int_equal(st, k->err.status);
     return st;

@@ -727,8 +727,8 @@ static nr_status raw(struct kit *k, const char *body, size_t bytes)
 {
     k->err = (struct nr_err){0};
     nr_arena_clear(&k->arena);
-    return nr_infer_raw_decode(&k->sig, (struct nr_str){body, bytes}, NULL, &k->arena, &k->req,
-                               &k->err);
+    struct nr_infer_parts parts = nr_infer_parts_of((struct nr_str){body, bytes}, 0, NULL);
+    return nr_infer_raw_decode(&k->sig, &parts, &k->arena, &k->req, &k->err);
 }
 
 static void test_raw(void **state)
@@ -957,8 +957,8 @@ static double seconds_of(struct kit *k, const char *json)
         size_t len = strlen(json);
         nr_arena_clear(&k->arena);
         (void)clock_gettime(CLOCK_THREAD_CPUTIME_ID, &a);
-        nr_status st = nr_infer_json_decode(&k->sig, (struct nr_str){json, len}, len, NULL,
-                                            &k->arena, &k->req, &k->err);
+        struct nr_infer_parts parts = {.json = {json, len}};
+        nr_status st = nr_infer_json_decode(&k->sig, &parts, &k->arena, &k->req, &k->err);
         (void)clock_gettime(CLOCK_THREAD_CPUTIME_ID, &b);
         assert_true(st == NARU_OK || st == NARU_INVALID);
         double took = (double)(b.tv_sec - a.tv_sec) + (double)(b.tv_nsec - a.tv_nsec) * 1e-9;
@@ -1023,8 +1023,8 @@ static void test_out_of_memory(void **state)
         k.err = (struct nr_err){0};
         len = strlen(json);
         nr_mem_fail_after(n, n % 2 == 0);
-        nr_status st = nr_infer_json_decode(&k.sig, (struct nr_str){json, len}, len, NULL, &k.arena,
-                                            &k.req, &k.err);
+        struct nr_infer_parts parts = {.json = {json, len}};
+        nr_status st = nr_infer_json_decode(&k.sig, &parts, &k.arena, &k.req, &k.err);
         char *text = st == NARU_OK ? echo(&k, false, &body) : NULL;
         nr_mem_fail_after(0, false);
         if (text != NULL) {

@@ -204,7 +204,6 @@ static void test_segments_are_not_gathered(void **state)
     (void)state;
     plugin.caps = NARU_CAP_SEGMENTS;
     struct nr_batch *b = batch_of(&fp32_4, 1, 64);
-    assert_null(nr_batch_room(b, 0, 16));
     for (int i = 0; i < 40; i++) { /* over several growths of the arrays */
         assert_int_equal(add(b, i % 2 ? rows_a : rows_b, 16, 1, 4, NULL), NARU_OK);
     }
@@ -219,65 +218,52 @@ static void test_segments_are_not_gathered(void **state)
     plugin.caps = 0;
 }
 
-static void test_room(void **state)
+/* What lies side by side is not copied; one stranger among it, and all of it is. */
+static void test_adjacent(void **state)
 {
     (void)state;
     struct nr_batch *b = batch_of(&fp32_4, 1, 64);
-    for (int round = 0; round < 3; round++) {
+    float rows[20][4];
+    for (uint32_t i = 0; i < 20; i++) {
+        for (uint32_t k = 0; k < 4; k++) {
+            rows[i][k] = (float)(100 * i + k);
+        }
+    }
+    const struct {
+        uint32_t strange; /* the request whose bytes come from elsewhere; 20: none */
+        uint64_t copied;
+    } cases[] = {{20, 0}, {7, 20 * 16}, {0, 20 * 16}, {19, 20 * 16}, {20, 0}};
+    for (unsigned c = 0; c < NR_COUNT(cases); c++) {
         for (uint32_t i = 0; i < 20; i++) {
-            if (i % 5 == 4) { /* some come from elsewhere */
-                assert_int_equal(add(b, rows_b, 16, 1, 4, NULL), NARU_OK);
-                continue;
-            }
-            float *at = nr_batch_room(b, 0, 16);
-            assert_non_null(at);
-            if (i % 3 == 0) { /* asked for and forgotten */
-                memset(at, 0xff, 16);
-                at = nr_batch_room(b, 0, 16);
-            }
-            for (uint32_t k = 0; k < 4; k++) {
-                at[k] = (float)(100 * i + k);
-            }
+            const float *at = i == cases[c].strange ? rows_b : rows[i];
             assert_int_equal(add(b, at, 16, 1, 4, NULL), NARU_OK);
         }
         uint64_t before = stats_of(b).bytes_copied;
         assert_int_equal(nr_batch_run(b, &instance), NARU_OK);
-        assert_int_equal(stats_of(b).bytes_copied - before, 4 * 16);
+        assert_int_equal(stats_of(b).bytes_copied - before, cases[c].copied);
         for (uint32_t i = 0; i < 20; i++) {
-            float want[4];
-            for (uint32_t k = 0; k < 4; k++) {
-                want[k] = (float)(100 * i + k);
-            }
-            check_slice(b, i, i % 5 == 4 ? rows_b : want, 16, 1);
+            check_slice(b, i, i == cases[c].strange ? rows_b : rows[i], 16, 1);
         }
         nr_batch_clear(b);
-        if (round == 1) {
-            nr_batch_trim(b);
-        }
     }
     nr_batch_free(b);
 }
 
-/* Rows so large that the gather buffer grows while requests lie in it. */
-static void test_room_grows(void **state)
+/* Adjacent bytes that begin at an odd address are gathered to where elements may be read. */
+static void test_adjacent_unaligned(void **state)
 {
     (void)state;
-    struct nr_batch *b = batch_of(&fp32_any, 1, 64);
-    size_t bytes = 40000;
-    for (uint32_t i = 0; i < 10; i++) {
-        uint8_t *at = nr_batch_room(b, 0, bytes);
-        memset(at, (int)i + 1, bytes);
-        assert_int_equal(add(b, at, bytes, 1, 10000, NULL), NARU_OK);
-    }
+    struct nr_batch *b = batch_of(&fp32_4, 1, 64);
+    uint8_t *raw = nr_alloc(1 + 32);
+    memcpy(raw + 1, rows_b, 16);
+    memcpy(raw + 17, rows_b, 16);
+    assert_int_equal(add(b, raw + 1, 16, 1, 4, NULL), NARU_OK);
+    assert_int_equal(add(b, raw + 17, 16, 1, 4, NULL), NARU_OK);
     assert_int_equal(nr_batch_run(b, &instance), NARU_OK);
-    assert_int_equal(stats_of(b).bytes_copied, 0);
-    uint8_t *want = nr_alloc(bytes);
-    for (uint32_t i = 0; i < 10; i++) {
-        memset(want, (int)i + 1, bytes);
-        check_slice(b, i, want, bytes, 1);
-    }
-    nr_free(want);
+    assert_int_equal(stats_of(b).bytes_copied, 32);
+    check_slice(b, 1, rows_b, 16, 1);
     nr_batch_free(b);
+    nr_free(raw);
 }
 
 static void test_output_buffers(void **state)
@@ -540,7 +526,6 @@ static void test_no_memory(void **state)
             for (uint32_t k = 0; k < n; k++) {
                 assert_int_equal(add(b, rows_a, 16, 1, 4, NULL), NARU_OK);
             }
-            assert_null(nr_batch_room(b, 0, 16));
             assert_int_equal(nr_batch_run(b, &instance), NARU_OK);
             struct nr_err err = {0};
             assert_int_equal(nr_batch_result(b, n - 1, &err), NARU_NOMEM);
@@ -1099,8 +1084,8 @@ int main(void)
         cmocka_unit_test(test_one_request_is_not_copied),
         cmocka_unit_test(test_several_are_gathered),
         cmocka_unit_test(test_segments_are_not_gathered),
-        cmocka_unit_test(test_room),
-        cmocka_unit_test(test_room_grows),
+        cmocka_unit_test(test_adjacent),
+        cmocka_unit_test(test_adjacent_unaligned),
         cmocka_unit_test(test_output_buffers),
         cmocka_unit_test(test_steady_state_allocates_nothing),
         cmocka_unit_test(test_what_does_not_fit),

@@ -817,7 +817,7 @@ static void test_ignored(void **state)
         {"optimization { input_pinned_memory { enable: true } output_pinned_memory { } "
          "gather_kernel_buffer_threshold: 1 eager_batching: true }",
          "optimization.input_pinned_memory, optimization.output_pinned_memory, "
-         "optimization.gather_kernel_buffer_threshold, optimization.eager_batching"},
+         "optimization.gather_kernel_buffer_threshold"},
     };
     static const char *const used[] = {"naru.opt.graph.level", NULL};
     char path[64];
