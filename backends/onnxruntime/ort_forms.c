@@ -230,6 +230,16 @@ bool ort_store_shares(const naru_backend_model *m, uint64_t own_bytes)
     return own_bytes <= all * OWN_PERCENT / 100;
 }
 
+/* Threads that sleep when they wait, and twice as many as cores: the kernel shares the cores by threads that want
+ * them, so beside others more threads get more, and who waits for one that was interrupted has others. */
+static OrtStatus *set_quiet(struct naru_backend_lib *lib, OrtSessionOptions *so)
+{
+    const OrtApi *a = lib->api;
+    OrtStatus *s = a->SetIntraOpNumThreads(so, 2 * lib->cores);
+    s = s ? s : a->AddSessionConfigEntry(so, "session.intra_op.allow_spinning", "0");
+    return s ? s : ort_spawner_use(lib->spawner, a, so);
+}
+
 naru_status ort_model_form(naru_backend_model *model, uint32_t form, int32_t want, naru_text *err)
 {
     struct naru_backend_lib *lib = model->lib;
@@ -256,10 +266,7 @@ naru_status ort_model_form(naru_backend_model *model, uint32_t form, int32_t wan
     }
     OrtSessionOptions *so = NULL;
     OrtStatus *s = ort_store_options(lib, model->store, &so);
-    /* The environment's pool does not spin. One thread needs none. */
-    s = s ? s
-          : (form == NARU_FORM_QUIET ? a->DisablePerSessionThreads(so)
-                                     : a->SetIntraOpNumThreads(so, 1));
+    s = s ? s : (form == NARU_FORM_QUIET ? set_quiet(lib, so) : a->SetIntraOpNumThreads(so, 1));
     s = s ? s : ort_store_session(lib, model->store, so, &model->forms[form]);
     if (so) {
         a->ReleaseSessionOptions(so);

@@ -313,7 +313,11 @@ void nr_exec_wake_at(struct nr_exec *e, struct nr_runnable *r, int64_t at_ns)
 void nr_exec_crowd(struct nr_exec *e, bool wanted)
 {
     pthread_mutex_lock(&e->lock);
-    e->n_crowds += wanted ? 1u : -1u;
+    if (wanted) {
+        e->n_crowds++;
+    } else {
+        e->n_crowds--;
+    }
     pthread_mutex_unlock(&e->lock);
 }
 

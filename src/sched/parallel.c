@@ -15,7 +15,7 @@
  *
  * INVARIANTS
  *  1. A form in `made` is there until nr_parallel_job says to drop it, and that only while nothing runs in it.
- *  2. All that run are of one way, or of side and crowd with one form.
+ *  2. All that run are of one way.
  */
 #include "sched/parallel.h"
 
@@ -36,7 +36,7 @@
 #define BACKOFF_MAX_NS (60 * NR_S_NS)
 #define RECENT_NS (100 * NR_MS_NS)
 #define LOOK_NS (300 * NR_MS_NS)
-#define LOOK_MAX_NS (1 * NR_S_NS)
+#define LOOK_MAX_NS (5 * NR_S_NS)
 #define PRESSED_PERCENT 30     /* of one core, that others use, and … */
 #define PRESSED_ALL_PERCENT 10 /* … of all cores together; half of it to be free again */
 #define PRESSED_LOOKS 2u       /* in a row */
@@ -140,10 +140,7 @@ nr_way nr_parallel_choose(struct nr_parallel *p, unsigned waiting, int64_t now_n
     if (p->n_running == 0) {
         return way;
     }
-    nr_way runs = p->running_way;
-    bool together = nr_parallel_lanes(p, way) > 1 && nr_parallel_lanes(p, runs) > 1 &&
-                    form_of(p, way) == form_of(p, runs);
-    return together && p->n_running < nr_parallel_lanes(p, way) ? way : NR_WAY_NONE;
+    return way == p->running_way && p->n_running < nr_parallel_lanes(p, way) ? way : NR_WAY_NONE;
 }
 
 static void sum_area(struct nr_parallel *p, int64_t now_ns)

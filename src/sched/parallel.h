@@ -14,8 +14,7 @@
  * while none did is kept apart, so when they come or go the best known way is in use at once. Without them
  * nothing but wide and side comes into question: threads wait busily only while nobody else wants the cores.
  *
- * Executions of different ways do not overlap, but for side and crowd: a change waits until those that run have
- * ended.
+ * Executions of different ways do not overlap: a change waits until those that run have ended.
  *
  * The caller holds its lock.
  */
