@@ -255,11 +255,12 @@ naru_status ort_model_form(naru_backend_model *model, uint32_t form, int32_t wan
         return NARU_OK;
     }
     if (!model->store) {
-        return naru_fail(err, NARU_UNSUPPORTED,
-                         model->threads.elastic
-                             ? "its operators pack their weights in each session: another session "
-                               "would hold them once more"
-                             : "its threads are fixed by its configuration");
+        return naru_fail(
+            err, NARU_UNSUPPORTED,
+            model->threads.elastic
+                ? "its operators pack their weights in each session: another session "
+                  "would hold them once more"
+                : "its threads are fixed, by its configuration or since it computes too little");
     }
     if (model->forms[form]) {
         return NARU_OK;

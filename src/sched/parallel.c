@@ -53,16 +53,25 @@ const char *nr_way_text(nr_way way)
     return (unsigned)way < NR_COUNT(texts) ? texts[way] : "none";
 }
 
+/* What is best most of the time. */
+static nr_way usual(const struct nr_parallel *p, bool many, bool pressed)
+{
+    if (p->cfg.wish == NR_PARALLEL_NARROW) {
+        return NR_WAY_SIDE;
+    }
+    if (p->cfg.wish == NR_PARALLEL_WIDE || !pressed) {
+        return NR_WAY_WIDE;
+    }
+    return many && p->cfg.places > 1 ? NR_WAY_CROWD : NR_WAY_QUIET;
+}
+
 void nr_parallel_init(struct nr_parallel *p, const struct nr_parallel_cfg *cfg)
 {
     *p = (struct nr_parallel){.cfg = *cfg, .made = 1u << NARU_FORM_WIDE};
     for (unsigned i = 0; i < 4; i++) {
         struct nr_parallel_side *s = &p->sides[i / 2][i % 2];
         *s = (struct nr_parallel_side){.trial = NR_WAY_NONE, .backoff_ns = BACKOFF_MIN_NS};
-        s->home = cfg->wish == NR_PARALLEL_NARROW               ? NR_WAY_SIDE
-                  : cfg->wish == NR_PARALLEL_WIDE || i % 2 == 0 ? NR_WAY_WIDE
-                  : i / 2 > 0                                   ? NR_WAY_CROWD
-                                                                : NR_WAY_QUIET;
+        s->home = usual(p, i / 2, i % 2);
         s->now = s->home;
     }
 }
@@ -115,7 +124,7 @@ static bool is_candidate(const struct nr_parallel *p, bool many, bool pressed, n
     case NR_WAY_WIDE:
         return true;
     case NR_WAY_QUIET:
-        return pressed && !many;
+        return pressed && (!many || p->cfg.places == 1);
     case NR_WAY_SIDE:
         return many;
     default:

@@ -211,12 +211,14 @@ static bool is_elastic(const struct nr_runtime *rt, const struct nr_model_config
            (!rt->says_instances || c->n_instances == 1);
 }
 
-/* How many instances of the plug-in. */
+/* How many instances of the plug-in. Several of an elastic model only where what is between its layers has one
+ * size: tiles of large pictures side by side would be gigabytes. */
 static unsigned instances_of(const struct nr_runtime_host *host, const struct nr_runtime *rt,
                              const struct nr_model_config *c)
 {
     unsigned n = NR_MAX(c->n_instances, 1u);
-    if (rt->says_instances || !is_elastic(rt, c)) {
+    bool sized = (rt->model->info->flags & NARU_MODEL_STATIC_GRAPH) != 0;
+    if (rt->says_instances || !sized || !is_elastic(rt, c)) {
         return n;
     }
     return NR_MIN(NR_MIN(2 * nr_cpu_usable(), MAX_LANES), NR_MAX(host->max_instances, 1u));

@@ -365,7 +365,7 @@ static void test_few_places(void **state)
     (void)state;
     struct machine m;
     machine_init(&m, NR_PARALLEL_AUTO, 2);
-    m.p.cfg.places = 1; /* instance_group { count: 1 } */
+    nr_parallel_init(&m.p, &(struct nr_parallel_cfg){.on = true, .cores = 2, .places = 1});
     costs(&m, 0, 20, 21, 18, 18);
     costs(&m, 1, 45, 31, 28, 25);
     m.clients = 4;
@@ -373,6 +373,7 @@ static void test_few_places(void **state)
     drive(&m, 20 * NR_S_NS);
     assert_int_equal(m.most, 1);
     assert_int_equal(m.done_by[NR_WAY_SIDE] + m.done_by[NR_WAY_CROWD], 0);
+    EXPECT_MOSTLY(&m, NR_WAY_QUIET);
 }
 
 static void test_wishes(void **state)
