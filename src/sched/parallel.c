@@ -23,7 +23,7 @@
 #include "base/status.h"
 
 #define SMOOTH 16
-#define TRIAL_RUNS 10u
+#define TRIAL_RUNS 12u
 #define TRIAL_LEAST 4u    /* after so many a plain difference ends it */
 #define PLAIN_PERCENT 20  /* worse by so much is plain */
 #define KNOWN 8u          /* executions after which a cost may be compared */
@@ -203,6 +203,12 @@ static nr_way next_candidate(struct nr_parallel *p, struct nr_parallel_side *s, 
     return NR_WAY_NONE;
 }
 
+/* What was measured some time ago may have been measured in another world. */
+static void measure_anew(struct nr_way_cost *c)
+{
+    c->n = NR_MIN(c->n, SKIP);
+}
+
 static void end_trial(struct nr_parallel *p, struct nr_parallel_side *s, int64_t now_ns)
 {
     int64_t old_ns = s->costs[s->now].row_ns, new_ns = s->costs[s->trial].row_ns;
@@ -248,6 +254,7 @@ static void consider(struct nr_parallel *p, const struct nr_parallel_run *run, i
         s->trial = next_candidate(p, s, run->many, run->pressed);
         if (s->trial != NR_WAY_NONE) {
             s->trial_n = 0;
+            measure_anew(&s->costs[s->trial]);
             s->trial_since_ns = now_ns;
             p->n_trials++;
         }
@@ -295,6 +302,17 @@ bool nr_parallel_looks(const struct nr_parallel *p, int64_t now_ns)
     return p->cfg.on && p->cfg.wish == NR_PARALLEL_AUTO && now_ns - p->look_ns >= LOOK_NS;
 }
 
+/* A situation begins again: what is in use there is remembered, its figures are not. */
+static void enter(struct nr_parallel_side *s, int64_t now_ns)
+{
+    for (unsigned i = 0; i < NR_WAYS; i++) {
+        measure_anew(&s->costs[i]);
+    }
+    s->trial = NR_WAY_NONE;
+    s->backoff_ns = BACKOFF_MIN_NS;
+    s->next_ns = now_ns;
+}
+
 void nr_parallel_look(struct nr_parallel *p, int64_t busy_ns, int64_t own_ns, int64_t now_ns)
 {
     int64_t since_ns = now_ns - p->look_ns;
@@ -303,7 +321,12 @@ void nr_parallel_look(struct nr_parallel *p, int64_t busy_ns, int64_t own_ns, in
         int64_t percent = others_ns * 100 / since_ns;
         int64_t much = NR_MAX(PRESSED_PERCENT, (int64_t)p->cfg.cores * PRESSED_ALL_PERCENT);
         p->n_pressing = percent >= (p->pressed ? much / 2 : much) ? p->n_pressing + 1 : 0;
-        p->pressed = p->n_pressing >= (p->pressed ? 1 : PRESSED_LOOKS);
+        bool pressed = p->n_pressing >= (p->pressed ? 1 : PRESSED_LOOKS);
+        if (pressed != p->pressed) {
+            p->pressed = pressed;
+            enter(&p->sides[false][pressed], now_ns);
+            enter(&p->sides[true][pressed], now_ns);
+        }
     }
     p->look_ns = now_ns;
     p->busy_ns = busy_ns;

@@ -434,7 +434,7 @@ def beside(ctx, model, server, file, fields, n):
                  for t, spin in RAW for c in callers if c <= 4 or t == 1}
         for c in IN_FLIGHT:
             best = max((s for s in sweep if s[2] <= c), key=sweep.get)
-            resnet_naru(ctx, server, file, fields, c, 1.5)  # what it learns is not measured
+            resnet_naru(ctx, server, file, fields, c, 5)  # what it learns is not measured
             results = compete(ctx, {"raw": lambda best=best: raw_setting(model, max(1, round(2 * ctx.seconds)), *best),
                                     "naru": lambda c=c: resnet_naru(ctx, server, file, fields, c, 2)})
             ratio = ratios(column(results, "naru", "rate"), column(results, "raw", "rate"))
