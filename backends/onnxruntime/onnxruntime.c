@@ -37,6 +37,7 @@
 #include "ort.h"
 
 #define DEFAULT_SPIN_US 200
+#define OF_LIBRARY "onnxruntime: " /* before its own words */
 
 static char version_text[64] = "1.0";
 
@@ -197,11 +198,66 @@ static bool is_about_shapes(const char *text)
     return false;
 }
 
-naru_status ort_run_status(const naru_backend_model *m, OrtStatus *st, naru_text *err)
+/* "Non-zero status code returned while running Conv node. Name:'x' Status Message: text" → "Conv 'x':
+ * text". In place. */
+static void cut_preamble(char *text)
+{
+    static const char before[] = "Non-zero status code returned while running ";
+    static const char name[] = " node. Name:", message[] = " Status Message: ";
+    char *op = strncmp(text, before, sizeof before - 1) == 0 ? text + sizeof before - 1 : NULL;
+    char *at = op ? strstr(op, name) : NULL;
+    char *said = at ? strstr(at, message) : NULL;
+    if (!said) {
+        return;
+    }
+    size_t op_len = (size_t)(at - op), name_len = (size_t)(said - at) - (sizeof name - 1);
+    memmove(text, op, op_len);
+    text[op_len] = ' ';
+    memmove(text + op_len + 1, at + sizeof name - 1, name_len);
+    char *end = text + op_len + 1 + name_len;
+    memmove(end, ": ", 2);
+    said += sizeof message - 1;
+    memmove(end + 2, said, strlen(said) + 1);
+}
+
+/* "image" [2,3,5,4], "mask" [2,5,4]: what the batch has, rows of all its requests together. */
+static void describe_inputs(const naru_batch *batch, char *text, size_t size)
+{
+    size_t at = 0;
+    for (uint32_t i = 0; i < batch->n_inputs; i++) {
+        const naru_tensor *in = &batch->inputs[i];
+        char shape[24 * NARU_MAX_RANK] = "";
+        size_t len = 0;
+        for (uint32_t d = 0; d < in->rank && len < sizeof shape - 24; d++) {
+            len += (size_t)snprintf(shape + len, sizeof shape - len, "%s%lld", d ? "," : "",
+                                    (long long)in->shape[d]);
+        }
+        int n = snprintf(text + at, size - at, "%s\"%.64s\" [%s]", i ? ", " : "", in->name, shape);
+        if (n < 0 || (size_t)n >= size - at - 4) { /* room is left for the dots */
+            memcpy(text + at, " …", 5);
+            return;
+        }
+        at += (size_t)n;
+    }
+}
+
+naru_status ort_run_status(const naru_backend_model *m, const naru_batch *batch, OrtStatus *st,
+                           naru_text *err)
 {
     bool shapes = m->open_shapes && is_about_shapes(m->lib->api->GetErrorMessage(st));
     naru_status code = ort_status(m->lib, st, NULL, 0, err);
-    return code == NARU_INTERNAL && shapes ? NARU_INVALID : code;
+    code = code == NARU_INTERNAL && shapes ? NARU_INVALID : code;
+    char *said = code == NARU_INVALID && m->open_shapes && err ? strdup(err->data) : NULL;
+    if (said) {
+        char inputs[200] = "";
+        describe_inputs(batch, inputs, sizeof inputs);
+        (void)naru_fail(err, code, "the model cannot run with input %s: %s", inputs,
+                        strncmp(said, OF_LIBRARY, sizeof OF_LIBRARY - 1) == 0
+                            ? said + sizeof OF_LIBRARY - 1
+                            : said);
+        free(said);
+    }
+    return code;
 }
 
 naru_status ort_status(const struct naru_backend_lib *lib, OrtStatus *st, const char *const *hide,
@@ -218,9 +274,10 @@ naru_status ort_status(const struct naru_backend_lib *lib, OrtStatus *st, const 
     }
     if (copy) {
         cut_places(copy);
+        cut_preamble(copy);
         tidy(copy);
     }
-    (void)naru_fail(err, code, "onnxruntime: %s", copy ? copy : "out of memory");
+    (void)naru_fail(err, code, OF_LIBRARY "%s", copy ? copy : "out of memory");
     free(copy);
     lib->api->ReleaseStatus(st);
     return code;
@@ -411,6 +468,7 @@ static void lib_close(naru_backend_lib *lib)
         a->ReleaseEnv(lib->env);
     }
     ort_spawner_free(lib->spawner);
+    ort_books_free(lib->books);
     free(lib);
 }
 
@@ -457,7 +515,11 @@ static naru_status lib_open(const naru_host *host, const naru_option *options, u
     st = read_lib_options(lib, options, n_options, err);
     if (st == NARU_OK) {
         lib->spawner = ort_spawner_new();
-        st = make_env(lib, err);
+        lib->books = ort_books_new();
+        st = lib->books ? make_env(lib, err) : NARU_NOMEM;
+    }
+    if (st == NARU_OK) {
+        st = ort_books_prime(lib, err);
     }
     if (st != NARU_OK) {
         lib_close(lib);

@@ -9,6 +9,7 @@
  *   ort_threads.c  makes the threads of sessions' own pools
  *   ort_trim.c     memory back from an idle session
  *   ort_forms.c    several sessions of one model over one copy of its weights
+ *   ort_books.c    how much memory each session holds
  */
 #ifndef NR_BACKENDS_ONNXRUNTIME_ORT_H
 #define NR_BACKENDS_ONNXRUNTIME_ORT_H
@@ -40,16 +41,16 @@ struct naru_backend_lib {
     int spin_us;       /* of pools of single sessions; 0: do not spin */
     bool shared_arena; /* sessions allocate from one arena */
     struct ort_spawner *spawner;
-    _Atomic int pool_threads;  /* started for pools of single sessions */
-    _Atomic unsigned opening;  /* model_open calls under way, for the estimate of memory */
-    _Atomic unsigned openings; /* ever begun */
+    _Atomic int pool_threads; /* started for pools of single sessions */
+    struct ort_books *books;  /* what each model holds */
 };
 
 /* What ort_graph_read finds. Zeroed where the file could not be read: then nothing is promised. */
 struct ort_graph {
-    bool known;            /* the whole file was understood */
-    bool control_flow;     /* If, Loop, Scan, SequenceMap, or a function of the model's own */
-    uint64_t weight_bytes; /* initializers, external data included */
+    bool known;              /* the whole file was understood */
+    bool control_flow;       /* If, Loop, Scan, SequenceMap, or a function of the model's own */
+    uint64_t weight_bytes;   /* initializers, external data included */
+    uint64_t external_bytes; /* of them, those in other files */
     uint32_t n_nodes;
     uint32_t n_convolutions; /* and recurrent layers: many operations per weight */
     bool convolves;          /* some of those are convolutions */
@@ -60,6 +61,16 @@ struct ort_threads {
     int intra;    /* threads of an own pool, the caller's included; 0: the global pool */
     int charged;  /* added to lib->pool_threads, to be given back */
     bool elastic; /* a model that computes for long, and nobody said how many threads it has */
+};
+
+/* What a model has in the books; written under their lock. */
+struct ort_entry {
+    naru_backend_model *next, *previous;
+    bool listed;
+    uint64_t session_bytes; /* of the heap, since the session was made */
+    uint64_t outside_bytes; /* weights that are mapped from files, or the store */
+    uint64_t form_bytes[NARU_FORMS];
+    uint64_t arena_bytes; /* of the arena when the session was made: part of session_bytes */
 };
 
 struct ort_value_io { /* one input or output */
@@ -83,7 +94,7 @@ struct naru_backend_model {
     char *shrink_arena; /* run option memory.enable_memory_arena_shrinkage, or NULL */
     struct ort_threads threads;
     bool open_shapes; /* requests may bring shapes of their own */
-    uint64_t memory_bytes;
+    struct ort_entry entry;
     int32_t device;
 };
 
@@ -93,8 +104,9 @@ naru_status ort_status(const struct naru_backend_lib *lib, OrtStatus *st, const 
                        unsigned n_hide, naru_text *err);
 
 /* The same for the status of a run, not NULL. Shapes that operators refuse are the client's mistake
- * (NARU_INVALID) where the model leaves any open. */
-naru_status ort_run_status(const naru_backend_model *m, OrtStatus *st, naru_text *err);
+ * (NARU_INVALID) where the model leaves any open; the text has the batch's inputs and their shapes. */
+naru_status ort_run_status(const naru_backend_model *m, const naru_batch *batch, OrtStatus *st,
+                           naru_text *err);
 
 bool ort_has_provider(const struct naru_backend_lib *lib, const char *name);
 
@@ -127,12 +139,9 @@ uint64_t ort_store_bytes(const struct ort_store *s); /* accepts NULL */
 OrtStatus *ort_store_options(const struct naru_backend_lib *lib, const struct ort_store *store,
                              OrtSessionOptions **ret);
 OrtStatus *ort_store_session(const struct naru_backend_lib *lib, const struct ort_store *store,
-                             OrtSessionOptions *so, OrtSession **ret);
+                             const OrtSessionOptions *so, OrtSession **ret);
 /* Is what a session of m holds beside the store little enough to have several? */
 bool ort_store_shares(const naru_backend_model *m, uint64_t own_bytes);
-
-/* Bytes of the session's arena: held, and in use; 0 where there is none. */
-void ort_arena_bytes(const naru_backend_model *m, uint64_t *ret_held, uint64_t *ret_used);
 
 /* The thread that makes threads; NULL when none can be had. Free accepts NULL, after all sessions. */
 struct ort_spawner *ort_spawner_new(void);
@@ -151,7 +160,28 @@ naru_status ort_model_open(naru_backend_lib *lib, const naru_model_args *args,
                            naru_backend_model **ret, naru_text *err);
 void ort_model_close(naru_backend_model *model);
 const naru_model_info *ort_model_info(naru_backend_model *model);
+
+/* ort_books.c. New: NULL without memory. Free accepts NULL; no model may be left. */
+struct ort_books *ort_books_new(void);
+void ort_books_free(struct ort_books *b);
+/* Makes and forgets a session of nothing, so that what the library sets up with its first one is in
+ * nobody's books but its own. */
+naru_status ort_books_prime(naru_backend_lib *lib, naru_text *err);
+/* A session of m's store, where it has one, else of the file: into m->session and the books. */
+OrtStatus *ort_books_create(naru_backend_model *m, const char *path, const OrtSessionOptions *so,
+                            uint64_t external_bytes);
+/* One of m's other forms: into or out of the books. Not beside itself for one model. */
+OrtStatus *ort_books_form_create(naru_backend_model *m, uint32_t form, const OrtSessionOptions *so);
+void ort_books_form_remove(naru_backend_model *m, uint32_t form); /* releases it, too */
+/* For what takes much of the heap for a while and leaves nothing there: nobody measures meanwhile. */
+void ort_books_begin(struct ort_books *b);
+void ort_books_end(struct ort_books *b);
+void ort_books_remove(naru_backend_model *m); /* before the session is released */
 uint64_t ort_model_memory(naru_backend_model *model);
+struct ort_arena { /* bytes of a session's arena; 0 where it has none */
+    uint64_t held, used;
+};
+struct ort_arena ort_arena_get(const naru_backend_model *m);
 uint64_t ort_model_trim(naru_backend_model *model);
 naru_status ort_model_form(naru_backend_model *model, uint32_t form, int32_t want, naru_text *err);
 naru_status ort_instance_open(naru_backend_model *model, uint32_t index, int32_t device,

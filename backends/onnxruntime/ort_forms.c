@@ -188,7 +188,9 @@ naru_status ort_store_open(struct naru_backend_lib *lib, const naru_model_args *
         st = ort_options_plain(lib, args, true, &so, err);
     }
     if (st == NARU_OK) {
+        ort_books_begin(lib->books);
         st = ort_status(lib, save(lib, store, path, so, graph, name), NULL, 0, err);
+        ort_books_end(lib->books);
     }
     if (st == NARU_OK) {
         store->graph = map_file(graph, &store->graph_bytes);
@@ -219,7 +221,7 @@ OrtStatus *ort_store_options(const struct naru_backend_lib *lib, const struct or
 }
 
 OrtStatus *ort_store_session(const struct naru_backend_lib *lib, const struct ort_store *store,
-                             OrtSessionOptions *so, OrtSession **ret)
+                             const OrtSessionOptions *so, OrtSession **ret)
 {
     return lib->api->CreateSessionFromArray(lib->env, store->graph, store->graph_bytes, so, ret);
 }
@@ -248,10 +250,7 @@ naru_status ort_model_form(naru_backend_model *model, uint32_t form, int32_t wan
         return naru_fail(err, NARU_INVALID, "form %u can neither be made nor dropped", form);
     }
     if (!want) {
-        if (model->forms[form]) {
-            a->ReleaseSession(model->forms[form]);
-            model->forms[form] = NULL;
-        }
+        ort_books_form_remove(model, form);
         return NARU_OK;
     }
     if (!model->store) {
@@ -268,7 +267,7 @@ naru_status ort_model_form(naru_backend_model *model, uint32_t form, int32_t wan
     OrtSessionOptions *so = NULL;
     OrtStatus *s = ort_store_options(lib, model->store, &so);
     s = s ? s : (form == NARU_FORM_QUIET ? set_quiet(lib, so) : a->SetIntraOpNumThreads(so, 1));
-    s = s ? s : ort_store_session(lib, model->store, so, &model->forms[form]);
+    s = s ? s : ort_books_form_create(model, form, so);
     if (so) {
         a->ReleaseSessionOptions(so);
     }

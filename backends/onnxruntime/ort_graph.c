@@ -158,10 +158,10 @@ static unsigned bits_of(uint64_t type)
     return type < sizeof bits ? bits[type] : 8;
 }
 
-/* TensorProto: dims = 1 (packed or not), data_type = 2. */
+/* TensorProto: dims = 1 (packed or not), data_type = 2, data_location = 14 (1: another file). */
 static void read_tensor(struct reader *r, uint64_t end, struct ort_graph *g)
 {
-    uint64_t elements = 1, type = 0;
+    uint64_t elements = 1, type = 0, location = 0;
     struct field f;
     while (next(r, end, &f)) {
         if (f.number == 1) {
@@ -176,12 +176,16 @@ static void read_tensor(struct reader *r, uint64_t end, struct ort_graph *g)
             }
         } else if (f.number == 2 && f.wire == 0) {
             type = f.value;
+        } else if (f.number == 14 && f.wire == 0) {
+            location = f.value;
         }
         r->at = f.end;
     }
     uint64_t bits;
     if (!__builtin_mul_overflow(elements, (uint64_t)bits_of(type), &bits)) {
         (void)__builtin_add_overflow(g->weight_bytes, bits / 8, &g->weight_bytes);
+        uint64_t external = location == 1 ? bits / 8 : 0;
+        (void)__builtin_add_overflow(g->external_bytes, external, &g->external_bytes);
     }
 }
 

@@ -274,13 +274,7 @@ static bool has_open_shapes(const naru_backend_model *m, int32_t max_batch_size)
     return false;
 }
 
-static size_t heap_bytes(void)
-{
-    struct mallinfo2 m = mallinfo2();
-    return m.uordblks + m.hblkhd;
-}
-
-/* The usual way: a session of the file, and what the heap grew by when nobody else loaded meanwhile. */
+/* The usual way: a session of the file. */
 static naru_status make_session(naru_backend_model *m, const naru_model_args *args,
                                 const struct ort_graph *graph, const char *path,
                                 const char *const *hide, unsigned n_hide, naru_text *err)
@@ -292,15 +286,8 @@ static naru_status make_session(naru_backend_model *m, const naru_model_args *ar
         st = ort_options_threads(lib, args, graph, so, &m->threads, err);
     }
     if (st == NARU_OK) {
-        unsigned begun = atomic_fetch_add(&lib->openings, 1) + 1;
-        bool alone = atomic_fetch_add(&lib->opening, 1) == 0;
-        size_t before = heap_bytes();
-        OrtStatus *s = lib->api->CreateSession(lib->env, path, so, &m->session);
-        size_t after = heap_bytes();
-        alone = alone && atomic_load(&lib->openings) == begun;
-        atomic_fetch_sub(&lib->opening, 1);
-        m->memory_bytes = alone && after > before ? after - before : m->info.weight_bytes;
-        st = ort_status(lib, s, hide, n_hide, err);
+        st = ort_status(lib, ort_books_create(m, path, so, graph->external_bytes), hide, n_hide,
+                        err);
     }
     if (so) {
         lib->api->ReleaseSessionOptions(so);
@@ -317,9 +304,6 @@ static bool make_shared(naru_backend_model *m, const naru_model_args *args,
     char text[ORT_MAX_TEXT];
     naru_text err = {.struct_size = sizeof err, .capacity = sizeof text, .data = text};
     OrtSessionOptions *so = NULL;
-    uint64_t held = 0, used = 0;
-    atomic_fetch_add(&lib->openings, 1);
-    atomic_fetch_add(&lib->opening, 1); /* the heap grows now for another model than yours */
     naru_status st = ort_store_open(lib, args, path, &m->store, &err);
     if (st == NARU_OK) {
         st = ort_status(lib, ort_store_options(lib, m->store, &so), NULL, 0, &err);
@@ -328,20 +312,15 @@ static bool make_shared(naru_backend_model *m, const naru_model_args *args,
         st = ort_options_threads(lib, args, graph, so, &m->threads, &err);
     }
     if (st == NARU_OK) {
-        OrtStatus *s = ort_store_session(lib, m->store, so, &m->session);
-        st = ort_status(lib, s, NULL, 0, &err);
+        st = ort_status(lib, ort_books_create(m, path, so, 0), NULL, 0, &err);
     }
-    atomic_fetch_sub(&lib->opening, 1);
     if (so) {
         lib->api->ReleaseSessionOptions(so);
     }
-    if (st == NARU_OK) {
-        ort_arena_bytes(m, &held, &used);
-        m->memory_bytes = ort_store_bytes(m->store) + held;
-    }
-    if (st == NARU_OK && ort_store_shares(m, used)) {
+    if (st == NARU_OK && ort_store_shares(m, ort_arena_get(m).used)) {
         return true;
     }
+    ort_books_remove(m);
     if (m->session) {
         lib->api->ReleaseSession(m->session);
         m->session = NULL;
@@ -436,6 +415,7 @@ void ort_model_close(naru_backend_model *model)
     struct naru_backend_lib *lib = model->lib;
     io_release(model, model->ins, model->info.n_inputs);
     io_release(model, model->outs, model->info.n_outputs);
+    ort_books_remove(model);
     for (uint32_t f = 0; f < NARU_FORMS; f++) {
         if (model->forms[f]) {
             lib->api->ReleaseSession(model->forms[f]);
@@ -457,9 +437,4 @@ void ort_model_close(naru_backend_model *model)
 const naru_model_info *ort_model_info(naru_backend_model *model)
 {
     return &model->info;
-}
-
-uint64_t ort_model_memory(naru_backend_model *model)
-{
-    return model->memory_bytes;
 }

@@ -262,7 +262,7 @@ naru_status ort_execute(naru_backend_instance *instance, naru_batch *batch, naru
         a->Run(session_of(m, batch), instance->run_options, instance->in_names, instance->in_values,
                n_in, instance->out_names, batch->n_outputs, instance->out_values);
     if (s) {
-        st = ort_run_status(m, s, err);
+        st = ort_run_status(m, batch, s, err);
         if (atomic_load_explicit(&instance->terminated, memory_order_relaxed)) {
             st = naru_fail(err, NARU_CANCELLED, "cancelled while it ran");
         }

@@ -22,42 +22,11 @@
 #define TRIM_BYTES (UINT64_C(32) << 20)
 #define MAX_STRINGS 4096 /* each is an object of the library's */
 
-static uint64_t stat_of(const OrtApi *a, const OrtKeyValuePairs *all, const char *key)
-{
-    const char *text = a->GetKeyValue(all, key);
-    int64_t value = 0;
-    return text && naru_parse_i64(text, &value) && value > 0 ? (uint64_t)value : 0;
-}
-
-void ort_arena_bytes(const naru_backend_model *m, uint64_t *ret_held, uint64_t *ret_used)
-{
-    const OrtApi *a = m->lib->api;
-    OrtAllocator *arena = NULL;
-    OrtKeyValuePairs *all = NULL;
-    OrtStatus *s = a->CreateAllocator(m->session, m->lib->cpu_memory, &arena);
-    *ret_held = *ret_used = 0;
-    if (!s && arena->GetStats) {
-        s = arena->GetStats(arena, &all);
-    }
-    if (!s && all) {
-        *ret_held = stat_of(a, all, "TotalAllocated");
-        *ret_used = stat_of(a, all, "InUse");
-    }
-    if (all) {
-        a->ReleaseKeyValuePairs(all);
-    }
-    if (arena) {
-        a->ReleaseAllocator(arena);
-    }
-    (void)ort_status(m->lib, s, NULL, 0, NULL);
-}
-
-/* Bytes that the session's arena holds and nobody uses; 0 where there is no arena. */
+/* Bytes that the session's arena holds and nobody uses. */
 static uint64_t unused_bytes(const naru_backend_model *m)
 {
-    uint64_t held, used;
-    ort_arena_bytes(m, &held, &used);
-    return held > used ? held - used : 0;
+    struct ort_arena a = ort_arena_get(m);
+    return a.held > a.used ? a.held - a.used : 0;
 }
 
 struct probe { /* the inputs of a run that ends before it begins */

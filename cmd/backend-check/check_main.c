@@ -27,6 +27,7 @@
 
 struct check_cfg check_cfg = {.dir = "", .file = ""};
 static int report_fd = -1;
+static bool died; /* the last child, of a signal or its time */
 static uint64_t seconds = DEFAULT_SECONDS;
 static const char *only;
 
@@ -89,7 +90,8 @@ static int run_check(const struct check *c, char *text, size_t size)
         (void)snprintf(text, size, "no child process");
         return 1;
     }
-    if (WIFSIGNALED(status)) {
+    died = WIFSIGNALED(status);
+    if (died) {
         int sig = WTERMSIG(status);
         (void)snprintf(text, size,
                        sig == SIGALRM ? "it did not end within %llu s (signal %d)"
@@ -124,6 +126,37 @@ static int run_all(void)
     }
     printf("%u passed, %u failed, %u skipped\n", count[0], count[1], count[2]);
     return count[1] > 0 || count[0] == 0;
+}
+
+static void open_only_plugin(void)
+{
+    struct opened o;
+    open_plugin(&o);
+}
+
+static void open_and_model(void)
+{
+    struct opened o;
+    open_plugin(&o);
+    open_model(&o);
+}
+
+/* Nobody said which model: a plug-in that opens none without a file is not wrong, it wants to be told. */
+static bool wants_model(void)
+{
+    static const struct check plugin = {"plugin", "it opens", open_only_plugin};
+    static const struct check model = {"model", "a model without a file", open_and_model};
+    char text[TEXT_MAX];
+    if (run_check(&plugin, text, sizeof text) != 0 || run_check(&model, text, sizeof text) != 1 ||
+        died) {
+        return false; /* what is wrong with it shows in the checks */
+    }
+    fprintf(stderr,
+            "naru-backend-check: %s opens no model without a file (%s); name one with --model "
+            "FILE|DIR, or "
+            "say what it needs with --option and --io\n",
+            check_cfg.plugin, text);
+    return true;
 }
 
 static _Noreturn void usage(const char *why, const char *what)
@@ -248,6 +281,9 @@ int main(int argc, char **argv)
     if (check_cfg.n_io == 0 && check_cfg.n_options == 0 && check_cfg.file[0] == '\0') {
         printf("no --model, --io or --option: trying it with --io \"FP32[-1,16]\"\n");
         add_io(NR_STR("FP32[-1,16]"), "");
+        if (wants_model()) {
+            return 2;
+        }
     }
     return run_all();
 }

@@ -202,13 +202,41 @@ static nr_status unknown(const struct option_table *table, struct nr_str name, c
 
 /* --- the file and the environment --- */
 
-static nr_status set_from_file(void *ctx, struct nr_str name, struct nr_str value,
-                               struct nr_err *err)
+static nr_status file_begin(void *ctx, struct nr_str name, bool list, struct nr_err *err)
 {
     struct option_values *v = ctx;
     int i = find(v->table, name);
-    return i < 0 ? unknown(v->table, name, "", err)
-                 : assign(v, (unsigned)i, value, OPTION_FILE, err);
+    if (i < 0) {
+        return unknown(v->table, name, "", err);
+    }
+    const struct option_def *d = &v->table->defs[i];
+    if (v->in_file[i]) {
+        return nr_fail(err, NARU_INVALID, "option '" NR_STR_FMT "' is there already; give it once",
+                       NR_STR_ARG(name));
+    }
+    if (list && d->kind != OPTION_LIST) {
+        return nr_fail(err, NARU_INVALID, "option '" NR_STR_FMT "' takes one value, not a list",
+                       NR_STR_ARG(name));
+    }
+    v->in_file[i] = true;
+    v->file_at = (unsigned)i;
+    return NARU_OK;
+}
+
+static nr_status file_item(void *ctx, struct nr_str value, struct nr_err *err)
+{
+    struct option_values *v = ctx;
+    return assign(v, v->file_at, value, OPTION_FILE, err);
+}
+
+static nr_status read_file(struct option_values *v, struct nr_err *err)
+{
+    const struct option_sink sink = {v, file_begin, file_item};
+    v->in_file = nr_new_array(bool, NR_MAX(v->table->n_defs, 1u));
+    nr_status st = option_file_read(v->config_file, &sink, err);
+    nr_free(v->in_file);
+    v->in_file = NULL;
+    return st;
 }
 
 #define ENVIRONMENT "NARU_"
@@ -402,6 +430,28 @@ static nr_status read_command_line(struct option_values *v, int argc, char **arg
     return NARU_OK;
 }
 
+/* Arguments without a name are the list that the table says. Both in one line would leave open what was
+ * meant; over the environment and the file they win as any option does. */
+static nr_status take_operands(struct option_values *v, struct nr_err *err)
+{
+    if (v->table->operands == NULL || v->positional.n == 0) {
+        return NARU_OK;
+    }
+    int i = find(v->table, nr_str_from(v->table->operands));
+    NR_ASSERT(i >= 0 && v->table->defs[i].kind == OPTION_LIST);
+    if (v->source[i] == OPTION_COMMAND_LINE) {
+        return nr_fail(err, NARU_INVALID,
+                       "give the paths either after the options or with --%s, not both",
+                       v->table->operands);
+    }
+    nr_status st = NARU_OK;
+    for (unsigned k = 0; k < v->positional.n && st == NARU_OK; k++) {
+        st = assign(v, (unsigned)i, nr_str_from(v->positional.items[k]), OPTION_COMMAND_LINE, err);
+    }
+    v->positional.n = 0;
+    return st;
+}
+
 nr_status option_parse(const struct option_table *table, void *target, int argc, char **argv,
                        struct option_values *ret, struct nr_err *err)
 {
@@ -412,6 +462,9 @@ nr_status option_parse(const struct option_table *table, void *target, int argc,
         st = read_command_line(ret, argc, argv, err);
     }
     if (st == NARU_OK) {
+        st = take_operands(ret, err);
+    }
+    if (st == NARU_OK) {
         st = read_environment(ret, err);
     }
     look_for_strangers(ret);
@@ -419,7 +472,7 @@ nr_status option_parse(const struct option_table *table, void *target, int argc,
         ret->config_file = getenv("NARU_CONFIG");
     }
     if (st == NARU_OK && ret->config_file != NULL) {
-        st = option_file_read(ret->config_file, ret, set_from_file, err);
+        st = read_file(ret, err);
     }
     return st;
 }
@@ -441,7 +494,7 @@ nr_status option_reread(struct option_values *v, struct nr_err *err)
             }
         }
     }
-    return option_file_read(v->config_file, v, set_from_file, err);
+    return read_file(v, err);
 }
 
 void option_done(struct option_values *v)

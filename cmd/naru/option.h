@@ -56,6 +56,9 @@ struct option_def {
 struct option_table {
     const char *command;  /* "serve" */
     const char *synopsis; /* "MODEL|DIR|REPOSITORY…" */
+    const char
+        *operands; /* name of the OPTION_LIST that arguments without a name go to; NULL: they stay
+                             in option_values.positional */
     const char *summary;  /* one line */
     const char *examples; /* lines for --help and the man page */
     const struct option_def *defs;
@@ -69,6 +72,8 @@ struct option_values { /* result of parsing; strings live as long as it */
     struct option_list positional;
     struct option_list strangers; /* texts about variables NARU_* that mean nothing, to be told */
     const char *config_file;
+    bool *in_file;    /* [n_defs], while the file is read: it has named this option */
+    unsigned file_at; /* the option whose values come */
     char **owned;
     unsigned n_owned;
     bool help, version, print_config, print_man, print_completion_bash, print_completion_zsh;
@@ -83,10 +88,14 @@ nr_nodiscard nr_status option_parse(const struct option_table *table, void *targ
 nr_nodiscard nr_status option_reread(struct option_values *v, struct nr_err *err);
 void option_done(struct option_values *v);
 
-/* option_file.c: calls set for each scalar of the YAML mapping (lists: once an item). */
-nr_nodiscard nr_status option_file_read(const char *path, void *ctx,
-                                        nr_status (*set)(void *ctx, struct nr_str name,
-                                                         struct nr_str value, struct nr_err *err),
+/* option_file.c: calls begin for each key of the YAML mapping, then item for its scalar, or for each
+ * scalar of its list. An error ends the reading; the text gets the file and the line. */
+struct option_sink {
+    void *ctx;
+    nr_status (*begin)(void *ctx, struct nr_str name, bool list, struct nr_err *err);
+    nr_status (*item)(void *ctx, struct nr_str value, struct nr_err *err);
+};
+nr_nodiscard nr_status option_file_read(const char *path, const struct option_sink *sink,
                                         struct nr_err *err);
 
 /* option_text.c */

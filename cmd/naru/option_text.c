@@ -29,6 +29,29 @@ static void fold(FILE *out, const char *text, unsigned column)
     fprintf(out, "\n");
 }
 
+/* What every command takes besides its table. */
+static const struct {
+    const char *name, *arg, *help;
+} general[] = {
+    {"config", "FILE", "options from a YAML file, same names"},
+    {"print-config", NULL, "print the options in force and where each came from"},
+    {"print-man", NULL, "print the man page, for man -l -"},
+    {"help", NULL, "print all options"},
+    {"version", NULL, "print the version"},
+};
+
+/* One option with its help from COLUMN on. */
+static void help_line(FILE *out, const char *name, const char *arg, const char *text)
+{
+    int n = fprintf(out, "  --%s%s%s", name, arg[0] != '\0' ? " " : "", arg);
+    if (n >= COLUMN - 1) {
+        fprintf(out, "\n%*s", COLUMN, "");
+    } else {
+        fprintf(out, "%*s", COLUMN - n, "");
+    }
+    fold(out, text, COLUMN);
+}
+
 void option_help(const struct option_table *table, FILE *out)
 {
     fprintf(out, "usage: naru %s %s [options]\n\n%s\n\n%s", table->command, table->synopsis,
@@ -38,25 +61,20 @@ void option_help(const struct option_table *table, FILE *out)
         if (d->group != NULL) {
             fprintf(out, "\n%s\n", d->group);
         }
-        int n =
-            fprintf(out, "  --%s%s%s", d->name, d->kind == OPTION_BOOL ? "" : " ", value_name(d));
-        if (n >= COLUMN - 1) {
-            fprintf(out, "\n%*s", COLUMN, "");
-        } else {
-            fprintf(out, "%*s", COLUMN - n, "");
-        }
         char text[768];
         bool shown = d->preset != NULL && d->preset[0] != '\0';
         snprintf(text, sizeof(text), shown ? "%s [%s]" : "%s", d->help, d->preset);
-        fold(out, text, COLUMN);
+        help_line(out, d->name, d->kind == OPTION_BOOL ? "" : value_name(d), text);
+    }
+    fprintf(out, "\nGeneral\n");
+    for (unsigned i = 0; i < NR_COUNT(general); i++) {
+        help_line(out, general[i].name, general[i].arg != NULL ? general[i].arg : "",
+                  general[i].help);
     }
     fprintf(
         out,
-        "\nGeneral\n"
-        "  --config FILE                   options from a YAML file, same names\n"
-        "  --print-config                  print the options in force and where each came from\n"
-        "  --help, --version\n\n"
-        "Every option can also be set as an environment variable: --http-port is NARU_HTTP_PORT.\n"
+        "\nEvery option can also be set as an environment variable: --http-port is "
+        "NARU_HTTP_PORT.\n"
         "The command line counts more than the environment, that more than the file. A variable "
         "that\n"
         "begins so and is no option is named in the log at the start.\n");
@@ -170,6 +188,14 @@ void option_man(const struct option_table *table, FILE *out)
         }
         fprintf(out, "\n");
     }
+    fprintf(out, ".SS \"General\"\n");
+    for (unsigned i = 0; i < NR_COUNT(general); i++) {
+        fprintf(out, ".TP\n.B \\-\\-");
+        roff(out, general[i].name);
+        fprintf(out, " %s\n", general[i].arg != NULL ? general[i].arg : "");
+        roff(out, general[i].help);
+        fprintf(out, "\n");
+    }
     fprintf(
         out,
         ".SH ENVIRONMENT\nEvery option as NARU_NAME, dashes as underscores, in capitals.\n"
@@ -184,14 +210,18 @@ static void complete_bash(const struct option_table *const *tables, unsigned n, 
     for (unsigned i = 0; i < n; i++) {
         fprintf(out, "%s ", tables[i]->command);
     }
-    fprintf(out, "' -- \"$cur\")); return; fi\n  case ${COMP_WORDS[1]} in\n");
+    fprintf(out, "completion --help --version' -- \"$cur\")); return; fi\n  case "
+                 "${COMP_WORDS[1]} in\n  completion) COMPREPLY=($(compgen -W 'bash zsh' -- "
+                 "\"$cur\"));;\n");
     for (unsigned i = 0; i < n; i++) {
         fprintf(out, "  %s) [[ $cur == -* ]] && COMPREPLY=($(compgen -W '", tables[i]->command);
         for (unsigned k = 0; k < tables[i]->n_defs; k++) {
             fprintf(out, "--%s ", tables[i]->defs[k].name);
         }
-        fprintf(out, "--config --help --print-config' -- \"$cur\")) || COMPREPLY=($(compgen -f -- "
-                     "\"$cur\"));;\n");
+        for (unsigned k = 0; k < NR_COUNT(general); k++) {
+            fprintf(out, "--%s ", general[k].name);
+        }
+        fprintf(out, "' -- \"$cur\")) || COMPREPLY=($(compgen -f -- \"$cur\"));;\n");
     }
     fprintf(out, "  esac\n}\ncomplete -o filenames -F _naru naru\n");
 }
@@ -202,14 +232,20 @@ static void complete_zsh(const struct option_table *const *tables, unsigned n, F
     for (unsigned i = 0; i < n; i++) {
         fprintf(out, "'%s:%s' ", tables[i]->command, tables[i]->summary);
     }
-    fprintf(out, ")\n  if (( CURRENT == 2 )); then _describe command commands; return; fi\n  case "
-                 "$words[2] in\n");
+    fprintf(out, "'completion:print completions for a shell')\n  if (( CURRENT == 2 )); then "
+                 "_describe command commands; return; fi\n  case "
+                 "$words[2] in\n  completion) _values shell bash zsh;;\n");
     for (unsigned i = 0; i < n; i++) {
         fprintf(out, "  %s) _arguments '*:file:_files'", tables[i]->command);
         for (unsigned k = 0; k < tables[i]->n_defs; k++) {
             const struct option_def *d = &tables[i]->defs[k];
             fprintf(out, " \\\n    '--%s%s[%.40s]%s'", d->name, d->kind == OPTION_BOOL ? "" : "=",
                     d->name, d->kind == OPTION_BOOL ? "" : ":value:_files");
+        }
+        for (unsigned k = 0; k < NR_COUNT(general); k++) {
+            fprintf(out, " \\\n    '--%s%s[%s]%s'", general[k].name,
+                    general[k].arg != NULL ? "=" : "", general[k].help,
+                    general[k].arg != NULL ? ":value:_files" : "");
         }
         fprintf(out, ";;\n");
     }

@@ -10,10 +10,14 @@
 
 #include "api/call.h"
 #include "base/clock.h"
+#include "base/footprint.h"
 #include "codec/image_plan.h"
 #include "codec/tensor.h"
+#include "host/plugin.h"
 #include "model/ensemble.h"
 #include "sched/runtime.h"
+
+#define ONCE_SHOWN_BYTES (UINT64_C(1) << 20) /* smaller libraries are not worth a word */
 
 static void print_bytes(FILE *out, uint64_t bytes)
 {
@@ -71,6 +75,39 @@ static void print_version(FILE *out, const struct nr_version *v)
     }
     print_io(out, "in", c->sig.inputs, c->sig.n_inputs);
     print_io(out, "out", c->sig.outputs, c->sig.n_outputs);
+}
+
+/* What the process takes, of which the models are a part. */
+static void print_memory(const struct nr_node_cfg *cfg, const struct nr_catalog *catalog, FILE *out)
+{
+    struct nr_footprint now;
+    uint64_t models = 0, share = nr_footprint_share();
+    nr_footprint_get(&now);
+    for (uint32_t i = 0; i < catalog->n_models; i++) {
+        for (uint32_t k = 0; k < catalog->models[i].n_versions; k++) {
+            const struct nr_version *v = catalog->models[i].versions[k].version;
+            models += v != NULL ? v->memory_bytes : 0;
+        }
+    }
+    fprintf(out, "memory\n  process ");
+    print_bytes(out, now.resident_bytes);
+    fprintf(out, " resident");
+    if (share > 0) {
+        fprintf(out, " (");
+        print_bytes(out, share);
+        fprintf(out, " where pages shared with other processes count by their part)");
+    }
+    fprintf(out, "\n  models ");
+    print_bytes(out, models);
+    const struct nr_plugin *p;
+    for (unsigned i = 0; (p = nr_plugins_opened(cfg->plugins, i)) != NULL; i++) {
+        if (p->once_bytes >= ONCE_SHOWN_BYTES) {
+            fprintf(out, "; ");
+            print_bytes(out, p->once_bytes);
+            fprintf(out, " once for %s %s, whatever its models", p->name, p->version);
+        }
+    }
+    fprintf(out, "\n");
 }
 
 static void print_models(struct nr_node *node, const struct nr_catalog *catalog, FILE *out)
@@ -144,6 +181,7 @@ void serve_banner(struct nr_node *node, int64_t since_ns, FILE *out)
     const struct nr_catalog *catalog = nr_catalog_get(&reader);
     fprintf(out, "naru %s\nmodels\n", NARU_VERSION);
     print_models(node, catalog, out);
+    print_memory(cfg, catalog, out);
     fprintf(out, "listening (HTTP/1.1, HTTP/2 and gRPC on each)\n");
     for (unsigned i = 0; i < cfg->n_listen; i++) {
         fprintf(out, "  %s:%u  %s\n", cfg->listen[i].address, cfg->listen[i].bound_port,

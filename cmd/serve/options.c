@@ -129,10 +129,11 @@ static const struct option_def defs[] = {
      .help = "option of a plug-in; without NAME: default-max-batch-size=N for models whose "
              "configuration leaves it open"},
     {.name = "cache-config",
-     .kind = OPTION_TEXT,
+     .kind = OPTION_LIST,
      .offset = O(cache_config),
-     .arg = "local,size=N",
-     .help = "--cache-size in Triton's words"},
+     .arg = "NAME,KEY=VALUE",
+     .help = "local,size=N (as --cache-size); redis,host=H and others share answers with other "
+             "servers (docs/cache.md)"},
 
     {.group = "Listening (every port speaks HTTP/1.1, HTTP/2 and gRPC)",
      .name = "port",
@@ -606,6 +607,7 @@ static const struct option_def defs[] = {
 const struct option_table serve_table = {
     .command = "serve",
     .synopsis = "MODEL|DIR|REPOSITORY…",
+    .operands = "model-repository",
     .summary = "serve models over HTTP and gRPC",
     .examples = "  naru serve model.onnx                 one file; the model's name is the file's\n"
                 "  naru serve models/resnet50            one model's folder\n"
@@ -807,30 +809,12 @@ static void configure_rest(const struct serve_options *o, struct nr_node_cfg *cf
     cfg->api.max_image_side = o->max_image_side;
 }
 
-/* --cache-config local,size=N */
-static nr_status configure_cache(const char *text, struct nr_node_cfg *cfg, struct nr_err *err)
-{
-    struct nr_str rest, value;
-    struct nr_str kind = nr_str_cut(nr_str_from(text), ',', &rest);
-    struct nr_str key = nr_str_cut(rest, '=', &value);
-    if (nr_str_is(kind, "local") && nr_str_is(key, "size") &&
-        nr_str_to_u64(value, &cfg->cache_bytes)) {
-        return NARU_OK;
-    }
-    return nr_fail(err, NARU_INVALID,
-                   "--cache-config '%s': \"local,size=BYTES\" is the cache that there is", text);
-}
-
-nr_status serve_configure(const struct serve_options *o, const struct option_list *positional,
-                          struct nr_plugins *plugins, struct nr_node_cfg *cfg, struct nr_err *err)
+nr_status serve_configure(const struct serve_options *o, struct nr_plugins *plugins,
+                          struct nr_node_cfg *cfg, struct nr_err *err)
 {
     nr_node_cfg_default(cfg);
     cfg->plugins = plugins;
-    const struct option_list *paths = positional->n > 0 ? positional : &o->repositories;
-    if (positional->n > 0 && o->repositories.n > 0) {
-        return nr_fail(err, NARU_INVALID,
-                       "name models either after the options or with --model-repository, not both");
-    }
+    const struct option_list *paths = &o->repositories;
     if (paths->n == 0) {
         return nr_fail(err, NARU_INVALID,
                        "no model: give a model file, a model's folder or a repository, e.g. naru "
@@ -852,11 +836,9 @@ nr_status serve_configure(const struct serve_options *o, const struct option_lis
     }
     configure_limits(o, &cfg->http);
     configure_rest(o, cfg);
-    if (o->cache_config != NULL) {
-        nr_status st = configure_cache(o->cache_config, cfg, err);
-        if (st != NARU_OK) {
-            return st;
-        }
+    nr_status st = serve_configure_cache(&o->cache_config, cfg, err);
+    if (st != NARU_OK) {
+        return st;
     }
     return configure_listen(o, cfg, err);
 }

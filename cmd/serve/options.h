@@ -27,7 +27,7 @@ struct serve_options {
     uint64_t memory_budget;
     uint64_t idle_trim_ns;
     uint64_t cache_size;
-    const char *cache_config;
+    struct option_list cache_config;
     /* scheduling */
     unsigned queue_requests;
     uint64_t queue_bytes, queue_wait_ns;
@@ -59,11 +59,13 @@ struct serve_options {
 
 extern const struct option_table serve_table;
 
+/* --cache-config; strings are borrowed. */
+nr_nodiscard nr_status serve_configure_cache(const struct option_list *given,
+                                             struct nr_node_cfg *cfg, struct nr_err *err);
+
 /* Options → node configuration. Strings are borrowed from o. plugins gets directories and options.
  * Errors: addresses that need --i-accept-insecure, unsupported modes, malformed --backend-config. */
-nr_nodiscard nr_status serve_configure(const struct serve_options *o,
-                                       const struct option_list *positional,
-                                       struct nr_plugins *plugins, struct nr_node_cfg *cfg,
-                                       struct nr_err *err);
+nr_nodiscard nr_status serve_configure(const struct serve_options *o, struct nr_plugins *plugins,
+                                       struct nr_node_cfg *cfg, struct nr_err *err);
 
 #endif

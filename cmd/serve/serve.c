@@ -323,7 +323,7 @@ static int serve(struct serve *s)
         nr_log(NR_LOG_WARN, "serve", "an environment variable has no effect",
                NR_KV_TEXT("reason", s->values.strangers.items[i]));
     }
-    if (serve_configure(&s->o, &s->values.positional, s->plugins, &s->cfg, &err) != NARU_OK) {
+    if (serve_configure(&s->o, s->plugins, &s->cfg, &err) != NARU_OK) {
         return failed(&err, EX_CONFIG);
     }
     if (start(s, &err) != NARU_OK) {

@@ -26,6 +26,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/reclaim.h"
+#include "http/grpc.h"
 
 /* --- answers ---------------------------------------------------------------------------------- */
 
@@ -88,9 +89,30 @@ static struct nr_str allowed_methods(struct nr_call *c)
     return nr_arena_str(&c->x->arena, (struct nr_str){storage, t.len});
 }
 
+/* Failures of the server or of a model. Not: what clients bring about (an unknown method is 501) or
+ * what is counted in the metrics and may come in floods (a full queue, a passed deadline). */
+static bool is_ours(nr_status st)
+{
+    return st == NARU_NOMEM || nr_status_http(st) == 500;
+}
+
+/* The log needs the client's name of the request when the body is gone. */
+static void keep_id(struct nr_call *c)
+{
+    bool logged = c->api->cfg.access_log || is_ours(c->err.status);
+    if (!logged || !c->begun || c->stream != NULL || c->route->scope != NR_SCOPE_INFER) {
+        return;
+    }
+    c->in.has_id = c->in.has_id || nr_v2_request_id(c, &c->in.id);
+    if (c->in.has_id) {
+        c->in.id = nr_arena_str(&c->x->arena, c->in.id);
+    }
+}
+
 void nr_call_fail(struct nr_call *c, nr_status status, struct nr_str text, unsigned retry_after_s)
 {
     c->err.status = status;
+    keep_id(c);
     if (text.ptr != c->err.text) { /* for the access log */
         snprintf(c->err.text, sizeof(c->err.text), NR_STR_FMT, NR_STR_ARG(text));
     }
@@ -146,17 +168,6 @@ bool nr_call_refuse_encoding(struct nr_call *c)
 
 /* --- browser safety --------------------------------------------------------------------------- */
 
-/* "name:port" or "[v6]:port" without the port. */
-static struct nr_str host_name(struct nr_str host)
-{
-    if (host.len > 0 && host.ptr[0] == '[') {
-        int64_t end = nr_str_find(host, ']');
-        return end < 0 ? host : (struct nr_str){host.ptr, (size_t)end + 1};
-    }
-    int64_t colon = nr_str_find(host, ':');
-    return colon < 0 ? host : (struct nr_str){host.ptr, (size_t)colon};
-}
-
 /* A name that the operator gave with --allow-host. */
 static bool host_named(const struct nr_api *a, struct nr_str name)
 {
@@ -168,21 +179,41 @@ static bool host_named(const struct nr_api *a, struct nr_str name)
     return false;
 }
 
-/* 127.0.0.0/8 as numbers: no page has such a name, however its DNS answers. */
+/* 127.0.0.0/8 as numbers, also short ("127.1"): no page has such a name, however its DNS answers. */
 static bool loopback_number(struct nr_str name)
 {
-    for (size_t i = 0; i < name.len; i++) {
-        if (name.ptr[i] != '.' && (name.ptr[i] < '0' || name.ptr[i] > '9')) {
+    unsigned parts = 0;
+    for (struct nr_str rest = name; rest.ptr != NULL; parts++) {
+        struct nr_str part = nr_str_cut(rest, '.', &rest);
+        uint64_t n;
+        if (!nr_str_to_u64(part, &n) || n > 255) {
             return false;
         }
     }
-    return nr_str_starts(name, NR_STR("127."));
+    return parts >= 2 && parts <= 4 && nr_str_starts(name, NR_STR("127."));
 }
 
 static bool host_allowed(const struct nr_api *a, struct nr_str name)
 {
     return nr_str_eq_nocase(name, NR_STR("localhost")) || nr_str_is(name, "[::1]") ||
            loopback_number(name) || host_named(a, name);
+}
+
+/* scheme "://" host [":" port] of a page that is this server's own, or of a name given with --allow-host.
+ * "null" (a sandboxed frame, a file) names no place and is refused like any other. */
+static bool origin_allowed(const struct nr_api *a, struct nr_str origin, struct nr_str host)
+{
+    static const char *const schemes[] = {"http://", "https://"};
+    struct nr_str authority = {NULL, 0}, name;
+    for (unsigned i = 0; i < NR_COUNT(schemes); i++) {
+        struct nr_str scheme = nr_str_from(schemes[i]);
+        if (origin.len > scheme.len &&
+            nr_str_eq_nocase((struct nr_str){origin.ptr, scheme.len}, scheme)) {
+            authority = (struct nr_str){origin.ptr + scheme.len, origin.len - scheme.len};
+        }
+    }
+    return authority.len > 0 && nr_host_split(authority, &name) &&
+           (nr_str_eq_nocase(authority, host) || host_named(a, name));
 }
 
 /* A page of another site must not reach a server on loopback: by a name that it has pointed here
@@ -194,14 +225,15 @@ static nr_status check_browser(struct nr_api *a, struct nr_exchange *x, struct n
     if (!a->cfg.check_browser || !x->peer->loopback) {
         return NARU_OK;
     }
-    struct nr_str host = host_name(x->known.host);
-    if (host.len > 0 && !host_allowed(a, host)) {
+    struct nr_str host = x->known.host;
+    /* the engine has refused what is no host and port */
+    if (!nr_host_split(x->known.host, &host) || (host.len > 0 && !host_allowed(a, host))) {
         return nr_fail(err, NARU_DENIED,
                        "host '" NR_STR_FMT "' is not a name of this server on loopback; use "
                        "localhost, or start it with --allow-host " NR_STR_FMT,
                        NR_STR_ARG(host), NR_STR_ARG(host));
     }
-    struct nr_str origin = x->known.origin, authority = origin;
+    struct nr_str origin = x->known.origin;
     if (origin.len == 0) {
         struct nr_str site = x->known.sec_fetch_site;
         bool reads = x->method == NR_GET || x->method == NR_HEAD;
@@ -212,14 +244,7 @@ static nr_status check_browser(struct nr_api *a, struct nr_exchange *x, struct n
                                          "(Sec-Fetch-Site: " NR_STR_FMT ")",
                                          NR_STR_ARG(site));
     }
-    for (size_t i = 0; i + 2 < origin.len; i++) {
-        if (memcmp(origin.ptr + i, "://", 3) == 0) {
-            authority = (struct nr_str){origin.ptr + i + 3, origin.len - i - 3};
-            break;
-        }
-    }
-    /* "null" (a sandboxed frame, a file) names no place and is refused like any other */
-    if (!nr_str_eq_nocase(authority, x->known.host) && !host_named(a, host_name(authority))) {
+    if (!origin_allowed(a, origin, x->known.host)) {
         return nr_fail(err, NARU_DENIED, "requests from pages of '" NR_STR_FMT "' are refused",
                        NR_STR_ARG(origin));
     }
@@ -382,7 +407,9 @@ static void on_complete(struct nr_request *r)
         r->error = NR_STR("the request's time limit passed while it ran");
     }
     if (r->status != NARU_OK) {
-        nr_call_fail(c, r->status, r->error, r->retry_after_s);
+        nr_call_fail(c, r->status,
+                     nr_v2_run_error(c->version, &c->in, r->status, r->error, &c->x->arena),
+                     r->retry_after_s);
         return;
     }
     c->respond(c);
@@ -487,35 +514,61 @@ static void on_cancel(void *ctx, struct nr_exchange *x, nr_cancel_reason why)
     }
 }
 
-/* Failures of the server or of a model. Not: what clients bring about (an unknown method is 501) or
- * what is counted in the metrics and may come in floods (a full queue, a passed deadline). */
-static bool is_ours(const struct nr_call *c)
-{
-    return c->err.status == NARU_NOMEM || nr_status_http(c->err.status) == 500;
-}
-
+/* id: what the client calls its request, in the body or else in X-Request-Id; if it does not say, what we do. */
 static void access_log(struct nr_call *c)
 {
     struct nr_exchange *x = c->x;
-    bool ours = is_ours(c);
+    struct nr_str sent = x->known.request_id;
+    bool ours = is_ours(c->err.status);
     nr_log_level level = ours ? NR_LOG_WARN : NR_LOG_INFO;
     char id[17];
     if (!nr_log_on(level)) {
         return;
     }
     snprintf(id, sizeof(id), "%016llx", (unsigned long long)x->id);
-    const struct nr_kv kvs[] = {NR_KV_STR("id", c->in.has_id ? c->in.id : nr_str_from(id)),
-                                NR_KV_TEXT("exchange", id),
-                                NR_KV_TEXT("peer", x->peer->text),
-                                NR_KV_STR("method", x->method_text),
-                                NR_KV_STR("path", x->path),
-                                NR_KV_INT("status", x->response_status),
-                                NR_KV_INT("in", x->body.len + x->tail.len),
-                                NR_KV_INT("out", x->response_bytes),
-                                NR_KV_INT("us", (nr_clock_now() - x->start_ns) / NR_US_NS),
-                                NR_KV_TEXT("error", c->err.status != NARU_OK ? c->err.text : ""),
-                                {.kind = NR_KV_END}};
+    struct nr_kv kvs[13];
+    unsigned n = 0;
+    kvs[n++] = NR_KV_STR("id", c->in.has_id ? c->in.id : sent.len > 0 ? sent : nr_str_from(id));
+    if (sent.len > 0) {
+        kvs[n++] = NR_KV_STR("request_id", sent);
+    }
+    kvs[n++] = NR_KV_TEXT("exchange", id);
+    kvs[n++] = NR_KV_TEXT("peer", x->peer->text);
+    kvs[n++] = NR_KV_STR("method", x->method_text);
+    kvs[n++] = NR_KV_STR("path", x->path);
+    kvs[n++] = x->protocol == NR_GRPC ? NR_KV_TEXT("grpc", nr_grpc_status_name(x->response_status))
+                                      : NR_KV_INT("status", x->response_status);
+    kvs[n++] = NR_KV_INT("in", x->body.len + x->tail.len);
+    kvs[n++] = NR_KV_INT("out", x->response_bytes);
+    kvs[n++] = NR_KV_INT("us", (nr_clock_now() - x->start_ns) / NR_US_NS);
+    kvs[n++] = NR_KV_TEXT("error", c->err.status != NARU_OK ? c->err.text : "");
+    kvs[n] = (struct nr_kv){.kind = NR_KV_END};
     nr_log_write_each(level, "access", c->route != NULL ? c->route->action : "request", kvs);
+}
+
+void nr_call_log_item(const struct nr_call *c, struct nr_str id, struct nr_str model,
+                      nr_status status, struct nr_str text)
+{
+    bool ours = is_ours(status);
+    nr_log_level level = ours ? NR_LOG_WARN : NR_LOG_INFO;
+    if ((!ours && !c->api->cfg.access_log) || !nr_log_on(level)) {
+        return;
+    }
+    struct nr_str sent = c->x->known.request_id;
+    char exchange[17];
+    snprintf(exchange, sizeof(exchange), "%016llx", (unsigned long long)c->x->id);
+    const struct nr_kv kvs[] = {
+        NR_KV_STR("id", id.len > 0     ? id
+                        : sent.len > 0 ? sent
+                                       : nr_str_from(exchange)),
+        NR_KV_TEXT("exchange", exchange),
+        NR_KV_TEXT("peer", c->x->peer->text),
+        NR_KV_STR("model", model),
+        NR_KV_TEXT("grpc", nr_grpc_status_name(nr_status_grpc(status))),
+        NR_KV_STR("error", text),
+        {.kind = NR_KV_END},
+    };
+    nr_log_write_each(level, "access", "stream_item", kvs);
 }
 
 static void on_done(void *ctx, struct nr_exchange *x)
@@ -527,7 +580,7 @@ static void on_done(void *ctx, struct nr_exchange *x)
     }
     if (a->cfg.access_log) {
         access_log(c);
-    } else if (is_ours(c)) {
+    } else if (is_ours(c->err.status)) {
         access_log(c); /* an error of ours is always worth its one line */
     }
     if (c->pin != NULL) {

@@ -111,6 +111,10 @@ bool nr_call_accepts(struct nr_str accept, const char *type);
 bool nr_call_refuse_encoding(struct nr_call *c);
 void nr_call_grpc_bytes(struct nr_call *c, struct nr_str message); /* message: arena */
 
+/* One request of a stream has failed: its line in the log, as the access log has it for a call. Loop. */
+void nr_call_log_item(const struct nr_call *c, struct nr_str id, struct nr_str model,
+                      nr_status status, struct nr_str text);
+
 const struct nr_catalog *nr_call_catalog(struct nr_call *c); /* newest; for this turn only */
 bool nr_api_ready(struct nr_api *a, const struct nr_catalog *catalog);
 
@@ -134,6 +138,10 @@ nr_nodiscard nr_status nr_predict_plan(const struct nr_version *v, const struct 
 /* demand.c: true when the call waits for its model to be loaded, or was refused; then its handler is
  * called later, or never. Loop. */
 bool nr_call_demand(struct nr_call *c);
+/* Loop. True: the model is not loaded, and w->done will be called when it is, or will not be. False: go
+ * on, or, with a status in *err, say that. */
+bool nr_demand_model(struct nr_api *a, const struct nr_catalog *catalog, struct nr_str name,
+                     struct nr_waiter *w, struct nr_err *err);
 
 /* --- route.c --- */
 struct nr_router;

@@ -43,32 +43,42 @@ static void on_loaded(struct nr_waiter *w)
     nr_loop_post(c->x->loop, &c->msg);
 }
 
-bool nr_call_demand(struct nr_call *c)
+bool nr_demand_model(struct nr_api *a, const struct nr_catalog *catalog, struct nr_str name,
+                     struct nr_waiter *w, struct nr_err *err)
 {
-    struct nr_str name = c->route->scope == NR_SCOPE_INFER ? name_of(c) : (struct nr_str){0};
-    const struct nr_catalog_model *m =
-        name.len > 0 ? nr_catalog_find(nr_call_catalog(c), name) : NULL;
+    const struct nr_catalog_model *m = name.len > 0 ? nr_catalog_find(catalog, name) : NULL;
     if (m == NULL || m->best != NULL) {
         return false;
     }
     /* an ensemble waits for one member after the other */
-    m = nr_catalog_missing(nr_call_catalog(c), m);
+    m = nr_catalog_missing(catalog, m);
     if (m == NULL) {
         return false;
     }
-    name = nr_str_from(m->name);
-    c->waiter = (struct nr_waiter){.done = on_loaded};
-    switch (nr_repository_demand(c->api->cfg.repository, name, &c->waiter)) {
+    switch (nr_repository_demand(a->cfg.repository, nr_str_from(m->name), w)) {
     case NR_DEMAND_WAITS:
         return true;
     case NR_DEMAND_FULL:
-        nr_call_fail(c, NARU_UNAVAILABLE,
-                     NR_STR("too many requests wait for models to be loaded (--model-wait-max); "
-                            "try again later"),
-                     1);
-        return true;
+        (void)nr_fail(err, NARU_UNAVAILABLE,
+                      "too many requests wait for models to be loaded (--model-wait-max); "
+                      "try again later");
+        break;
     case NR_DEMAND_LEAVE:
         break;
     }
     return false;
+}
+
+bool nr_call_demand(struct nr_call *c)
+{
+    struct nr_str name = c->route->scope == NR_SCOPE_INFER ? name_of(c) : (struct nr_str){0};
+    struct nr_err err = {0};
+    c->waiter = (struct nr_waiter){.done = on_loaded};
+    if (nr_demand_model(c->api, nr_call_catalog(c), name, &c->waiter, &err)) {
+        return true;
+    }
+    if (err.status != NARU_OK) {
+        nr_call_fail(c, err.status, nr_str_from(err.text), 1);
+    }
+    return err.status != NARU_OK;
 }

@@ -8,16 +8,15 @@
  * Names: Triton's metrics (triton.md section 4); naru_* for our own. Units: Triton's _us counters
  * are microseconds; ours are seconds, as Prometheus advises.
  */
-#include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
 #include "api/call.h"
 #include "api/state.h"
 #include "api/v2.h"
 #include "base/buf.h"
 #include "base/clock.h"
+#include "base/footprint.h"
 #include "base/mem.h"
 #include "sched/counters.h"
 
@@ -289,20 +288,8 @@ static void write_stage(struct nr_text *t, const struct row *r, nr_stage stage)
 static void write_process(struct nr_text *t, struct nr_api *a)
 {
     struct rusage u;
-    unsigned long long pages = 0;
-    FILE *f = fopen("/proc/self/statm", "re");
-    char line[128] = "";
-    if (f != NULL) {
-        if (fgets(line, sizeof(line), f) != NULL) {
-            struct nr_str rest, first = nr_str_cut(nr_str_from(line), ' ', &rest);
-            uint64_t resident = 0;
-            (void)first;
-            if (nr_str_to_u64(nr_str_cut(rest, ' ', &rest), &resident)) {
-                pages = resident;
-            }
-        }
-        fclose(f);
-    }
+    struct nr_footprint memory;
+    nr_footprint_get(&memory);
     getrusage(RUSAGE_SELF, &u);
     head(t, "process_cpu_seconds_total", "counter", "Processor time used");
     nr_text_fmt(t, "process_cpu_seconds_total %.6f\n",
@@ -310,7 +297,7 @@ static void write_process(struct nr_text *t, struct nr_api *a)
                     (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6);
     head(t, "process_resident_memory_bytes", "gauge", "Resident memory");
     nr_text_fmt(t, "process_resident_memory_bytes %llu\n",
-                pages * (unsigned long long)sysconf(_SC_PAGESIZE));
+                (unsigned long long)memory.resident_bytes);
     head(t, "process_start_time_seconds", "gauge", "Start, seconds since 1970");
     nr_text_fmt(t, "process_start_time_seconds %.3f\n", (double)a->start_wall_ns / 1e9);
     head(t, "naru_buffer_bytes", "gauge", "Bytes of live tensor and body buffers");
@@ -348,6 +335,28 @@ static void write_http(struct nr_text *t, struct nr_api *a)
     }
 }
 
+static void write_shared_cache(struct nr_text *t, struct nr_redis *redis)
+{
+    struct nr_redis_stats s;
+    nr_redis_stats_get(redis, &s);
+    const struct {
+        const char *name, *type, *help;
+        uint64_t value;
+    } rows[] = {
+        {"naru_shared_cache_up", "gauge", "1 while the Redis server answers", s.up},
+        {"naru_shared_cache_hits_total", "counter", "Answers found there", s.hits},
+        {"naru_shared_cache_misses_total", "counter", "Answers looked up and not found", s.misses},
+        {"naru_shared_cache_stored_total", "counter", "Answers stored there", s.stored},
+        {"naru_shared_cache_errors_total", "counter",
+         "Commands that failed or took too long; nothing is asked for a while then", s.errors},
+        {"naru_shared_cache_dropped_total", "counter",
+         "Lookups and stores left out because too many waited", s.dropped},
+    };
+    for (unsigned i = 0; i < NR_COUNT(rows); i++) {
+        write_number(t, rows[i].name, rows[i].type, rows[i].help, rows[i].value);
+    }
+}
+
 static void write_cache(struct nr_text *t, struct nr_api *a)
 {
     struct nr_cache_stats s;
@@ -365,6 +374,9 @@ static void write_cache(struct nr_text *t, struct nr_api *a)
     };
     for (unsigned i = 0; i < NR_COUNT(rows); i++) {
         write_number(t, rows[i].name, rows[i].type, rows[i].help, rows[i].value);
+    }
+    if (a->cfg.runtime->redis != NULL) {
+        write_shared_cache(t, a->cfg.runtime->redis);
     }
 }
 

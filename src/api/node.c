@@ -47,6 +47,7 @@ void nr_node_cfg_default(struct nr_node_cfg *cfg)
                                 .max_instances = 64,
                                 .cache_bytes = 64u << 20,
                                 .warm_up = true};
+    nr_redis_cfg_default(&cfg->redis);
     nr_http_limits_default(&cfg->http);
     nr_sched_limits_default(&cfg->queue);
     nr_placement_cfg_default(&cfg->placement);
@@ -142,9 +143,9 @@ static bool unmap_on_pool(void *memory, size_t bytes)
 }
 
 /* Answers that are kept count against the budget of requests: a quarter of it at most. */
-static struct nr_cache *make_cache(uint64_t bytes, uint64_t budget)
+static struct nr_cache *make_cache(uint64_t bytes, uint64_t budget, bool is_shared)
 {
-    return bytes > 0 ? nr_cache_new(NR_MIN(bytes, budget / 4)) : NULL;
+    return bytes > 0 || is_shared ? nr_cache_new(NR_MIN(bytes, budget / 4)) : NULL;
 }
 
 static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
@@ -152,21 +153,24 @@ static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
     unsigned pool_threads = n->cfg.pool_threads > 0 ? n->cfg.pool_threads : nr_cpu_usable();
     uint64_t budget =
         n->cfg.memory_budget_bytes > 0 ? n->cfg.memory_budget_bytes : default_budget();
+    bool is_shared = n->cfg.redis.host != NULL || n->cfg.redis.unix_path != NULL;
     nr_buf_set_budget(budget);
     n->pool = nr_pool_new("naru-pool", pool_threads, n->cfg.pool_queue);
     atomic_store_explicit(&unmap_pool, n->pool, memory_order_release);
     nr_buf_set_unmap(unmap_on_pool);
-    n->runtime = (struct nr_runtime_host){.plugins = n->cfg.plugins,
-                                          .loops = n->loops,
-                                          .n_loops = n->n_loops,
-                                          .pool = n->pool,
-                                          .images = NR_IMAGE_LIMITS_DEFAULT,
-                                          .limits = n->cfg.queue,
-                                          .placement = n->cfg.placement,
-                                          .max_instances = n->cfg.max_instances,
-                                          .warm_up = n->cfg.warm_up,
-                                          .cache = make_cache(n->cfg.cache_bytes, budget),
-                                          .sequences = nr_sequence_book_new()};
+    n->runtime =
+        (struct nr_runtime_host){.plugins = n->cfg.plugins,
+                                 .loops = n->loops,
+                                 .n_loops = n->n_loops,
+                                 .pool = n->pool,
+                                 .images = NR_IMAGE_LIMITS_DEFAULT,
+                                 .limits = n->cfg.queue,
+                                 .placement = n->cfg.placement,
+                                 .max_instances = n->cfg.max_instances,
+                                 .warm_up = n->cfg.warm_up,
+                                 .cache = make_cache(n->cfg.cache_bytes, budget, is_shared),
+                                 .redis = is_shared ? nr_redis_new(&n->cfg.redis) : NULL,
+                                 .sequences = nr_sequence_book_new()};
     n->runtime.images.max_pixels = n->cfg.api.max_image_pixels;
     n->runtime.images.max_side = n->cfg.api.max_image_side;
     struct nr_repository_cfg rc = n->cfg.repository;
@@ -337,6 +341,7 @@ void nr_node_free(struct nr_node *n)
     nr_api_readers_done(n->api);
     nr_repository_free(n->repository);
     nr_api_free(n->api);
+    nr_redis_free(n->runtime.redis);
     nr_cache_free(n->runtime.cache);
     nr_sequence_book_free(n->runtime.sequences);
     nr_exec_free(n->runtime.exec);

@@ -32,6 +32,8 @@ struct nr_node_cfg {
     uint64_t
         memory_budget_bytes; /* of tensor and body buffers; 0: 75 % of the machine's or cgroup's */
     uint64_t cache_bytes;    /* of the response cache; 0: none */
+    struct nr_redis_cfg
+        redis; /* shares answers with other processes; host and unix_path NULL: none */
     struct nr_http_limits http;
     struct nr_repository_cfg repository; /* ops, ctx and callbacks are filled by the node */
     struct nr_plugins *plugins;          /* borrowed */

@@ -10,7 +10,9 @@
 #include <yyjson.h>
 
 #include "api/state.h"
+#include "codec/image_plan.h"
 #include "codec/infer_json.h"
+#include "codec/infer_pb.h"
 #include "sched/counters.h"
 
 /* perf_analyzer looks for `statistics`; the others say what this server answers. */
@@ -265,4 +267,46 @@ void nr_v2_infer(struct nr_call *c, bool long_work, void (*decode)(struct nr_cal
     }
     decode(c);
     submit_decoded(c);
+}
+
+bool nr_v2_request_id(struct nr_call *c, struct nr_str *ret)
+{
+    struct nr_str body = c->x->body;
+    struct nr_infer_pb_head head;
+    struct nr_err err;
+    if (c->x->protocol != NR_GRPC) {
+        body.len = NR_MIN(body.len, c->api->cfg.inline_json_bytes);
+        return nr_infer_json_id(body, &c->x->arena, ret);
+    }
+    if (nr_infer_pb_peek(body, &head, &err) != NARU_OK) {
+        return false;
+    }
+    *ret = head.id;
+    return head.id.len > 0;
+}
+
+struct nr_str nr_v2_run_error(const struct nr_version *v, const struct nr_infer_request *in,
+                              nr_status status, struct nr_str text, struct nr_arena *a)
+{
+    const struct nr_image_plan *plan = v->picture;
+    if (status != NARU_INVALID || plan == NULL || plan->multiple_of < 2 || plan->axis_h < 0 ||
+        plan->axis_w < 0) {
+        return text;
+    }
+    const struct nr_signature *sig = &v->config->sig;
+    for (unsigned i = 0; i < in->n_inputs; i++) {
+        const struct nr_infer_tensor *t = &in->inputs[i];
+        const int64_t *row = t->shape + plan->batches;
+        int64_t m = plan->multiple_of;
+        if (nr_str_is(sig->inputs[t->index].name, plan->input) &&
+            t->rank == plan->rank + plan->batches &&
+            (row[plan->axis_h] % m != 0 || row[plan->axis_w] % m != 0)) {
+            return nr_arena_fmt(a,
+                                "input '%s' is %lld high and %lld wide; this model takes multiples "
+                                "of %lld for both (predict pads pictures by itself); " NR_STR_FMT,
+                                plan->input, (long long)row[plan->axis_h],
+                                (long long)row[plan->axis_w], (long long)m, NR_STR_ARG(text));
+        }
+    }
+    return text;
 }

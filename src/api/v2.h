@@ -40,6 +40,13 @@ nr_nodiscard nr_status nr_v2_response(struct nr_call *c, struct nr_infer_respons
  * work; then submitted, and c->respond set to respond; or the answer what is wrong. Loop. */
 void nr_v2_infer(struct nr_call *c, bool long_work, void (*decode)(struct nr_call *),
                  void (*respond)(struct nr_call *));
+/* The text of a request that failed, with what a picture's sides must be in front where the model's
+ * configuration says (naru.image.multiple_of) and the request's tensor is not so. Arena: a. */
+struct nr_str nr_v2_run_error(const struct nr_version *v, const struct nr_infer_request *in,
+                              nr_status status, struct nr_str text, struct nr_arena *a);
+/* The id of an inference's body that was not decoded, for the log: looked for in its first
+ * --inline-json bytes. False: there is none. Loop, before the answer. */
+bool nr_v2_request_id(struct nr_call *c, struct nr_str *ret);
 /* The head of a request to a model has come: where the body of an inference should lie. */
 void nr_v2_http_place_body(const struct nr_call *c, const struct nr_signature *sig);
 struct nr_str nr_v2_version_text(const struct nr_version *v, struct nr_arena *a);

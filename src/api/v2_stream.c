@@ -19,6 +19,7 @@
  *
  * THREADS. The call's loop, but for decode_job.
  */
+#include <stdio.h>
 #include <string.h>
 
 #include "api/call.h"
@@ -32,7 +33,7 @@ struct stream {
     struct nr_call *c;
     struct nr_list items, order, backlog;
     unsigned n_running; /* submitted and not complete */
-    bool decoding;      /* an item is with the pool */
+    bool decoding;      /* an item is with the pool, or waits for its model to be loaded */
     bool closed;        /* nothing more comes from the client, or is wanted */
     bool ended;
     bool errors_end; /* triton_grpc_error */
@@ -55,6 +56,7 @@ struct item {
     struct nr_err err;
     struct nr_job job;
     struct nr_msg msg;
+    struct nr_waiter waiter;
     unsigned n_unwritten; /* answers given to the engine or in `ready` */
     bool decoupled, running, complete, final_sent, wants_empty_final;
 };
@@ -68,6 +70,7 @@ struct answer {
 };
 
 static void advance(struct stream *s);
+static void begin(struct item *it);
 
 /* --- ends ------------------------------------------------------------------------------------- */
 
@@ -76,7 +79,8 @@ static void try_end(struct stream *s)
     if (s->closed && !s->ended && s->n_running == 0 && !s->decoding && nr_list_empty(&s->order) &&
         nr_list_empty(&s->backlog)) {
         s->ended = true;
-        s->c->err.status = s->end_status;
+        s->c->err.status = s->end_status; /* for the access log */
+        snprintf(s->c->err.text, sizeof(s->c->err.text), NR_STR_FMT, NR_STR_ARG(s->end_text));
         nr_exchange_end(s->c->x, nr_status_grpc(s->end_status), s->end_text);
     }
 }
@@ -186,6 +190,7 @@ static struct answer *answer_new(struct item *it, size_t bytes)
 static void answer_error(struct item *it, nr_status status, struct nr_str text)
 {
     struct stream *s = it->s;
+    nr_call_log_item(s->c, it->head.id, it->head.model_name, status, text);
     if (s->errors_end) {
         close_stream(s, status, text);
         return;
@@ -297,7 +302,8 @@ static void on_complete(struct nr_request *r)
     if (s->end_status != NARU_OK) {
         nr_list_remove(&it->order_node); /* nobody waits for its answer */
     } else if (r->status != NARU_OK) {
-        answer_error(it, r->status, r->error);
+        answer_error(it, r->status,
+                     nr_v2_run_error(it->version, &it->in, r->status, r->error, &it->arena));
     } else if (!it->decoupled) {
         answer_outputs(it, r->outputs, r->n_outputs, true, NULL, &it->arena);
     } else if (it->wants_empty_final && !it->final_sent) {
@@ -409,14 +415,60 @@ static nr_status look_up(struct item *it, struct nr_err *err)
     return st;
 }
 
+/* The model was loaded, or could not be, which its state in the catalog says. */
+static void after_load(struct nr_msg *m)
+{
+    struct item *it = nr_container_of(m, struct item, msg);
+    struct stream *s = it->s;
+    s->decoding = false;
+    if (s->end_status != NARU_OK) {
+        it->complete = true;
+        try_free(it);
+    } else if (it->waiter.err.status == NARU_UNAVAILABLE) {
+        nr_list_append(&s->order, &it->order_node);
+        fail_item(it, NARU_UNAVAILABLE, nr_str_from(it->waiter.err.text));
+    } else {
+        begin(it); /* one that was evicted again waits again */
+    }
+    advance(s);
+    try_end(s);
+}
+
+static void on_loaded(struct nr_waiter *w)
+{
+    struct item *it = nr_container_of(w, struct item, waiter);
+    it->msg.run = after_load;
+    nr_loop_post(it->s->c->x->loop, &it->msg);
+}
+
+/* True: the item waits for its model, and all messages behind it wait with it. */
+static bool demand(struct item *it, struct nr_err *err)
+{
+    struct nr_api *api = it->s->c->api;
+    if (NR_LIKELY(!api->cfg.on_demand) ||
+        nr_infer_pb_peek(it->message, &it->head, err) != NARU_OK) {
+        return false;
+    }
+    it->waiter = (struct nr_waiter){.done = on_loaded};
+    it->s->decoding = true;
+    if (nr_demand_model(api, nr_call_catalog(it->s->c), it->head.model_name, &it->waiter, err)) {
+        return true;
+    }
+    it->s->decoding = false;
+    return false;
+}
+
 /* Begins the item: done with, under way, or with the pool. */
 static void begin(struct item *it)
 {
     struct stream *s = it->s;
     struct nr_api *api = s->c->api;
     struct nr_err err = {0};
+    if (demand(it, &err)) {
+        return;
+    }
     nr_list_append(&s->order, &it->order_node);
-    nr_status st = look_up(it, &err);
+    nr_status st = err.status == NARU_OK ? look_up(it, &err) : err.status;
     if (st != NARU_OK) {
         fail_item(it, st, nr_str_from(err.text));
         return;

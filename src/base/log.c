@@ -51,25 +51,15 @@ static const char *const level_names[] = {"debug", "info", "warn", "error", "off
 
 void nr_log_init(const struct nr_log_cfg *cfg)
 {
-    nr_log_set_level(cfg->level);
+    atomic_store_explicit(&log_level, (int)cfg->level, memory_order_relaxed);
     atomic_store_explicit(&log_json, cfg->json, memory_order_relaxed);
-    nr_log_set_fd(cfg->fd);
+    atomic_store_explicit(&log_fd, cfg->fd >= 0 ? cfg->fd : STDERR_FILENO, memory_order_relaxed);
 }
 
 bool nr_log_on(nr_log_level level)
 {
     return level < NR_LOG_OFF &&
            (int)level >= atomic_load_explicit(&log_level, memory_order_relaxed);
-}
-
-void nr_log_set_level(nr_log_level level)
-{
-    atomic_store_explicit(&log_level, (int)level, memory_order_relaxed);
-}
-
-void nr_log_set_fd(int fd)
-{
-    atomic_store_explicit(&log_fd, fd >= 0 ? fd : STDERR_FILENO, memory_order_relaxed);
 }
 
 bool nr_log_level_parse(struct nr_str s, nr_log_level *ret)

@@ -49,10 +49,8 @@ struct nr_kv {
 #define NR_KV_INT(k, n) ((struct nr_kv){.key = (k), .kind = NR_KV_INT_, .num = (int64_t)(n)})
 #define NR_KV_DBL(k, x) ((struct nr_kv){.key = (k), .kind = NR_KV_DBL_, .dbl = (x)})
 
-void nr_log_init(const struct nr_log_cfg *cfg);
-bool nr_log_on(nr_log_level level); /* cheap; test before building values */
-void nr_log_set_level(nr_log_level level);
-void nr_log_set_fd(int fd); /* SIGHUP: a reopened file */
+void nr_log_init(const struct nr_log_cfg *cfg); /* again at any time: another level, another file */
+bool nr_log_on(nr_log_level level);             /* cheap; test before building values */
 /* "debug" … "off", any letter case. */
 bool nr_log_level_parse(struct nr_str s, nr_log_level *ret);
 /* nr_log(NR_LOG_INFO, "model", "loaded", NR_KV_TEXT("model", name), NR_KV_INT("ms", 12)); */

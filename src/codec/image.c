@@ -91,11 +91,6 @@ const char *nr_image_format_media(enum nr_image_format format)
     return formats[format].media;
 }
 
-bool nr_image_format_readable(enum nr_image_format format)
-{
-    return formats[format].word != NULL;
-}
-
 bool nr_image_format_parse(struct nr_str s, enum nr_image_format *ret)
 {
     for (size_t i = 0; i < NR_COUNT(formats); i++) {
@@ -183,7 +178,7 @@ nr_status nr_image_probe(const void *data, size_t len, const struct nr_image_lim
                        "WebP",
                        len);
     }
-    if (!nr_image_format_readable(ret->format)) {
+    if (formats[ret->format].word == NULL) {
         return nr_fail(err, NARU_MEDIA_TYPE,
                        "%s pictures are not read: send the picture as JPEG, PNG or WebP",
                        nr_image_format_name(ret->format));

@@ -89,7 +89,6 @@ struct nr_image {
 enum nr_image_format nr_image_sniff(const void *data, size_t len);
 const char *nr_image_format_name(enum nr_image_format format);  /* "JPEG"; "unknown" */
 const char *nr_image_format_media(enum nr_image_format format); /* "image/jpeg"; NULL if unknown */
-bool nr_image_format_readable(enum nr_image_format format);     /* JPEG, PNG, WebP */
 /* "png", "jpeg" or "jpg", "webp" (any case) or such a media type; false for others. */
 bool nr_image_format_parse(struct nr_str s, enum nr_image_format *ret);
 

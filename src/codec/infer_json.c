@@ -344,6 +344,23 @@ nr_status nr_infer_json_decode(const struct nr_signature *sig, const struct nr_i
     return st;
 }
 
+bool nr_infer_json_id(struct nr_str json, struct nr_arena *arena, struct nr_str *ret)
+{
+    struct nr_json j;
+    struct nr_err err;
+    struct nr_str key;
+    bool more = false;
+    nr_json_init(&j, json, arena, &err);
+    nr_status st = nr_json_object(&j);
+    while (st == NARU_OK && (st = nr_json_member(&j, &more, &key)) == NARU_OK && more) {
+        if (nr_str_is(key, "id")) {
+            return nr_json_string(&j, ret) == NARU_OK;
+        }
+        st = nr_json_skip(&j, NULL);
+    }
+    return false;
+}
+
 /* The shape of a raw body: 1 for the batch, the configured dimensions, and what the size says for
  * one that varies. */
 static nr_status raw_shape(const struct nr_io_spec *spec, size_t bytes, int64_t *shape,

@@ -51,6 +51,10 @@ nr_nodiscard nr_status nr_infer_json_decode(const struct nr_signature *sig,
                                             struct nr_arena *arena, struct nr_infer_request *ret,
                                             struct nr_err *err);
 
+/* The "id" of a request that may not be decodable, for the log: false when none is found before the
+ * JSON ends or breaks. *ret is a view on json, or in the arena. */
+nr_nodiscard bool nr_infer_json_id(struct nr_str json, struct nr_arena *arena, struct nr_str *ret);
+
 /* The binary part is the one input of the model: batch 1, at most one other variable dimension,
  * which the size decides; a BYTES input becomes one element. All outputs are answered as binary. */
 nr_nodiscard nr_status nr_infer_raw_decode(const struct nr_signature *sig,

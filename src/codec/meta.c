@@ -165,10 +165,3 @@ void nr_meta_index_json(struct nr_text *t, const struct nr_index_view *v, unsign
     }
     nr_text_str(t, "]");
 }
-
-void nr_meta_error_json(struct nr_text *t, struct nr_str message)
-{
-    nr_text_str(t, "{\"error\":");
-    nr_text_json(t, message);
-    nr_text_str(t, "}");
-}

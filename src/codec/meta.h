@@ -73,7 +73,6 @@ void nr_meta_server_json(struct nr_text *t, const struct nr_server_view *v);
 void nr_meta_model_json(struct nr_text *t, const struct nr_model_view *v);
 void nr_meta_stats_json(struct nr_text *t, const struct nr_stats_view *v, unsigned n);
 void nr_meta_index_json(struct nr_text *t, const struct nr_index_view *v, unsigned n);
-void nr_meta_error_json(struct nr_text *t, struct nr_str message); /* {"error":"…"} */
 
 /* Serialized messages of package inference; NARU_NOMEM is the only error. */
 nr_nodiscard nr_status nr_meta_server_pb(struct nr_arena *a, const struct nr_server_view *v,

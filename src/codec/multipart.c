@@ -277,13 +277,3 @@ const struct nr_multipart_part *nr_multipart_file(const struct nr_multipart *m)
     }
     return NULL;
 }
-
-const struct nr_multipart_part *nr_multipart_field(const struct nr_multipart *m, struct nr_str name)
-{
-    for (size_t i = 0; i < m->n_parts; i++) {
-        if (nr_str_eq(m->parts[i].name, name)) {
-            return &m->parts[i];
-        }
-    }
-    return NULL;
-}

@@ -41,8 +41,5 @@ nr_nodiscard nr_status nr_multipart_parse(struct nr_str body, struct nr_str boun
 
 /* First part with a file name, else the first whose type begins with "image/"; NULL when none. */
 const struct nr_multipart_part *nr_multipart_file(const struct nr_multipart *m);
-/* First part of that field name; NULL when none. */
-const struct nr_multipart_part *nr_multipart_field(const struct nr_multipart *m,
-                                                   struct nr_str name);
 
 #endif

@@ -590,17 +590,6 @@ uint32_t nr_batch_requests(const struct nr_batch *b)
     return b->n_requests;
 }
 
-int64_t nr_batch_rows(const struct nr_batch *b)
-{
-    return b->rows;
-}
-
-void *nr_batch_user(const struct nr_batch *b, uint32_t request)
-{
-    NR_DCHECK(request < b->n_requests);
-    return b->members[request].user;
-}
-
 void nr_batch_stats_get(const struct nr_batch *b, struct nr_batch_stats *ret)
 {
     *ret = b->stats;

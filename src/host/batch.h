@@ -129,7 +129,7 @@ struct nr_batch_request {
     uint64_t sequence_id;
     uint32_t sequence_flags;
     const _Atomic uint32_t *cancelled; /* borrowed, not 0 once the client has gone; NULL: never */
-    void *user;                        /* given back by nr_batch_user */
+    void *user;                        /* given to cfg.on_response */
 };
 
 struct nr_batch_slice { /* one output of one request; all borrowed until nr_batch_clear */
@@ -161,8 +161,6 @@ bool nr_batch_fits(const struct nr_batch *b, const struct nr_batch_request *r);
 nr_nodiscard nr_status nr_batch_add(struct nr_batch *b, const struct nr_batch_request *r,
                                     struct nr_err *err);
 uint32_t nr_batch_requests(const struct nr_batch *b);
-int64_t nr_batch_rows(const struct nr_batch *b);
-void *nr_batch_user(const struct nr_batch *b, uint32_t request);
 
 /* How the next runs use the cores (enum naru_form); at first NARU_FORM_WIDE. */
 void nr_batch_form_set(struct nr_batch *b, uint32_t form);

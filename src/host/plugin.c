@@ -25,6 +25,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/footprint.h"
 #include "base/map.h"
 #include "base/mem.h"
 #include "host/batch.h"
@@ -151,12 +152,6 @@ void nr_plugins_add_dir(struct nr_plugins *set, const char *path)
     /* A directory that is not there (yet) stays in the list as given, so that messages name it. */
     dir_insert(set, set->n_given, nr_strdup(realpath(path, real) ? real : path));
     set->n_given++;
-}
-
-const char *const *nr_plugins_dirs(const struct nr_plugins *set, size_t *ret_n)
-{
-    *ret_n = set->n_dirs;
-    return set->dirs;
 }
 
 void nr_plugins_set_option(struct nr_plugins *set, const char *backend, const char *key,
@@ -401,6 +396,8 @@ static nr_status lib_open(struct nr_plugins *set, struct entry *e, struct nr_err
 static nr_status open_locked(struct nr_plugins *set, const char *name, const char *path,
                              struct nr_plugin **ret, struct nr_err *err)
 {
+    struct nr_footprint before, after;
+    nr_footprint_get(&before);
     struct entry *e = set->entries;
     while (e && strcmp(e->pub.path, path) != 0) {
         e = e->next;
@@ -427,10 +424,26 @@ static nr_status open_locked(struct nr_plugins *set, const char *name, const cha
         if (st != NARU_OK) {
             return st;
         }
+        nr_footprint_get(&after);
+        uint64_t grown =
+            after.own_bytes > before.own_bytes ? after.own_bytes - before.own_bytes : 0;
+        e->pub.once_bytes =
+            NR_MAX(e->pub.once_bytes, grown); /* a library that was closed stays mapped */
     }
     e->refs++;
     *ret = &e->pub;
     return NARU_OK;
+}
+
+const struct nr_plugin *nr_plugins_opened(struct nr_plugins *set, unsigned i)
+{
+    pthread_mutex_lock(&set->lock);
+    const struct entry *e = set->entries;
+    while (e && (e->refs == 0 || i-- > 0)) {
+        e = e->next;
+    }
+    pthread_mutex_unlock(&set->lock);
+    return e ? &e->pub : NULL;
 }
 
 nr_status nr_plugin_open(struct nr_plugins *set, struct nr_str name, struct nr_plugin **ret,

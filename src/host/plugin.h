@@ -41,6 +41,8 @@ struct nr_plugin { /* read only for users */
     const char *version;   /* of the plug-in and its library */
     uint64_t caps;         /* enum naru_cap */
     naru_backend_lib *lib; /* made by lib_open; NULL while nobody has the plug-in open */
+    uint64_t once_bytes;   /* what the process grew by when it was loaded and opened, about: its
+                              library's own memory, whatever models it will hold */
 };
 
 struct nr_plugin_model { /* read only for users */
@@ -66,8 +68,6 @@ void nr_plugins_add_dir(struct nr_plugins *set, const char *path); /* copied */
 /* An option of the backend library, given to its lib_open; a later value replaces an earlier. */
 void nr_plugins_set_option(struct nr_plugins *set, const char *backend, const char *key,
                            const char *value);
-/* Directories in search order, for banners; borrowed until the set changes. */
-const char *const *nr_plugins_dirs(const struct nr_plugins *set, size_t *ret_n);
 
 /* *ret is a reference for the caller. NARU_INVALID (bad name), NARU_NOT_FOUND (no such file; the
  * text lists what there is), NARU_UNSUPPORTED (the table does not fit this server), or what the
@@ -78,6 +78,8 @@ nr_nodiscard nr_status nr_plugin_open(struct nr_plugins *set, struct nr_str name
 nr_nodiscard nr_status nr_plugin_open_path(struct nr_plugins *set, const char *path,
                                            struct nr_plugin **ret, struct nr_err *err);
 void nr_plugin_unref(struct nr_plugin *plugin); /* accepts NULL */
+/* The i-th of those that are open now, NULL behind the last; borrowed, for banners. */
+const struct nr_plugin *nr_plugins_opened(struct nr_plugins *set, unsigned i);
 
 /* Opens the model's files and reads its inputs and outputs. args->struct_size is set here; all of
  * args is borrowed for the call. The model holds a reference of the plug-in. */

@@ -346,7 +346,7 @@ enum nr_field nr_field_find(struct nr_str lower_name);
 /* Files a field of a request into x->known. False when it came twice and that is ambiguous. */
 bool nr_field_known(struct nr_exchange *x, enum nr_field f, struct nr_str value);
 nr_method nr_method_find(struct nr_str text);
-bool nr_host_valid(struct nr_str host);
+bool nr_host_valid(struct nr_str host); /* nr_host_split takes it */
 /* Splits a request target in origin form ("/a?b") or "*"; false when it is neither, or has bytes
  * that no target may have. */
 bool nr_target_split(struct nr_str target, nr_method method, struct nr_str *ret_path,

@@ -66,6 +66,9 @@ struct nr_header {
 
 /* Headers that the engine finds while parsing, so that nobody searches for them. Empty when absent
  * (ptr NULL); a field that came twice is refused by the engine where that is ambiguous. */
+#define NR_REQUEST_ID_MAX \
+    128u /* bytes of request_id; a longer one, or one with other bytes than printable
+                                  ASCII, is as if it had not come. Every response has it back. */
 struct nr_known_headers {
     struct nr_str content_type, content_encoding, accept, accept_encoding, host, origin;
     struct nr_str inference_header_content_length, authorization, traceparent, request_id;
@@ -136,7 +139,7 @@ struct nr_exchange {
     /* the engine's; read-only for the app */
     bool responded;
     bool cancelled;
-    int response_status; /* HTTP status or, for gRPC, the grpc-status + 1000, for the access log */
+    int response_status;     /* HTTP status or, for gRPC, the grpc-status: for the access log */
     uint64_t response_bytes; /* of the body */
     void *session_data[4];   /* the session's */
 };
@@ -177,6 +180,12 @@ void nr_exchange_write(struct nr_exchange *x, struct nr_part *p);
 void nr_exchange_end(struct nr_exchange *x, int grpc_status, struct nr_str grpc_message);
 
 /* 100-continue is sent by the engine when the body is wanted. */
+
+/* host [":" port] without userinfo (RFC 3986 section 3.2), of a Host field or an Origin: *ret_name is what
+ * stands before the port, brackets of an IPv6 address included. False when it is not that: a name with
+ * other bytes than names have, brackets that do not close, a port that is no number up to 65535, a port
+ * without a name. No port behind the colon stands for the default one; nothing at all is legal. */
+nr_nodiscard bool nr_host_split(struct nr_str host, struct nr_str *ret_name);
 
 struct nr_http_app {
     void *ctx;

@@ -57,9 +57,23 @@ enum nr_field nr_field_find(struct nr_str n)
     }
 }
 
+/* What a client calls its request goes into logs and back to it: short and printable, or nobody's. */
+static bool request_id_ok(struct nr_str s)
+{
+    for (size_t i = 0; i < s.len; i++) {
+        if (s.ptr[i] < 0x20 || s.ptr[i] > 0x7e) {
+            return false;
+        }
+    }
+    return s.len > 0 && s.len <= NR_REQUEST_ID_MAX;
+}
+
 bool nr_field_known(struct nr_exchange *x, enum nr_field f, struct nr_str value)
 {
     struct nr_known_headers *k = &x->known;
+    if (f == NR_FIELD_REQUEST_ID && !request_id_ok(value)) {
+        return true;
+    }
     struct nr_str *slots[] = {
         &k->content_type,
         &k->content_encoding,
@@ -124,18 +138,66 @@ nr_method nr_method_find(struct nr_str n)
     }
 }
 
-/* RFC 3986 authority without userinfo: letters, digits, "-._~", sub-delims, percent, and the
- * brackets and colons of addresses and ports. An empty Host is legal. */
-bool nr_host_valid(struct nr_str host)
+/* A byte of a name or an IPv4 address: unreserved, sub-delims, percent (RFC 3986 section 3.2.2). */
+static bool name_char(unsigned char ch)
 {
-    for (size_t i = 0; i < host.len; i++) {
-        unsigned char ch = (unsigned char)host.ptr[i];
-        bool alnum = (ch >= '0' && ch <= '9') || ((ch | 0x20) >= 'a' && (ch | 0x20) <= 'z');
-        if (!alnum && (ch == 0 || !memchr("-._~!$&'()*+,;=%[]:", ch, 19))) {
+    bool alnum = (ch >= '0' && ch <= '9') || ((ch | 0x20) >= 'a' && (ch | 0x20) <= 'z');
+    return alnum || (ch != 0 && memchr("-._~!$&'()*+,;=%", ch, 16));
+}
+
+/* "::1", "fe80::1%25eth0": what may stand between brackets. */
+static bool address_bytes_ok(struct nr_str s)
+{
+    bool zone = false;
+    for (size_t i = 0; i < s.len; i++) {
+        unsigned char ch = (unsigned char)s.ptr[i];
+        bool hex = (ch >= '0' && ch <= '9') || ((ch | 0x20) >= 'a' && (ch | 0x20) <= 'f');
+        zone = zone || ch == '%';
+        if (zone ? !name_char(ch) : !hex && ch != ':' && ch != '.') {
+            return false;
+        }
+    }
+    return s.len >= 2; /* "::" is the shortest */
+}
+
+bool nr_host_split(struct nr_str host, struct nr_str *ret_name)
+{
+    size_t end = 0;
+    if (host.len > 0 && host.ptr[0] == '[') {
+        int64_t close = nr_str_find(host, ']');
+        if (close < 0 || !address_bytes_ok((struct nr_str){host.ptr + 1, (size_t)close - 1})) {
+            return false;
+        }
+        end = (size_t)close + 1;
+    } else {
+        while (end < host.len && name_char((unsigned char)host.ptr[end])) {
+            end++;
+        }
+    }
+    *ret_name = (struct nr_str){host.ptr, end};
+    if (end == host.len) {
+        return true;
+    }
+    unsigned port = 0;
+    if (host.ptr[end] != ':' || end == 0) {
+        return false;
+    }
+    for (size_t i = end + 1; i < host.len; i++) {
+        if (host.ptr[i] < '0' || host.ptr[i] > '9') {
+            return false;
+        }
+        port = port * 10 + (unsigned)(host.ptr[i] - '0');
+        if (port > UINT16_MAX) {
             return false;
         }
     }
     return true;
+}
+
+bool nr_host_valid(struct nr_str host)
+{
+    struct nr_str name;
+    return nr_host_split(host, &name);
 }
 
 /* Whether every byte is one that a target may have: above the space, below DEL, no '#'. Eight at a time

@@ -21,6 +21,9 @@ enum { /* gRPC status codes that the engine itself uses */
 
 #define NR_GRPC_PREFIX_BYTES 5u
 
+/* "INVALID_ARGUMENT", as the gRPC documents write them; "UNKNOWN" for numbers that they do not have. */
+const char *nr_grpc_status_name(int status);
+
 /* "application/grpc", alone or with "+proto", ";…". */
 bool nr_grpc_is(struct nr_str content_type);
 /* grpc-timeout: 1 to 8 digits and a unit (H M S m u n). */

@@ -43,9 +43,10 @@ static char *put_value(char *at, struct nr_str s)
     return at;
 }
 
-static size_t head_bound(const struct nr_response *r)
+static size_t head_bound(const struct nr_xp *xp, const struct nr_response *r)
 {
-    size_t n = HEAD_FIXED_BYTES + r->content_type.len + sizeof("content-type: \r\n");
+    size_t n = HEAD_FIXED_BYTES + r->content_type.len + sizeof("content-type: \r\n") +
+               xp->x.known.request_id.len + sizeof("x-request-id: \r\n");
     for (unsigned i = 0; i < r->n_headers; i++) {
         n += r->headers[i].name.len + r->headers[i].value.len + 4;
     }
@@ -103,6 +104,9 @@ static char *put_head(char *at, struct nr_xp *xp, const struct nr_response *r,
     } else if (xp->x.protocol == NR_HTTP_1_0) {
         at = PUT(at, "connection: keep-alive\r\n");
     }
+    if (NR_UNLIKELY(xp->x.known.request_id.len > 0)) {
+        at = PUT(put_value(PUT(at, "x-request-id: "), xp->x.known.request_id), "\r\n");
+    }
     for (unsigned i = 0; i < r->n_headers; i++) {
         at = PUT(put_value(at, r->headers[i].name), ": ");
         at = PUT(put_value(at, r->headers[i].value), "\r\n");
@@ -120,7 +124,7 @@ static void queued_whole(struct nr_conn *c, struct nr_xp *xp)
 static bool write_head(struct nr_conn *c, struct nr_xp *xp, const struct nr_response *r,
                        const struct shape *s)
 {
-    size_t bound = head_bound(r);
+    size_t bound = head_bound(xp, r);
     if (NR_LIKELY(bound <= NR_BLOCK_CAP)) {
         char *at = (char *)nr_conn_out_room(c, bound);
         if (!at) {
@@ -150,7 +154,7 @@ static void hold(struct nr_xp *xp, const struct nr_response *r, const struct sha
 {
     struct nr_arena *a = &xp->x.arena;
     unsigned n = s->has_body ? r->n_body : 0;
-    char *at = nr_arena_alloc(a, head_bound(r));
+    char *at = nr_arena_alloc(a, head_bound(xp, r));
     xp->held = nr_arena_alloc(a, (n + 1) * sizeof(xp->held[0]));
     xp->held[0] = (struct nr_iov){at, (size_t)(put_head(at, xp, r, s) - at)};
     if (n) {

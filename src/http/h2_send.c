@@ -13,7 +13,7 @@
  * Threads: the loop's. */
 #include "http/h2.h"
 
-#define NV_MAX_FIXED 6u
+#define NV_MAX_FIXED 7u
 #define NO_COPY (NGHTTP2_NV_FLAG_NO_COPY_NAME | NGHTTP2_NV_FLAG_NO_COPY_VALUE)
 
 static nghttp2_nv field(struct nr_str name, struct nr_str value)
@@ -267,6 +267,19 @@ static void keep_body(struct nr_xp *xp, const struct nr_response *r, bool prefix
     xp->x.response_bytes = total;
 }
 
+/* What the app adds, and the client's own name of the request. */
+static size_t put_more(nghttp2_nv *nv, size_t n, struct nr_exchange *x, const struct nr_response *r)
+{
+    struct nr_arena *a = &x->arena;
+    if (NR_UNLIKELY(x->known.request_id.len > 0)) { /* checked as it came, and kept until on_done */
+        nv[n++] = field(NR_STR("x-request-id"), x->known.request_id);
+    }
+    for (unsigned i = 0; i < r->n_headers; i++) {
+        nv[n++] = field(clean(a, r->headers[i].name), clean(a, r->headers[i].value));
+    }
+    return n;
+}
+
 static void respond_http(struct nr_xp *xp, const struct nr_response *r)
 {
     struct nr_exchange *x = &xp->x;
@@ -289,9 +302,7 @@ static void respond_http(struct nr_xp *xp, const struct nr_response *r)
     if (!no_content && (x->method != NR_HEAD || total > 0)) {
         nv[n++] = field(NR_STR("content-length"), number(a, total));
     }
-    for (unsigned i = 0; i < r->n_headers; i++) {
-        nv[n++] = field(clean(a, r->headers[i].name), clean(a, r->headers[i].value));
-    }
+    n = put_more(nv, n, x, r);
     if (!body) {
         x->response_bytes = 0;
     }
@@ -319,12 +330,10 @@ static void respond_grpc(struct nr_xp *xp, const struct nr_response *r)
     size_t n = 0;
     nv[n++] = field(NR_STR(":status"), NR_STR("200"));
     nv[n++] = field(NR_STR("content-type"), NR_STR("application/grpc"));
-    for (unsigned i = 0; i < r->n_headers; i++) {
-        nv[n++] = field(clean(a, r->headers[i].name), clean(a, r->headers[i].value));
-    }
+    n = put_more(nv, n, x, r);
     st->grpc_status = r->grpc_status;
     st->grpc_message = grpc_message(a, r->grpc_message);
-    x->response_status = 1000 + r->grpc_status;
+    x->response_status = r->grpc_status;
     if (r->grpc_status == NR_GRPC_OK) {
         uint64_t total = 0;
         for (unsigned i = 0; i < r->n_body; i++) {
@@ -339,7 +348,7 @@ static void respond_grpc(struct nr_xp *xp, const struct nr_response *r)
         }
         st->grpc_status = NR_GRPC_RESOURCE_EXHAUSTED; /* no frame can carry it */
         st->grpc_message = NR_STR("response is larger than a gRPC message may be");
-        x->response_status = 1000 + st->grpc_status;
+        x->response_status = st->grpc_status;
     }
     /* trailers only */
     nv[n++] = field(NR_STR("grpc-status"), number(a, (uint64_t)st->grpc_status));
@@ -380,13 +389,11 @@ void nr_h2_begin(struct nr_xp *xp, const struct nr_response *r)
     if (type.len) {
         nv[n++] = field(NR_STR("content-type"), type);
     }
-    for (unsigned i = 0; i < r->n_headers; i++) {
-        nv[n++] = field(clean(a, r->headers[i].name), clean(a, r->headers[i].value));
-    }
+    n = put_more(nv, n, x, r);
     if (!x->many_messages) {
         nr_h2_received(x->conn->h2, xp);
     }
-    x->response_status = st->grpc ? 1000 : r->status;
+    x->response_status = st->grpc ? NR_GRPC_OK : r->status;
     if (x->method == NR_HEAD) {
         xp->no_body = true;
         submit(xp, nv, n, NULL);
@@ -420,7 +427,7 @@ void nr_h2_end(struct nr_xp *xp, int grpc_status, struct nr_str message)
     nr_h2_received(xp->x.conn->h2, xp);
     st->grpc_status = grpc_status;
     st->grpc_message = grpc_message(&xp->x.arena, message);
-    xp->x.response_status = 1000 + grpc_status;
+    xp->x.response_status = grpc_status;
 }
 
 void nr_h2_refuse(struct nr_xp *xp, int http_status, int grpc_status, const char *text)

@@ -335,6 +335,7 @@ static bool fill_entry(int fd, const char *name, struct nr_dir_entry *e)
     }
     *e = (struct nr_dir_entry){
         .is_dir = S_ISDIR(st.st_mode),
+        .is_link = S_ISLNK(st.st_mode),
         .bytes = st.st_size > 0 ? (uint64_t)st.st_size : 0,
         .inode = (uint64_t)st.st_ino,
         .mtime_ns = (int64_t)st.st_mtim.tv_sec * NR_S_NS + st.st_mtim.tv_nsec,

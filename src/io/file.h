@@ -33,7 +33,7 @@ nr_nodiscard nr_status nr_file_write_at(int dir_fd, const char *rel, const void 
                                         struct nr_err *err);
 struct nr_dir_entry {
     char name[256];
-    bool is_dir;
+    bool is_dir, is_link;
     uint64_t bytes; /* st_size */
     uint64_t inode;
     int64_t mtime_ns;

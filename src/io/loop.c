@@ -169,13 +169,6 @@ int64_t nr_loop_now(const struct nr_loop *l)
     return l->now_ns;
 }
 
-int64_t nr_loop_now_refresh(struct nr_loop *l)
-{
-    NR_DCHECK(is_owner(l));
-    l->now_ns = nr_clock_now();
-    return l->now_ns;
-}
-
 nr_status nr_loop_watch(struct nr_loop *l, struct nr_watch *w, uint32_t events)
 {
     NR_DCHECK(is_owner(l) && w->events == 0 && w->on_event != NULL);
@@ -241,22 +234,6 @@ void nr_loop_hook_arm(struct nr_loop *l, struct nr_turn_hook *h)
         h->armed = true;
         nr_list_append(h->late ? &l->late_hooks : &l->hooks, &h->node);
     }
-}
-
-void nr_loop_hook_disarm(struct nr_loop *l, struct nr_turn_hook *h)
-{
-    NR_DCHECK(is_owner(l));
-    (void)l;
-    if (h->armed) {
-        h->armed = false;
-        nr_list_remove(&h->node);
-    }
-}
-
-bool nr_loop_busy(const struct nr_loop *l)
-{
-    NR_DCHECK(is_owner(l));
-    return l->at_event + 1 < l->n_events;
 }
 
 /* Fetches events; wait_ns < 0: without end. */

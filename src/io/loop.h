@@ -7,7 +7,7 @@
  * All functions but nr_loop_post, nr_loop_stop, nr_loop_current and nr_loop_index are for the
  * owner thread only (checked in debug builds). The owner is the thread that called nr_loop_run or
  * nr_loop_turn last; before the first call the thread that made the loop may set things up.
- * Time: nr_loop_now is read once per turn, after the wait; nr_loop_now_refresh reads it again.
+ * Time: nr_loop_now is read once per turn, after the wait.
  */
 #ifndef NR_IO_LOOP_H
 #define NR_IO_LOOP_H
@@ -66,7 +66,6 @@ void nr_loop_stop(struct nr_loop *l);
 struct nr_loop *nr_loop_current(void);
 unsigned nr_loop_index(const struct nr_loop *l);
 int64_t nr_loop_now(const struct nr_loop *l);
-int64_t nr_loop_now_refresh(struct nr_loop *l);
 
 /* w->fd and w->on_event are set by the caller. NARU_EXHAUSTED: the user's limit of watches;
  * NARU_UNSUPPORTED: a regular file; NARU_EXISTS: the descriptor is already watched. */
@@ -83,8 +82,6 @@ void nr_loop_timer_cancel(struct nr_loop *l, struct nr_timer *t); /* no-op when 
  * thread run in the order in which it posted them. What was written before the post is seen by
  * m->run. m must not be touched afterwards: it may have run and be gone. */
 void nr_loop_post(struct nr_loop *l, struct nr_msg *m);
-void nr_loop_hook_arm(struct nr_loop *l, struct nr_turn_hook *h);    /* no-op when armed */
-void nr_loop_hook_disarm(struct nr_loop *l, struct nr_turn_hook *h); /* no-op when not armed */
-bool nr_loop_busy(const struct nr_loop *l); /* more ready events wait in this turn */
+void nr_loop_hook_arm(struct nr_loop *l, struct nr_turn_hook *h); /* no-op when armed */
 
 #endif

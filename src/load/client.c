@@ -83,11 +83,6 @@ const struct nr_load_target *nr_load_target_of(const struct nr_load_conn *c)
     return c->load->cfg->target;
 }
 
-unsigned nr_load_streams_of(const struct nr_load_conn *c)
-{
-    return c->load->cfg->streams;
-}
-
 /* --- backlog ---------------------------------------------------------------------------------- */
 
 static void backlog_push(struct nr_load *l, int64_t due_ns)

@@ -63,7 +63,6 @@ struct nr_load_ops {
 extern const struct nr_load_ops nr_load_h1_ops, nr_load_h2_ops;
 
 const struct nr_load_target *nr_load_target_of(const struct nr_load_conn *c);
-unsigned nr_load_streams_of(const struct nr_load_conn *c);
 /* The answer of s is whole. May fire the next request on c. */
 void nr_load_shot_done(struct nr_load_conn *c, struct nr_load_shot *s, nr_load_outcome outcome);
 

@@ -647,8 +647,3 @@ void nr_config_json(const struct nr_model_config *c, struct nr_text *out)
 {
     nr_pbwrite_json(&c->pb->base, out);
 }
-
-void nr_config_text(const struct nr_model_config *c, struct nr_text *out)
-{
-    nr_pbwrite_text(&c->pb->base, out);
-}

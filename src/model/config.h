@@ -205,6 +205,5 @@ void nr_config_free(struct nr_model_config *c); /* accepts NULL */
 const char *nr_config_backend_of(const char *file);
 
 void nr_config_json(const struct nr_model_config *c, struct nr_text *out);
-void nr_config_text(const struct nr_model_config *c, struct nr_text *out); /* config.pbtxt again */
 
 #endif

@@ -166,6 +166,15 @@ static nr_status finish(struct nr_repository *r, nr_status st)
     return st;
 }
 
+static bool gives_weights(const struct nr_label_edit *edits, size_t n)
+{
+    bool any = false;
+    for (size_t i = 0; i < n; i++) {
+        any = any || edits[i].what == NR_LABEL_WEIGHT;
+    }
+    return any;
+}
+
 nr_status nr_repository_labels_edit(struct nr_repository *r, struct nr_str model,
                                     const struct nr_label_edit *edits, size_t n, bool clear_weights,
                                     bool clear_shadow, struct nr_err *err)
@@ -182,6 +191,13 @@ nr_status nr_repository_labels_edit(struct nr_repository *r, struct nr_str model
         st = edit(m, &t, &edits[i], err);
     }
     st = st == NARU_OK ? nr_traffic_check(&t, err) : st;
+    if (st == NARU_OK && gives_weights(edits, n)) {
+        uint64_t sum = 0;
+        for (uint32_t i = 0; i < t.n; i++) {
+            sum += t.rules[i].weight;
+        }
+        st = nr_traffic_check_sum(sum, err);
+    }
     if (st == NARU_OK) {
         put(m, &t);
     }

@@ -181,7 +181,7 @@ static bool is_model_folder(const struct nr_dir_entry *entries, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         if (strcmp(entries[i].name, "config.pbtxt") == 0 ||
-            (entries[i].is_dir && version_number(entries[i].name) > 0) ||
+            ((entries[i].is_dir || entries[i].is_link) && version_number(entries[i].name) > 0) ||
             nr_config_backend_of(entries[i].name)) {
             return true;
         }
@@ -392,8 +392,10 @@ static void select_versions(struct nr_plan *p, const struct nr_model_config *c,
     nr_autofree int64_t *numbers = nr_new_array(int64_t, n_entries + 1);
     size_t n = 0;
     bool flat = false;
+    const char *link = NULL; /* a version's name that is a link: not followed, but worth a word */
     for (size_t i = 0; i < n_entries; i++) {
         int64_t number = entries[i].is_dir ? version_number(entries[i].name) : 0;
+        link = entries[i].is_link && version_number(entries[i].name) > 0 ? entries[i].name : link;
         if (number > 0) {
             numbers[n++] = number;
         }
@@ -401,6 +403,13 @@ static void select_versions(struct nr_plan *p, const struct nr_model_config *c,
     }
     if (n == 0 && (flat || c->ensemble)) { /* git keeps no empty folders */
         add_version(p, 1, ".");
+        return;
+    }
+    if (n == 0 && link != NULL) {
+        set_reason(
+            p, nr_format("the version's folder %s is a symbolic link, which is not followed: copy "
+                         "or bind-mount the folder",
+                         link));
         return;
     }
     if (n == 0) {

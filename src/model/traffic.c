@@ -72,10 +72,21 @@ static nr_status read_label(const char *name, const char *value, struct nr_traff
     return NARU_OK;
 }
 
+nr_status nr_traffic_check_sum(uint64_t sum, struct nr_err *err)
+{
+    return sum > 0
+               ? NARU_OK
+               : nr_fail(err, NARU_INVALID,
+                         "all weights are 0, so no label would get a request: give one of them a "
+                         "weight, or no weights at all, and the highest version gets them");
+}
+
 /* "stable=95,canary=5" */
 static nr_status read_shares(struct nr_str text, const char *key, uint64_t most, bool shadow,
                              struct nr_traffic *t, struct nr_err *err)
 {
+    bool any = text.len > 0;
+    uint64_t sum = 0;
     while (text.ptr != NULL && text.len > 0) {
         struct nr_str value, part = nr_str_cut(text, ',', &text);
         struct nr_str name = nr_str_cut(part, '=', &value);
@@ -90,8 +101,9 @@ static nr_status read_shares(struct nr_str text, const char *key, uint64_t most,
                            (unsigned long long)most);
         }
         *(shadow ? &rule->shadow : &rule->weight) = (uint32_t)share;
+        sum += share;
     }
-    return NARU_OK;
+    return any && !shadow ? nr_traffic_check_sum(sum, err) : NARU_OK;
 }
 
 nr_status nr_traffic_check(const struct nr_traffic *t, struct nr_err *err)

@@ -68,6 +68,8 @@ bool nr_traffic_same(const struct nr_traffic *a, const struct nr_traffic *b);
 struct nr_traffic_rule *nr_traffic_find(struct nr_traffic *t, struct nr_str name); /* or NULL */
 /* NARU_INVALID: more than one label has a shadow. */
 nr_nodiscard nr_status nr_traffic_check(const struct nr_traffic *t, struct nr_err *err);
+/* Of weights that somebody gave: NARU_INVALID when their sum is 0. */
+nr_nodiscard nr_status nr_traffic_check_sum(uint64_t sum, struct nr_err *err);
 /* Which rule the k-th request takes, of weights whose sum is above 0. */
 uint32_t nr_traffic_pick(const uint32_t *weights, uint32_t n, uint64_t k);
 

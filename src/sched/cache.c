@@ -13,6 +13,7 @@
 #include "sched/cache.h"
 
 #include <pthread.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
 
@@ -23,12 +24,12 @@
 #include "base/clock.h"
 #include "base/map.h"
 #include "base/mem.h"
+#include "sched/answer.h"
 
 #define SECRET_BYTES 192 /* what XXH3 recommends */
 #define SKETCH_ROWS 4
 #define SKETCH_COLUMNS 8192 /* a power of two */
 #define SKETCH_MOST 255
-#define ALIGN_OUT ((size_t)64) /* of each output within an entry */
 
 struct key {
     uint64_t low, high; /* of the hash */
@@ -60,18 +61,24 @@ struct nr_cache {
 
 struct nr_cached {
     struct nr_target target;
-    struct nr_cache *cache;
-    struct nr_target *inner;
-    struct nr_counters *counters;
+    struct nr_cached_cfg cfg;
     uint64_t owner;
 };
 
-struct miss { /* a request on its way through the inner target; in its arena */
+#define SHARED_KEY_BYTES 64
+
+/* A request that was not found: it waits for the shared cache, then it is on its way through the inner
+ * target. In its arena. */
+struct miss {
     struct nr_cached *front;
+    struct nr_request *request;
     struct key key;
+    struct nr_redis_get *get; /* under way */
+    size_t shared_len;        /* 0: the shared cache is not asked */
+    char shared[SHARED_KEY_BYTES];
     void (*on_complete)(struct nr_request *r);
     void *previous;
-    int64_t lookup_ns;
+    int64_t begin_ns, lookup_ns;
 };
 
 struct nr_cache *nr_cache_new(uint64_t max_bytes)
@@ -200,25 +207,15 @@ static void insert(struct nr_cache *c, struct entry *e)
 
 /* --- the key ---------------------------------------------------------------------------------- */
 
-static size_t aligned(size_t bytes)
-{
-    return (bytes + ALIGN_OUT - 1) & ~(ALIGN_OUT - 1);
-}
-
-static bool key_of(const struct nr_cached *f, const struct nr_request *r, struct key *ret)
+/* Everything that the answer depends on, but for the version. */
+static XXH128_hash_t hash_of(const struct nr_request *r, const uint8_t *secret,
+                             const uint64_t version[2])
 {
     const struct nr_infer_request *in = r->in;
-    uint64_t bytes = 0;
-    for (unsigned i = 0; i < in->n_inputs; i++) {
-        bytes += in->inputs[i].bytes;
-    }
-    if (bytes > NR_CACHE_MAX_INPUT_BYTES) {
-        return false;
-    }
     /* Not on the stack, where gcc 12 with its address sanitizer does not keep an alignment of 64. */
     static _Thread_local XXH3_state_t h;
-    XXH3_128bits_reset_withSecret(&h, f->cache->secret, sizeof(f->cache->secret));
-    const uint64_t what[] = {f->owner, in->n_inputs, in->n_outputs, r->n_options};
+    XXH3_128bits_reset_withSecret(&h, secret, SECRET_BYTES);
+    const uint64_t what[] = {version[0], version[1], in->n_inputs, in->n_outputs, r->n_options};
     XXH3_128bits_update(&h, what, sizeof(what));
     for (unsigned i = 0; i < in->n_inputs; i++) {
         const struct nr_infer_tensor *t = &in->inputs[i];
@@ -234,40 +231,65 @@ static bool key_of(const struct nr_cached *f, const struct nr_request *r, struct
         XXH3_128bits_update(&h, r->options[i].key, strlen(r->options[i].key) + 1);
         XXH3_128bits_update(&h, r->options[i].value, strlen(r->options[i].value) + 1);
     }
-    XXH128_hash_t hash = XXH3_128bits_digest(&h);
+    return XXH3_128bits_digest(&h);
+}
+
+static bool key_of(const struct nr_cached *f, const struct nr_request *r, struct key *ret)
+{
+    const uint64_t version[2] = {f->owner, 0};
+    uint64_t bytes = 0;
+    for (unsigned i = 0; i < r->in->n_inputs; i++) {
+        bytes += r->in->inputs[i].bytes;
+    }
+    if (bytes > NR_CACHE_MAX_INPUT_BYTES) {
+        return false;
+    }
+    XXH128_hash_t hash = hash_of(r, f->cfg.cache->secret, version);
     *ret = (struct key){.low = hash.low64, .high = hash.high64, .owner = f->owner, .bytes = bytes};
     return true;
 }
 
 /* --- a miss ----------------------------------------------------------------------------------- */
 
-/* The answer as an entry; NULL: no memory for it. */
-static struct entry *entry_new(const struct nr_request *r, const struct key *key)
+/* Outputs that point into block as an entry, which takes a reference. NULL: no memory. */
+static struct entry *entry_new(const struct key *key, struct nr_buf *block,
+                               const struct nr_infer_tensor *outputs, unsigned n)
 {
-    size_t bytes = 0;
-    for (unsigned i = 0; i < r->n_outputs; i++) {
-        bytes = aligned(bytes) + r->outputs[i].bytes; /* they exist: no overflow */
-    }
-    struct entry *e = nr_try_alloc(sizeof(*e) + r->n_outputs * sizeof(e->outputs[0]));
-    struct nr_buf *buf = e != NULL ? nr_buf_try_new(bytes) : NULL;
-    if (buf == NULL) {
-        nr_free(e);
-        return NULL;
-    }
-    e->key = *key;
-    e->buf = buf;
-    e->n_outputs = r->n_outputs;
-    size_t at = 0;
-    for (unsigned i = 0; i < r->n_outputs; i++) {
-        const struct nr_infer_tensor *t = &r->outputs[i];
-        at = aligned(at);
-        memcpy(nr_buf_data(buf) + at, t->data, t->bytes);
-        e->outputs[i] = *t;
-        e->outputs[i].data = nr_buf_data(buf) + at;
-        e->outputs[i].buf = buf;
-        at += t->bytes;
+    struct entry *e = nr_try_alloc(sizeof(*e) + n * sizeof(e->outputs[0]));
+    if (e != NULL) {
+        e->key = *key;
+        e->buf = nr_buf_ref(block);
+        e->n_outputs = n;
+        memcpy(e->outputs, outputs, n * sizeof(e->outputs[0]));
     }
     return e;
+}
+
+static void keep(struct nr_cached *f, const struct key *key, struct nr_buf *block,
+                 const struct nr_infer_tensor *outputs, unsigned n)
+{
+    struct entry *e = entry_new(key, block, outputs, n);
+    if (e != NULL) {
+        insert(f->cfg.cache, e);
+    }
+}
+
+/* The answer of a model into both caches. What it cannot be read back from is not kept. */
+static void store(const struct miss *m, struct nr_request *r)
+{
+    struct nr_cached *f = m->front;
+    struct nr_buf *block = nr_answer_pack(r->outputs, r->n_outputs);
+    struct nr_infer_tensor *outputs =
+        nr_arena_alloc(r->arena, NR_MAX(r->n_outputs, 1u) * sizeof(*outputs));
+    if (block != NULL && r->n_outputs == r->in->n_outputs &&
+        nr_answer_unpack(block, f->cfg.signature, r->in, outputs)) {
+        keep(f, &m->key, block, outputs, r->n_outputs);
+        if (m->shared_len > 0) {
+            nr_redis_put(f->cfg.redis, (struct nr_str){m->shared, m->shared_len},
+                         nr_buf_ref(block));
+        }
+    }
+    nr_buf_unref(block);
 }
 
 static void on_complete(struct nr_request *r)
@@ -277,13 +299,23 @@ static void on_complete(struct nr_request *r)
     int64_t begin_ns = nr_clock_now();
     r->front = m->previous;
     r->on_complete = m->on_complete;
-    struct entry *e = r->status == NARU_OK ? entry_new(r, &m->key) : NULL;
-    if (e != NULL) {
-        insert(f->cache, e);
+    if (r->status == NARU_OK) {
+        store(m, r);
     }
-    nr_counters_cache_miss(f->counters, nr_loop_index(r->loop),
+    nr_counters_cache_miss(f->cfg.counters, nr_loop_index(r->loop),
                            m->lookup_ns + nr_clock_now() - begin_ns);
     r->on_complete(r);
+}
+
+/* Not found anywhere: the model is asked. */
+static void ask_inner(struct miss *m)
+{
+    struct nr_request *r = m->request;
+    m->lookup_ns = nr_clock_now() - m->begin_ns;
+    r->target = m->front->cfg.inner;
+    r->front = m;
+    r->on_complete = on_complete;
+    nr_request_submit(r);
 }
 
 /* --- the target ------------------------------------------------------------------------------- */
@@ -298,14 +330,14 @@ static void answer(struct nr_cached *f, struct nr_request *r, int64_t begin_ns)
     r->batch_rows = (uint32_t)r->in->rows;
     r->ran_inline = true;
     atomic_store_explicit(&r->state, NR_REQUEST_DONE, memory_order_relaxed);
-    nr_counters_cache_hit(f->counters, nr_loop_index(r->loop), r, r->end_ns - begin_ns);
+    nr_counters_cache_hit(f->cfg.counters, nr_loop_index(r->loop), r, r->end_ns - begin_ns);
     r->on_complete(r);
 }
 
 /* True: the request's outputs are those of the entry, which is the newest now. */
 static bool find(struct nr_cached *f, struct nr_request *r, const struct key *key)
 {
-    struct nr_cache *c = f->cache;
+    struct nr_cache *c = f->cfg.cache;
     pthread_mutex_lock(&c->lock);
     count(c, key);
     struct entry *e = nr_map_get(&c->table, key_text(key));
@@ -323,13 +355,59 @@ static bool find(struct nr_cached *f, struct nr_request *r, const struct key *ke
     return e != NULL;
 }
 
+/* --- the shared cache --------------------------------------------------------------------------- */
+
+/* The shared cache has answered. value: one reference, or NULL. */
+static void on_shared(void *arg, struct nr_buf *value)
+{
+    struct miss *m = arg;
+    struct nr_request *r = m->request;
+    struct nr_cached *f = m->front;
+    unsigned n = r->in->n_outputs;
+    struct nr_infer_tensor *outputs = nr_arena_alloc(r->arena, NR_MAX(n, 1u) * sizeof(*outputs));
+    r->front = m->previous;
+    if (value == NULL || !nr_answer_unpack(value, f->cfg.signature, r->in, outputs)) {
+        nr_buf_unref(value);
+        ask_inner(m);
+        return;
+    }
+    keep(f, &m->key, value, outputs, n);
+    r->outputs = outputs;
+    r->n_outputs = n;
+    nr_arena_link(r->arena, value);
+    answer(f, r, m->begin_ns);
+}
+
+/* True: the request waits for the shared cache. */
+static bool ask_shared(struct miss *m)
+{
+    struct nr_cached *f = m->front;
+    struct nr_request *r = m->request;
+    const uint8_t *secret = f->cfg.redis != NULL ? nr_redis_secret(f->cfg.redis) : NULL;
+    if (secret == NULL) {
+        return false;
+    }
+    XXH128_hash_t hash = hash_of(r, secret, f->cfg.fingerprint);
+    int len = snprintf(m->shared, sizeof m->shared, "naru:1:%016llx%016llx:%llx",
+                       (unsigned long long)hash.high64, (unsigned long long)hash.low64,
+                       (unsigned long long)m->key.bytes);
+    m->shared_len = (size_t)len;
+    r->target = &f->target;
+    r->front = m;
+    m->get = nr_redis_get(f->cfg.redis, (struct nr_str){m->shared, m->shared_len}, r->loop,
+                          on_shared, m);
+    return m->get != NULL;
+}
+
+/* --- submitting -------------------------------------------------------------------------------- */
+
 static void submit(struct nr_target *t, struct nr_request *r)
 {
     struct nr_cached *f = nr_container_of(t, struct nr_cached, target);
     int64_t begin_ns = nr_clock_now();
     struct key key;
-    r->target = f->inner;
     if (!key_of(f, r, &key)) {
+        r->target = f->cfg.inner;
         nr_request_submit(r);
         return;
     }
@@ -339,34 +417,42 @@ static void submit(struct nr_target *t, struct nr_request *r)
     }
     struct miss *m = nr_arena_new(r->arena, struct miss);
     *m = (struct miss){.front = f,
+                       .request = r,
                        .key = key,
                        .on_complete = r->on_complete,
                        .previous = r->front,
-                       .lookup_ns = nr_clock_now() - begin_ns};
-    r->front = m;
-    r->on_complete = on_complete;
-    nr_request_submit(r);
+                       .begin_ns = begin_ns};
+    if (!ask_shared(m)) {
+        ask_inner(m);
+    }
 }
 
-/* A hit completes within submit and a miss belongs to the inner target: nothing is ours. */
+/* Only while it waits for the shared cache is a request ours; a hit completes within submit. */
 static void cancel(struct nr_target *t, struct nr_request *r, nr_status status, bool running_too)
 {
-    (void)t;
-    (void)r;
-    (void)status;
     (void)running_too;
+    struct nr_cached *f = nr_container_of(t, struct nr_cached, target);
+    struct miss *m = r->front;
+    if (atomic_load_explicit(&r->state, memory_order_relaxed) == NR_REQUEST_DONE) {
+        return;
+    }
+    nr_redis_forget(m->get);
+    r->front = m->previous;
+    r->status = status;
+    r->error = NR_STR("the request was cancelled, or its time was over, before it ran");
+    atomic_store_explicit(&r->state, NR_REQUEST_DONE, memory_order_relaxed);
+    nr_counters_failure(f->cfg.counters, nr_loop_index(r->loop), NR_FAIL_CANCELED,
+                        nr_clock_now() - r->arrival_ns);
+    r->on_complete(r);
 }
 
-struct nr_cached *nr_cached_new(struct nr_cache *c, struct nr_target *inner,
-                                struct nr_counters *counters)
+struct nr_cached *nr_cached_new(const struct nr_cached_cfg *cfg)
 {
     struct nr_cached *f = nr_new(struct nr_cached);
-    *f = (struct nr_cached){.target = {.submit = submit, .cancel = cancel},
-                            .cache = c,
-                            .inner = inner,
-                            .counters = counters,
-                            .owner =
-                                atomic_fetch_add_explicit(&c->n_owners, 1, memory_order_relaxed)};
+    *f = (struct nr_cached){
+        .target = {.submit = submit, .cancel = cancel},
+        .cfg = *cfg,
+        .owner = atomic_fetch_add_explicit(&cfg->cache->n_owners, 1, memory_order_relaxed)};
     return f;
 }
 
@@ -375,7 +461,7 @@ void nr_cached_free(struct nr_cached *f)
     if (f == NULL) {
         return;
     }
-    struct nr_cache *c = f->cache;
+    struct nr_cache *c = f->cfg.cache;
     pthread_mutex_lock(&c->lock);
     struct nr_list *next;
     for (struct nr_list *node = c->used.next; node != &c->used; node = next) {

@@ -14,12 +14,18 @@
  * than the entry it would push out is not taken in (TinyLFU: Einziger, Friedman, Manes, 2017), so a
  * scan of unique inputs leaves what is asked for again and again.
  *
+ * Shared. With a Redis server (io/redis.h) several processes share answers: what is not found here is
+ * looked up there while the request waits, and what was computed is stored there. The key has the
+ * fingerprint of the version in place of its number, under the secret of all processes. What the server
+ * gives is checked as if a client had sent it (answer.h). Whatever is wrong with it is a miss.
+ *
  * THREADS. Lookup and insertion happen on the request's loop under one short lock; bytes are copied
  * outside it. Answers point into the entry's buffer, which lives as long as one of them.
  */
 #ifndef NR_SCHED_CACHE_H
 #define NR_SCHED_CACHE_H
 
+#include "io/redis.h"
 #include "sched/counters.h"
 #include "sched/request.h"
 
@@ -39,9 +45,16 @@ void nr_cache_stats_get(struct nr_cache *c,
                         struct nr_cache_stats *ret); /* any thread; accepts NULL */
 
 struct nr_cached;
-/* In front of `inner`. Everything is borrowed and must outlive it. Never fails. */
-struct nr_cached *nr_cached_new(struct nr_cache *c, struct nr_target *inner,
-                                struct nr_counters *counters);
+struct nr_cached_cfg { /* everything is borrowed and must outlive the target */
+    struct nr_cache *cache;
+    struct nr_target *inner;
+    struct nr_counters *counters;
+    const struct nr_signature *signature;
+    struct nr_redis *redis;  /* NULL: answers are not shared */
+    uint64_t fingerprint[2]; /* with redis: what the version computes (model/fingerprint.h) */
+};
+/* In front of `inner`. Never fails. */
+struct nr_cached *nr_cached_new(const struct nr_cached_cfg *cfg);
 void nr_cached_free(struct nr_cached *f); /* forgets the version's entries; accepts NULL */
 struct nr_target *nr_cached_target(struct nr_cached *f);
 

@@ -16,6 +16,7 @@
 
 #include "base/cpu.h"
 #include "base/mem.h"
+#include "model/fingerprint.h"
 
 /* Executions of an elastic model that may run at once: each one needs memory of its own for what is between its
  * layers. */
@@ -34,10 +35,6 @@ static void runtime_free(struct nr_runtime *rt)
     }
     nr_room_free(rt->room);
     nr_pipeline_free(rt->pipeline);
-    void *extra = atomic_load(&rt->extra);
-    if (extra != NULL && rt->extra_free != NULL) {
-        rt->extra_free(extra);
-    }
     for (unsigned i = 0; i < rt->n_instances; i++) {
         nr_plugin_instance_close(rt->instances[i]);
     }
@@ -321,7 +318,6 @@ static nr_status runtime_prepare(void *ctx, struct nr_version *v, struct nr_err 
         struct nr_runtime *rt = nr_new(struct nr_runtime);
         rt->version = v;
         rt->plugin = plugin;
-        rt->extra_free = host->extra_free;
         v->runtime = rt;
     }
     return st;
@@ -341,6 +337,26 @@ static nr_status open_pipeline(const struct nr_runtime_host *host, struct nr_ver
     rt->target = nr_pipeline_target(rt->pipeline);
     rt->counters = nr_pipeline_counters(rt->pipeline);
     rt->signature = &v->config->sig;
+    return NARU_OK;
+}
+
+/* Answers are shared among those who run the same files with the same plug-in. */
+static nr_status open_cache(const struct nr_runtime_host *host, struct nr_runtime *rt,
+                            const struct nr_version *v, struct nr_err *err)
+{
+    struct nr_cached_cfg cfg = {.cache = host->cache,
+                                .inner = rt->target,
+                                .counters = rt->counters,
+                                .signature = &v->config->sig,
+                                .redis = host->redis};
+    if (host->redis != NULL) {
+        nr_status st = nr_version_fingerprint(v, rt->plugin->version, cfg.fingerprint, err);
+        if (st != NARU_OK) {
+            return st;
+        }
+    }
+    rt->cached = nr_cached_new(&cfg);
+    rt->target = nr_cached_target(rt->cached);
     return NARU_OK;
 }
 
@@ -384,8 +400,10 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
         return st;
     }
     if (c->response_cache && host->cache != NULL) {
-        rt->cached = nr_cached_new(host->cache, rt->target, rt->counters);
-        rt->target = nr_cached_target(rt->cached);
+        st = open_cache(host, rt, v, err);
+        if (st != NARU_OK) {
+            return st;
+        }
     }
     rt->signature = &c->sig;
     v->memory_bytes = nr_plugin_model_memory(rt->model);

@@ -26,8 +26,8 @@ struct nr_runtime_host {
     unsigned max_instances;             /* over all groups of a model */
     bool warm_up;                       /* models without model_warmup, where it pays */
     struct nr_cache *cache;             /* for models that ask for it; NULL: none */
+    struct nr_redis *redis;             /* with cache: shares its answers; NULL: nobody does */
     struct nr_sequence_book *sequences; /* NULL: sequences do not outlive a reload */
-    void (*extra_free)(void *extra);    /* frees nr_runtime.extra; NULL when nobody sets it */
 };
 
 struct nr_runtime {
@@ -50,8 +50,6 @@ struct nr_runtime {
     unsigned n_loop_instances;
     bool says_instances; /* the user's configuration says how many instances */
     bool says_batching;  /* the user's configuration asks for dynamic batching */
-    void *_Atomic extra; /* the edge's own, made on first use; freed by the host's extra_free */
-    void (*extra_free)(void *extra);
 };
 
 /* ctx of the ops is the struct nr_runtime_host. */

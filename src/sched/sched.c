@@ -600,11 +600,6 @@ struct nr_target *nr_sched_target(struct nr_sched *s)
     return &s->target;
 }
 
-const struct nr_signature *nr_sched_signature(const struct nr_sched *s)
-{
-    return s->cfg.signature;
-}
-
 struct nr_counters *nr_sched_counters(struct nr_sched *s)
 {
     return s->counters;

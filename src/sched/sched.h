@@ -73,7 +73,6 @@ void nr_sched_warm_auto(struct nr_sched *s);
 
 /* Where its requests go; lives as long as the scheduler. */
 struct nr_target *nr_sched_target(struct nr_sched *s);
-const struct nr_signature *nr_sched_signature(const struct nr_sched *s);
 struct nr_counters *nr_sched_counters(struct nr_sched *s);
 
 /* What is going on now. Any thread. */

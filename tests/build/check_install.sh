@@ -18,6 +18,11 @@ check() { # NAME COMMAND…
 check "it installs" cmake --install "$build" --prefix "$root/first"
 mv "$root/first" "$root/moved"
 check "the program starts" "$root/moved/bin/naru" --version
+for command in serve why; do
+	check "manual of $command" grep -q "^.TH NARU-$command 1" "$root/moved/share/man/man1/naru-$command.1"
+done
+check "completions for bash" grep -q -- --http-port "$root/moved/share/bash-completion/completions/naru"
+check "completions for zsh" grep -q "^#compdef naru" "$root/moved/share/zsh/site-functions/_naru"
 check "licence" test -s "$root/moved/share/doc/naru/LICENSE"
 pc=$(find "$root/moved" -name naru.pc)
 check "naru.pc" test -n "$pc"

@@ -20,7 +20,9 @@ def one(module_server, tmp_path_factory):
     ("127.1.2.3", 200), ("[::1]", 200), ("[::1]:80", 200), ("naru.lan", 200), ("NARU.LAN:8000", 200),
     ("evil.example", 403), ("localhost.evil.example", 403), ("127.0.0.1.evil.example", 403), ("127.0.0.1x", 403),
     ("evil.example:8000", 403), ("a.naru.lan", 403), ("naru.lan.evil.example", 403), ("0.0.0.0", 403),
-    ("10.0.0.1", 403), ("[::ffff:10.0.0.1]", 403), ("localhost.", 403)])
+    ("10.0.0.1", 403), ("[::ffff:10.0.0.1]", 403), ("localhost.", 403), ("localhost:", 200), ("[::1]:", 200),
+    ("127.1", 200), ("localhost:65535", 200), ("127.0.0.1.1", 403), ("127.0.0.256", 403), ("127.", 403), ("127", 403),
+    ("127..1", 403), ("127.0.0.1.", 403), ("0x7f.0.0.1", 403), ("[::2]", 403), ("[::ffff:127.0.0.1]", 403)])
 def test_rebound_names(one, host, status):
     """A name that some DNS points here is not ours (rebinding); IPs of loopback and --allow-host are."""
     with H1(one.http) as c:
@@ -35,10 +37,34 @@ def test_rebound_names(one, host, status):
         assert r.grpc == (0 if status == 200 else DENIED)
 
 
+@pytest.mark.parametrize("host", [
+    "127.0.0.1:18020.evil.com", "127.0.0.1:80:80", "localhost:8000evil", "localhost:65536", "localhost:4294967376",
+    "localhost:-1", "localhost:+80", ":80", ":", "evil@localhost", "localhost:80@evil.com", "a:b@localhost", "::1",
+    "[::1", "[]", "[::1]80", "[::1].evil.com", "[::1]:80.evil.com", "[localhost]"])
+def test_what_is_no_host(one, host):
+    """Not host[:port]: refused before anybody asks whose name it is, on every protocol and in every form."""
+    with H1(one.http) as c:
+        c.send(f"POST {INFER} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(GOOD)}\r\n\r\n{GOOD}".encode())
+        assert c.response().status == 400
+    with H1(one.http) as c:
+        c.send(f"GET http://{host}/v2 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        assert c.response().status == 400
+    with H2(one.http) as h2:
+        r = h2.ask("GET", "/v2", authority=host)
+        assert r.reset is not None or r.status == 400, r
+        r = h2.reply(h2.grpc(SERVICE + "ServerLive", b"", authority=host))
+        assert r.reset is not None or (r.status != 200 or r.grpc != 0), r
+
+
 @pytest.mark.parametrize("origin, status", [
     ("http://localhost:{port}", 200), ("http://naru.lan", 200), ("https://naru.lan:4", 200),
     ("http://evil.example", 403), ("https://localhost.evil.example", 403), ("null", 403), ("file://", 403),
-    ("http://localhost:1", 403), ("chrome-extension://abc", 403), ("http://", 403), ("localhost", 403)])
+    ("http://localhost:1", 403), ("chrome-extension://abc", 403), ("http://", 403), ("localhost", 403),
+    ("HTTP://LOCALHOST:{port}", 200), ("https://localhost:{port}", 200), ("http://localhost:{port}.evil.com", 403),
+    ("http://naru.lan:80.evil.com", 403), ("http://naru.lan:80@evil.com", 403), ("http://evil@naru.lan", 403),
+    ("http://naru.lan/", 403), ("http://naru.lan:99999", 403), ("ftp://naru.lan", 403), ("x://localhost:{port}", 403),
+    ("evil://http://naru.lan", 403), ("http://localhost:{port} http://evil.example", 403), ("//naru.lan", 403),
+    ("http://[::1", 403), ("http://:80", 403), ("http://127.0.0.1:{port}", 403)])
 def test_origins(one, origin, status):
     value = origin.format(port=one.http)
     r = ask(one.http, "POST", INFER, GOOD, f"Origin: {value}", host=f"localhost:{one.http}")

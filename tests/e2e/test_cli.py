@@ -15,7 +15,8 @@ import urllib.request
 import pytest
 
 from conftest import NARU, ROOT, wait_until
-from rawhttp import H2, SERVICE
+from plugin_models import model, repository
+from rawhttp import H2, SERVICE, ask
 
 
 def run(*args, env=None, timeout=60):
@@ -108,6 +109,13 @@ def test_printed_configuration_can_be_read_again(tmp_path):
         ("- a\n- b\n", "line 1"),
         ("http-port: [1, 2\n", "line"),
         ("http-port: &x 1\ngrpc-port: *x\n", "aliases"),
+        ("http-port: 1\ngrpc-port: 2\nhttp-port: 3\n", "bad.yaml line 3: option 'http-port' is there already"),
+        ("http-port: 1\nhttp_port: 1\n", "bad.yaml line 2: option 'http_port' is there already"),
+        ("model-repository: a\nmodel-store: [b]\n", "bad.yaml line 2: option 'model-store' is there already"),
+        ("grpc-port: 1\nhttp-port: [1]\n", "bad.yaml line 2: option 'http-port' takes one value, not a list"),
+        ("log-file:\n  - a\n", "line 1: option 'log-file' takes one value, not a list"),
+        ("http-port: !!int 1\n", "bad.yaml line 1: tags"),
+        ("http-port: 1\n---\ngrpc-port: 1\n", "bad.yaml line 2: one document"),
     ],
 )
 def test_bad_file_has_the_line(tmp_path, text, message):
@@ -115,6 +123,34 @@ def test_bad_file_has_the_line(tmp_path, text, message):
     file.write_text(text)
     done = run("serve", "--config", str(file), "--print-config")
     assert done.returncode == 2 and message in done.stderr and "bad.yaml line" in done.stderr
+
+
+def test_file_that_is_none(tmp_path):
+    done = run("serve", "--config", str(tmp_path), "--print-config")
+    assert done.returncode == 2 and f"--config: {tmp_path} is a folder" in done.stderr
+    done = run("serve", "--config", str(tmp_path / "missing"), "--print-config")
+    assert done.returncode == 2 and "cannot read" in done.stderr and "No such file" in done.stderr
+    large = tmp_path / "large"
+    large.write_text("http-port: 1\n" + "# much\n" * 200000)
+    done = run("serve", "--config", str(large), "--print-config")
+    assert done.returncode == 2 and "larger than 1 MiB" in done.stderr
+
+
+def test_file_may_be_a_pipe():
+    done = subprocess.run(["bash", "-c", f"{NARU} serve --config <(echo http-port: 1234) --print-config"],
+                          capture_output=True, text=True, timeout=60, check=False)
+    assert "http-port: 1234  # file" in done.stdout, done.stderr
+
+
+def test_paths_without_an_option_are_the_repository(tmp_path):
+    file = tmp_path / "naru.yaml"
+    file.write_text("model-repository: [c]\n")
+    env = {"NARU_MODEL_REPOSITORY": "b"}
+    assert config_of("x", "y", "--config", str(file), env=env)["model-repository"] == ('["x", "y"]', "command line")
+    assert config_of("--config", str(file), env=env)["model-repository"] == ('["b"]', "environment")
+    assert config_of("--config", str(file))["model-repository"] == ('["c"]', "file")
+    done = run("serve", "x", "--model-repository", "y", "--print-config")
+    assert done.returncode == 2 and "not both" in done.stderr
 
 
 def test_triton_names():
@@ -140,6 +176,28 @@ def test_man_page_and_completions():
     assert checked.returncode == 0, checked.stderr
     assert run("completion", "zsh").stdout.startswith("#compdef naru")
     assert run("completion", "fish").returncode == 2
+
+
+def completed(*words):
+    """What bash offers for the last of these words."""
+    script = run("completion", "bash").stdout
+    script += f"COMP_WORDS=({' '.join(repr(w) for w in words)}); COMP_CWORD={len(words) - 1}; _naru; echo ${{COMPREPLY[*]}}"
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=True).stdout.split()
+
+
+def test_completions_offer_everything():
+    commands = re.findall(r"^  (\w+) ", run("--help").stdout.split("first steps")[0], re.M)
+    assert "completion" in commands and set(commands) <= set(completed("naru", ""))
+    assert completed("naru", "comp") == ["completion"]
+    assert completed("naru", "completion", "") == ["bash", "zsh"]
+    for command in ("serve", "why"):
+        options = set(re.findall(r"^  (--[a-z0-9-]+)", run(command, "--help").stdout, re.M))
+        assert {"--help", "--version", "--config", "--print-config", "--print-man"} < options
+        assert set(completed("naru", command, "--")) == options
+        man = run(command, "--print-man").stdout
+        assert all(".B " + option.replace("-", "\\-") + " " in man for option in options)
+        zsh = run("completion", "zsh").stdout
+        assert all(re.search(rf"'{option}[=\[]", zsh) for option in options)
 
 
 def test_no_model_and_bad_paths(tmp_path):
@@ -252,3 +310,72 @@ def test_log_lines_cannot_be_forged(server, tmp_path):
     wait_until(lambda: "a%0alevel" in log.read_text() or "level=error" in log.read_text(), what="the line")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert all(line["level"] != "error" for line in lines)
+
+
+# --- a request is found in the log by the name that its client gave it ---------------------------
+
+NAMED = "/v2/models/id/infer"
+FAULTS = {  # body: (status, id in the log; None: the server's own)
+    '{"id":"first","inputs":[{"name":"no","datatype":"FP32","shape":[1],"data":[1]}]}': (400, "first"),
+    '{"inputs":[{"name":"INPUT0","datatype":"FP32","shape":[1],"data":["x"]}],"id":"behind"}': (400, "behind"),
+    '{"inputs":[{"name":"INPUT0","datatype":"FP32","shape":[2],"data":[1,2]}],"id":"shape"}': (400, "shape"),
+    '{"id":"cut","inputs":[': (400, "cut"),
+    '{"inputs":[[,"id":"never reached"}': (400, None),
+    '{"id":17,"inputs":[]}': (400, None),
+    '{"id":"a \\"b\\" \\n level=error","inputs":[]}': (400, 'a "b" \n level=error'),
+    '{"id":"good","inputs":[{"name":"INPUT0","datatype":"FP32","shape":[1],"data":[1]}]}': (200, "good"),
+}
+
+
+def access_lines(path, n):
+    wait_until(lambda: path.read_text().count('"module":"access"') >= n, what=f"{n} lines of the access log")
+    return [line for line in map(json.loads, path.read_text().splitlines()) if line["module"] == "access"]
+
+
+@pytest.fixture
+def named(server, tmp_path):
+    log = tmp_path / "naru.log"
+    repo = repository(tmp_path / "repo", id=model("identity", [("INPUT0", "FP32", [1])]))
+    return server("--log-file", log, "--access-log", "--log-format", "json", "--io-threads", 1, models=[repo]), log
+
+
+def test_log_lines_have_the_id_of_the_body(named):
+    one, log = named
+    for body, (status, _) in FAULTS.items():
+        assert ask(one.http, "POST", NAMED, body).status == status
+    assert ask(one.http, "POST", "/v2/models/none/infer", '{"id":"lost","inputs":[]}').status == 404
+    got = [(line["status"], line["id"]) for line in access_lines(log, len(FAULTS) + 1)]
+    lines = access_lines(log, len(FAULTS) + 1)
+    want = [(status, name or line["exchange"]) for (status, name), line in zip(FAULTS.values(), lines)]
+    assert got == want + [(404, "lost")]
+
+
+@pytest.mark.parametrize("sent", ["abc-123", "x" * 128, 'with "quotes" and = signs', "A", "~!"])
+def test_request_id_is_echoed_and_logged(named, sent):
+    one, log = named
+    good = '{"inputs":[{"name":"INPUT0","datatype":"FP32","shape":[1],"data":[1]}]}'
+    for method, path, body in (("POST", NAMED, good), ("POST", NAMED, "{"), ("GET", "/no/such/path", ""), ("HEAD", "/v2", "")):
+        r = ask(one.http, method, path, body, f"X-Request-Id: {sent}")
+        assert r.headers["x-request-id"] == sent, r
+    with H2(one.http) as c:
+        assert c.ask("GET", "/v2", fields=[("x-request-id", sent)]).headers["x-request-id"] == sent
+        live = c.reply(c.grpc(SERVICE + "ServerLive", b"", [("x-request-id", sent)]))
+        assert live.grpc == 0 and live.headers["x-request-id"] == sent
+        bad = c.reply(c.grpc(SERVICE + "ModelInfer", b"\x0a\x02id\x1a\x05inner", [("x-request-id", sent)]))
+        assert bad.grpc == 3 and bad.headers["x-request-id"] == sent
+        none = c.reply(c.grpc("/no.such/Method", b"", [("x-request-id", sent)]))
+        assert none.grpc == 12 and none.headers["x-request-id"] == sent
+    lines = access_lines(log, 8)
+    assert all(line["request_id"] == sent for line in lines) and len(lines) == 8
+    assert [line["id"] for line in lines] == [sent] * 6 + ["inner", sent]
+    assert [line.get("grpc") for line in lines] == [None] * 5 + ["OK", "INVALID_ARGUMENT", "UNIMPLEMENTED"]
+    assert [line.get("status") for line in lines] == [200, 400, 404, 200, 200] + [None] * 3
+
+
+@pytest.mark.parametrize("sent", ["", " ", "x" * 129, "a\tb", "a\x01b", "caf\xe9", "a\x7fb"])
+def test_request_id_that_is_none(named, sent):
+    one, log = named
+    r = ask(one.http, "GET", "/v2", "", f"X-Request-Id: {sent}")
+    assert "x-request-id" not in (r.headers or {})
+    if r.status == 200:
+        assert "request_id" not in access_lines(log, 1)[0]

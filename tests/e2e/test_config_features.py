@@ -45,8 +45,8 @@ IGNORED = {
                      '{ key: "precision_mode" value: "FP16" } } ] cpu_execution_accelerator [ { name: "openvino" } ] } }\n',
                      "optimization.execution_accelerators.gpu_execution_accelerator, "
                      "optimization.execution_accelerators.cpu_execution_accelerator"),
-    "several": ('optimization { eager_batching: true }\nmetric_tags { key: "team" value: "a" }\n',
-                "metric_tags, optimization.eager_batching"),
+    "several": ('optimization { gather_kernel_buffer_threshold: 4 }\nmetric_tags { key: "team" value: "a" }\n',
+                "metric_tags, optimization.gather_kernel_buffer_threshold"),
 }
 
 

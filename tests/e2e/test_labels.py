@@ -76,6 +76,8 @@ def test_refusals_change_nothing(start):
                       ({"shadow": {"stable": 101}}, "must be a percentage"), ({"shadow": {"nobody": 1}}, "has no label"),
                       ({"labels": {"b": "2"}, "shadow": {"stable": 1, "b": 1}}, "2 labels have a shadow"),
                       ({"traffic": {"stable": 10**9}}, "must be a whole number"), ([], "must be a JSON object"),
+                      ({"traffic": {"stable": 0}}, "all weights are 0"),
+                      ({"labels": {"b": "2"}, "traffic": {"stable": 0, "b": 0}}, "all weights are 0"),
                       ({"label": {}}, "'labels', 'traffic' and 'shadow' only"),
                       ({"labels": {f"l{i}": "1" for i in range(17)}}, "labels at most"),
                       ({"labels": {f"l{i}": "1" for i in range(40)}}, "labels at most")]:

@@ -16,7 +16,7 @@ from conftest import NARU, wait_until
 from counts import HOUR_US, begun
 from models import linear
 from plugin_models import model, repository, slow
-from rawhttp import H1, H2, SERVICE, infer_pb
+from rawhttp import H1, H2, SERVICE, infer_pb, prefixed
 
 X = [("INPUT0", "FP32", [1])]
 BODY = json.dumps({"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1], "data": [7]}]})
@@ -42,6 +42,39 @@ def metric(s, name):
 
 def budget(mib, *more):
     return ("--no-keep-gallery", "--no-warm-up", "--model-memory-budget", f"{mib}MiB", *more)
+
+
+# a load takes as long as its warm-up
+LONG_LOAD = ('model_warmup [ { name: "w" batch_size: 0 inputs { key: "INPUT0" value { data_type: TYPE_FP32 dims: [ 1 ] '
+             'zero_data: true } } } ]\n')
+
+
+def stream(c, *messages):
+    """ModelStreamInfer with these messages; their answers."""
+    return c.reply(c.grpc(SERVICE + "ModelStreamInfer", b"".join(prefixed(m) for m in messages), raw=True))
+
+
+def test_a_stream_loads_what_it_asks_for(server, tmp_path):
+    """Answers keep their order over loads; what cannot be loaded is an answer, too; a client may leave meanwhile."""
+    names = [f"m{i}" for i in range(6)]
+    repo = repository(tmp_path / "repo", bad=model("identity", X) + "no_such_field: 1\n",
+                      late=model("delay", X, delay_us=1000000, extra=LONG_LOAD), **{n: model("identity", X) for n in names})
+    s = server(*budget(3), models=[repo])
+    asks = [infer_pb(n, X, raw=[struct.pack("<f", i)], request_id=str(i)) for i, n in enumerate(names * 3)]
+    with H2(s.grpc) as c:
+        r = stream(c, *asks[:9], infer_pb("bad", X, raw=[b"\0" * 4]), infer_pb("none", X, raw=[b"\0" * 4]), *asks[9:])
+    assert r.grpc == 0
+    at = [r.body.index(struct.pack("<f", i), 0) for i in range(1, 18)]
+    assert at == sorted(at)
+    assert r.body.count(b"no_such_field") == 1 and b"none" in r.body
+    with H2(s.grpc) as c:
+        stream_id = c.grpc(SERVICE + "ModelStreamInfer", infer_pb("late", X, raw=[b"\0" * 4]), end=False)
+        wait_until(lambda: metric(s, "naru_model_demand_waiting") == 1, what="the load")
+        c.cancel(stream_id)
+        c.ping()
+        assert metric(s, "naru_model_demand_waiting") == 1  # the load goes on
+    wait_until(lambda: metric(s, "naru_model_demand_waiting") == 0, what="its end")
+    assert infer(s, "m0").json()["outputs"][0]["data"] == [7]
 
 
 def test_loaded_when_asked_for(server, tmp_path):

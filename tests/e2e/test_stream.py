@@ -1,5 +1,6 @@
 """ModelStreamInfer: many inferences over one gRPC call, with tritonclient and with grpcio by hand."""
 
+import json
 import queue
 import time
 
@@ -260,3 +261,23 @@ def test_what_the_engine_refuses_says_why(one, stub):
         run(stub, [request("plain", list(range(1000)))] * 3, compression=grpc.Compression.Gzip)
     assert e.value.code() == grpc.StatusCode.UNIMPLEMENTED and "compressed" in e.value.details()
     assert values(run(stub, [request("plain", [5])])[0].infer_response) == [5]
+
+
+def test_items_that_fail_are_in_the_log_by_their_id(server, tmp_path):
+    repo = repository(tmp_path / "repo", plain=model("identity", IO), bad=model("fault", IO))
+    s = server("--access-log", "--log-format", "json", "--io-threads", 1, models=[repo])
+    with grpc.insecure_channel(f"127.0.0.1:{s.grpc}") as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        wrong = request("plain", [1], id="wrong-name")
+        wrong.inputs[0].name = "nothing"
+        requests = [request("plain", [1], id="fine"), wrong, request("bad", [1], id="broken"), request("bad", [1])]
+        for r in requests[2:]:
+            r.parameters["fault"].string_param = "execute_error"
+        got = list(stub.ModelStreamInfer(iter(requests), metadata=(("x-request-id", "mine"),)))
+        assert [bool(r.error_message) for r in got] == [False, True, True, True]
+    wait_until(lambda: '"msg":"stream_infer"' in s.log(), what="the line of the call")
+    lines = [json.loads(line) for line in s.log().splitlines() if '"module":"access"' in line]
+    items = [(line["id"], line["model"], line["level"], line["grpc"]) for line in lines if line["msg"] == "stream_item"]
+    assert items == [("wrong-name", "plain", "info", "INVALID_ARGUMENT"), ("broken", "bad", "warn", "INTERNAL"),
+                     ("mine", "bad", "warn", "INTERNAL")]
+    assert lines[-1]["id"] == "mine" and lines[-1]["grpc"] == "OK" and len({line["exchange"] for line in lines}) == 1

@@ -101,7 +101,7 @@ static void test_levels(void **state)
     int built = 0;
     nr_log(NR_LOG_DEBUG, "m", "not built", NR_KV_INT("n", ++built));
     assert_int_equal(built, 0);
-    nr_log_set_level(NR_LOG_OFF);
+    nr_log_init(&(struct nr_log_cfg){.level = NR_LOG_OFF, .fd = fd});
     assert_false(nr_log_on(NR_LOG_ERROR));
     assert_false(nr_log_on(NR_LOG_OFF));
     nr_log(NR_LOG_ERROR, "m", "off");
@@ -243,10 +243,10 @@ static void test_lost_lines_are_told(void **state)
     assert_int_equal(pipe2(pipes, O_NONBLOCK | O_CLOEXEC), 0);
     while (write(pipes[1], written, 4096) > 0) {
     }
-    nr_log_set_fd(pipes[1]);
+    nr_log_init(&(struct nr_log_cfg){.level = NR_LOG_INFO, .fd = pipes[1]});
     nr_log(NR_LOG_INFO, "m", "lost"); /* EAGAIN: not waited for */
     nr_log(NR_LOG_INFO, "m", "lost");
-    nr_log_set_fd(fd);
+    nr_log_init(&(struct nr_log_cfg){.level = NR_LOG_INFO, .fd = fd});
     nr_log(NR_LOG_INFO, "m", "passes");
     assert_non_null(strstr(read_back(fd), "msg=passes lost_lines=1\n"));
     close(pipes[0]);

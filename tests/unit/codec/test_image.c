@@ -83,7 +83,8 @@ static void test_sniff(void **state)
         struct nr_image_info info;
         struct nr_err err = {0};
         nr_status st = nr_image_probe(cases[i].head.ptr, cases[i].head.len, NULL, &info, &err);
-        if (!nr_image_format_readable(cases[i].format)) {
+        if (cases[i].format != NR_IMAGE_JPEG && cases[i].format != NR_IMAGE_PNG &&
+            cases[i].format != NR_IMAGE_WEBP) {
             assert_int_equal(st, NARU_MEDIA_TYPE);
             assert_non_null(strstr(err.text, "JPEG, PNG or WebP"));
         } else {

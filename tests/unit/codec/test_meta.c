@@ -88,9 +88,6 @@ static void test_json(void **state)
     nr_meta_index_json(&t, NULL, 0);
     expect(&t, "[]");
     nr_text_init(&t, 1 << 16);
-    nr_meta_error_json(&t, NR_STR("bad \"x\""));
-    expect(&t, "{\"error\":\"bad \\\"x\\\"\"}");
-    nr_text_init(&t, 1 << 16);
     nr_meta_stats_json(&t, stats, 2);
     expect(
         &t,

@@ -90,13 +90,96 @@ static void test_target(void **state)
         assert_false(nr_target_split(nr_str_from(bad[i]), NR_GET, &path, &query));
     }
     assert_false(nr_target_split((struct nr_str){"/\0", 2}, NR_GET, &path, &query));
-    assert_true(nr_host_valid(NR_STR("a-b.example:80")) && nr_host_valid(NR_STR("")));
-    assert_true(nr_host_valid(NR_STR("[fe80::1%25eth0]:1")));
-    static const char *const hosts[] = {"a b", "a/b", "u@h", "a\\b", "\xc3\xa4", "a\"", "a?", "a#"};
-    for (size_t i = 0; i < NR_COUNT(hosts); i++) {
-        assert_false(nr_host_valid(nr_str_from(hosts[i])));
+}
+
+static void test_host(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *host, *name; /* NULL: refused */
+    } rows[] = {
+        {"", ""},
+        {"localhost", "localhost"},
+        {"a-b.example:80", "a-b.example"},
+        {"a_b:65535", "a_b"},
+        {"a:", "a"}, /* RFC 3986: the default port */
+        {"a:00080", "a"},
+        {"127.0.0.1:18020", "127.0.0.1"},
+        {"[::1]", "[::1]"},
+        {"[::1]:", "[::1]"},
+        {"[::1]:8000", "[::1]"},
+        {"[fe80::1%25eth0]:1", "[fe80::1%25eth0]"},
+        {"[::ffff:127.0.0.1]", "[::ffff:127.0.0.1]"},
+        {"127.0.0.1:18020.evil.com", NULL},
+        {"127.0.0.1:80:80", NULL},
+        {"localhost:8000evil", NULL},
+        {"localhost:+80", NULL},
+        {"localhost:-1", NULL},
+        {"localhost:0x50", NULL},
+        {"localhost:65536", NULL},
+        {"localhost:4294967376", NULL}, /* 2^32 + 80 */
+        {"localhost:99999999999999999999", NULL},
+        {":80", NULL},
+        {":", NULL},
+        {"u@localhost", NULL},
+        {"localhost:80@evil.com", NULL},
+        {"u:p@localhost", NULL},
+        {"::1", NULL},
+        {"[::1", NULL},
+        {"::1]", NULL},
+        {"[]", NULL},
+        {"[:]", NULL},
+        {"[]:80", NULL},
+        {"[::1]80", NULL},
+        {"[::1].evil.com", NULL},
+        {"[::1]:80.evil.com", NULL},
+        {"[::1]]", NULL},
+        {"[[::1]]", NULL},
+        {"[localhost]", NULL},
+        {"[v1.a]", NULL},
+        {"a[::1]", NULL},
+        {"a b", NULL},
+        {"a/b", NULL},
+        {"a\\b", NULL},
+        {"\xc3\xa4", NULL},
+        {"a\"", NULL},
+        {"a?", NULL},
+        {"a#", NULL},
+        {"[::1%25a b]", NULL},
+    };
+    for (size_t i = 0; i < NR_COUNT(rows); i++) {
+        struct nr_str name = {0}, host = nr_str_from(rows[i].host);
+        bool good = nr_host_split(host, &name);
+        if (good != (rows[i].name != NULL) || good != nr_host_valid(host)) {
+            fail_msg("'%s' is taken: %d", rows[i].host, good);
+        }
+        if (good) {
+            assert_true(nr_str_is(name, rows[i].name));
+        }
     }
     assert_false(nr_host_valid((struct nr_str){"a\0b", 3}));
+    assert_false(nr_host_valid((struct nr_str){"[::\0]", 5}));
+}
+
+/* Bounded and printable, or as if it had not come; the first one stands. */
+static void test_request_id(void **state)
+{
+    (void)state;
+    char longest[NR_REQUEST_ID_MAX + 2];
+    memset(longest, 'x', sizeof(longest) - 1);
+    longest[sizeof(longest) - 1] = '\0';
+    struct nr_exchange x = {0};
+    static const char *const bad[] = {"", "a\tb", "a\x7f", "\xc3\xa4", "\x1b[31m"};
+    for (size_t i = 0; i < NR_COUNT(bad); i++) {
+        assert_true(nr_field_known(&x, NR_FIELD_REQUEST_ID, nr_str_from(bad[i])));
+        assert_null(x.known.request_id.ptr);
+    }
+    assert_true(nr_field_known(&x, NR_FIELD_REQUEST_ID, nr_str_from(longest)));
+    assert_null(x.known.request_id.ptr);
+    assert_true(nr_field_known(&x, NR_FIELD_REQUEST_ID, nr_str_from(longest + 1)));
+    assert_int_equal(x.known.request_id.len, NR_REQUEST_ID_MAX);
+    assert_true(nr_field_known(&x, NR_FIELD_REQUEST_ID, NR_STR("second")));
+    assert_int_equal(x.known.request_id.len, NR_REQUEST_ID_MAX);
 }
 
 /* Every byte at every place of targets of many lengths, beside bytes that are just allowed. */
@@ -176,6 +259,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_find),   cmocka_unit_test(test_known),
         cmocka_unit_test(test_target), cmocka_unit_test(test_bytes_of_targets),
+        cmocka_unit_test(test_host),   cmocka_unit_test(test_request_id),
         cmocka_unit_test(test_date),   cmocka_unit_test(test_bucket),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "codec/pbwrite.h"
 #include "io/file.h"
 #include "model/config.h"
 
@@ -883,7 +884,7 @@ static void test_printed_config_is_stable(void **state)
     nr_text_init(&text, 1 << 20);
     nr_text_init(&json, 1 << 20);
     nr_text_init(&again, 1 << 20);
-    nr_config_text(config, &text);
+    nr_pbwrite_text(&config->pb->base, &text);
     nr_config_json(config, &json);
     assert_int_equal(load(text.data), NARU_OK);
     assert_int_equal(nr_config_complete(config, model_of(&m, 1, 1), &on, &err), NARU_OK);

@@ -433,10 +433,17 @@ static void test_no_symlinks(void **state)
     assert_int_equal(symlink("../../../outside/model.onnx", path), 0);
     (void)snprintf(path, sizeof path, "%s/repo/linked", root);
     assert_int_equal(symlink("../outside", path), 0);
+    put("repo/v/config.pbtxt", "backend: 'onnxruntime'");
+    (void)snprintf(path, sizeof path, "%s/repo/v/7", root);
+    assert_int_equal(symlink("../../outside", path), 0);
     struct nr_repository *r = load_at("repo", NULL);
+    assert_has(index_text(r, false), "v UNAVAILABLE the version's folder 7 is a symbolic link");
     assert_has(index_text(r, false), "m/1 UNAVAILABLE ");
     assert_has(index_text(r, false), "symbolic link");
     assert_null(strstr(index_text(r, false), "READY"));
+    nr_repository_free(r);
+    r = load_at("repo/v", NULL); /* the model's folder itself */
+    assert_has(index_text(r, false), "v UNAVAILABLE the version's folder 7 is a symbolic link");
     nr_repository_free(r);
 }
 

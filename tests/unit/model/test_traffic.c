@@ -72,6 +72,8 @@ static void test_configuration(void **state)
                {LABEL("a", "1") TRAFFIC("a"), "\"a\": expected"},
                {LABEL("a", "1") TRAFFIC("a=-1"), "\"a=-1\": expected"},
                {LABEL("a", "1") TRAFFIC("a=1000001"), "from 0 to 1000000"},
+               {LABEL("a", "1") LABEL("b", "2") TRAFFIC("a=0,b=0"), "all weights are 0"},
+               {LABEL("a", "1") TRAFFIC("a=0"), "all weights are 0"},
                {LABEL("a", "1") SHADOW("a=101"), "naru.shadow: \"a=101\": expected LABEL=PERCENT"},
                {LABEL("a", "1") LABEL("b", "1") SHADOW("a=1,b=1"), "2 labels have a shadow"},
                {LABEL("a", "1") TRAFFIC(",a=1"), "\"\": expected"}};

@@ -38,11 +38,13 @@ static void inner_submit(struct nr_target *t, struct nr_request *r)
         uint8_t *data = nr_arena_alloc(r->arena, in->out_bytes + 1);
         memset(data, r->in->inputs[0].data[0], in->out_bytes);
         r->outputs = nr_arena_new(r->arena, struct nr_infer_tensor);
-        r->outputs[0] = (struct nr_infer_tensor){.dtype = NARU_UINT8,
-                                                 .rank = 1,
-                                                 .shape = {(int64_t)in->out_bytes},
-                                                 .data = data,
-                                                 .bytes = in->out_bytes};
+        r->outputs[0] =
+            (struct nr_infer_tensor){.index = r->in->n_outputs > 0 ? r->in->outputs[0].index : 0,
+                                     .dtype = NARU_UINT8,
+                                     .rank = 1,
+                                     .shape = {(int64_t)in->out_bytes},
+                                     .data = data,
+                                     .bytes = in->out_bytes};
         r->n_outputs = 1;
     }
     r->on_complete(r);
@@ -54,6 +56,20 @@ static void on_complete(struct nr_request *r)
     completed++;
 }
 
+static struct nr_cached *front_of(struct world *w, struct nr_redis *redis)
+{
+    static const struct nr_io_spec outputs[] = {{.dtype = NARU_UINT8, .rank = 1, .shape = {-1}},
+                                                {.dtype = NARU_UINT8, .rank = 1, .shape = {-1}}};
+    static const struct nr_signature sig = {.outputs = outputs, .n_outputs = 2};
+    const struct nr_cached_cfg cfg = {.cache = w->cache,
+                                      .inner = &w->inner.target,
+                                      .counters = w->counters,
+                                      .signature = &sig,
+                                      .redis = redis,
+                                      .fingerprint = {1, 2}};
+    return nr_cached_new(&cfg);
+}
+
 static void world_init(struct world *w, uint64_t max_bytes)
 {
     struct nr_err err = {0};
@@ -61,7 +77,7 @@ static void world_init(struct world *w, uint64_t max_bytes)
     assert_int_equal(nr_loop_new(0, &w->loop, &err), NARU_OK);
     w->cache = nr_cache_new(max_bytes);
     w->counters = nr_counters_new(1, 1);
-    w->front = nr_cached_new(w->cache, &w->inner.target, w->counters);
+    w->front = front_of(w, NULL);
 }
 
 static void world_done(struct world *w)
@@ -194,7 +210,7 @@ static void test_versions(void **state)
     struct nr_cached *first = w.front;
     struct ask a = ask_of(3);
     assert_true(goes_in(&w, &a));
-    w.front = nr_cached_new(w.cache, &w.inner.target, w.counters);
+    w.front = front_of(&w, NULL);
     assert_true(goes_in(&w, &a));
     assert_int_equal(stats(&w).entries, 2);
     nr_cached_free(first);
