@@ -19,6 +19,7 @@ void nr_form_ended(struct nr_place *p, bool ran)
     if (!s->parallel.cfg.on) {
         return;
     }
+    nr_batch_form_set(p->batch, NARU_FORM_WIDE); /* on an I/O thread there is no other */
     int64_t run_ns = p->infer_end_ns - p->begin_ns;
     pthread_mutex_lock(&s->lock);
     p->beside = nr_parallel_beside(&s->parallel, &p->run, run_ns, p->infer_end_ns);
@@ -72,9 +73,11 @@ void nr_form_tend(struct nr_sched *s, int64_t now_ns)
 void nr_form_idle(struct nr_sched *s)
 {
     if (s->parallel.cfg.on) {
-        nr_parallel_idle(&s->parallel);
+        int64_t at_ns = nr_parallel_unused_ns(&s->parallel);
         call_crowd(s, false);
-        nr_exec_wake(s->cfg.exec, &s->former);
+        if (at_ns != 0) {
+            nr_exec_wake_at(s->cfg.exec, &s->former, at_ns);
+        }
     }
 }
 

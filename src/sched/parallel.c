@@ -2,7 +2,7 @@
  *
  * DESIGN. A trial costs what the tried way is slower, so trials are short, end early when the difference is plain,
  * and come after a back-off that doubles with each that changed nothing. What leads away from the usual way must
- * be better by LEAVE_PERCENT, since times beside other processes vary by themselves; an equal one leads back. When the cost of the way in use changes by a third, conditions have
+ * be better by LEAVE_PERCENT, other changes by CHANGE_PERCENT, since times beside other processes vary by themselves. When the cost of the way in use changes by a third, conditions have
  * changed, and the back-off begins again.
  *
  * Each situation has a way that usually is best (measured on two cores: wide without others; quiet and crowd beside
@@ -36,7 +36,6 @@
 #define BACKOFF_MAX_NS (60 * NR_S_NS)
 #define RECENT_NS (100 * NR_MS_NS)
 #define LOOK_NS (300 * NR_MS_NS)
-#define LOOK_MAX_NS (5 * NR_S_NS)
 #define PRESSED_PERCENT 30     /* of one core, that others use, and … */
 #define PRESSED_ALL_PERCENT 10 /* … of all cores together; half of it to be free again */
 #define PRESSED_LOOKS 2u       /* in a row */
@@ -165,6 +164,9 @@ struct nr_parallel_run nr_parallel_begin(struct nr_parallel *p, nr_way way, int6
     }
     uint32_t form = form_of(p, way);
     sum_area(p, now_ns);
+    if (p->n_running == 0 && now_ns - p->demand_ns > RECENT_NS) {
+        p->look_ns = 0; /* what others did while we were idle is their affair */
+    }
     p->n_running++;
     p->running_way = way;
     p->runs[way]++;
@@ -212,7 +214,7 @@ static void measure_anew(struct nr_way_cost *c)
 static void end_trial(struct nr_parallel *p, struct nr_parallel_side *s, int64_t now_ns)
 {
     int64_t old_ns = s->costs[s->now].row_ns, new_ns = s->costs[s->trial].row_ns;
-    int64_t percent = s->now == s->home ? LEAVE_PERCENT : s->trial == s->home ? 0 : CHANGE_PERCENT;
+    int64_t percent = s->now == s->home ? LEAVE_PERCENT : CHANGE_PERCENT;
     if (new_ns * (100 + percent) <= old_ns * 100) {
         s->now = s->trial;
         s->backoff_ns = BACKOFF_MIN_NS;
@@ -317,7 +319,7 @@ void nr_parallel_look(struct nr_parallel *p, int64_t busy_ns, int64_t own_ns, in
 {
     int64_t since_ns = now_ns - p->look_ns;
     int64_t others_ns = (busy_ns - p->busy_ns) - (own_ns - p->own_ns);
-    if (since_ns <= LOOK_MAX_NS && since_ns > 0 && p->look_ns != 0) {
+    if (since_ns > 0 && p->look_ns != 0) {
         int64_t percent = others_ns * 100 / since_ns;
         int64_t much = NR_MAX(PRESSED_PERCENT, (int64_t)p->cfg.cores * PRESSED_ALL_PERCENT);
         p->n_pressing = percent >= (p->pressed ? much / 2 : much) ? p->n_pressing + 1 : 0;
@@ -333,22 +335,32 @@ void nr_parallel_look(struct nr_parallel *p, int64_t busy_ns, int64_t own_ns, in
     p->own_ns = own_ns;
 }
 
-void nr_parallel_idle(struct nr_parallel *p)
+/* When it may go, if nobody uses it before. */
+static int64_t unused_at(const struct nr_parallel *p, uint32_t form)
 {
-    p->drop_all = p->cfg.wish == NR_PARALLEL_AUTO;
+    return p->form_used_ns[form] + NR_MAX(UNUSED_NS, UNUSED_MAKES * p->form_make_ns[form]);
+}
+
+int64_t nr_parallel_unused_ns(const struct nr_parallel *p)
+{
+    int64_t last_ns = 0;
+    for (uint32_t f = NARU_FORM_WIDE + 1; f < NARU_FORMS; f++) {
+        if ((p->made & (1u << f)) && p->cfg.wish == NR_PARALLEL_AUTO) {
+            last_ns = NR_MAX(last_ns, unused_at(p, f));
+        }
+    }
+    return last_ns;
 }
 
 static bool is_unused(const struct nr_parallel *p, uint32_t form, int64_t now_ns)
 {
-    return (p->made & (1u << form)) && p->form_running[form] == 0 &&
-           now_ns - p->form_used_ns[form] >=
-               NR_MAX(UNUSED_NS, UNUSED_MAKES * p->form_make_ns[form]) &&
+    return (p->made & (1u << form)) && p->form_running[form] == 0 && now_ns >= unused_at(p, form) &&
            p->cfg.wish == NR_PARALLEL_AUTO;
 }
 
 bool nr_parallel_has_job(const struct nr_parallel *p, int64_t now_ns)
 {
-    bool any = (p->wanted & ~p->made) != 0 || (p->drop_all && p->n_running == 0);
+    bool any = (p->wanted & ~p->made) != 0;
     for (uint32_t f = NARU_FORM_WIDE + 1; f < NARU_FORMS; f++) {
         any = any || is_unused(p, f, now_ns);
     }
@@ -358,8 +370,6 @@ bool nr_parallel_has_job(const struct nr_parallel *p, int64_t now_ns)
 uint32_t nr_parallel_job(struct nr_parallel *p, int64_t now_ns, bool *ret_make)
 {
     uint32_t todo = p->wanted & ~p->made;
-    bool drop_all = p->drop_all && p->n_running == 0 && todo == 0;
-    p->drop_all = false;
     for (uint32_t f = NARU_FORM_WIDE + 1; f < NARU_FORMS; f++) {
         uint32_t bit = 1u << f;
         if (todo & bit) {
@@ -367,9 +377,8 @@ uint32_t nr_parallel_job(struct nr_parallel *p, int64_t now_ns, bool *ret_make)
             p->form_make_ns[f] = now_ns;
             return f;
         }
-        if ((p->made & bit) && (drop_all || is_unused(p, f, now_ns))) {
+        if ((p->made & bit) && is_unused(p, f, now_ns)) {
             p->made &= ~bit;
-            p->drop_all = drop_all;
             *ret_make = false;
             return f;
         }
@@ -385,6 +394,13 @@ void nr_parallel_made(struct nr_parallel *p, uint32_t form, bool ok, int64_t now
     p->refused |= ok ? 0 : bit;
     p->form_used_ns[form] = now_ns;
     p->form_make_ns[form] = now_ns - p->form_make_ns[form];
+    for (unsigned i = 0; i < 4 * NR_WAYS;
+         i++) { /* its first executions pay for its memory, again */
+        nr_way way = (nr_way)(i % NR_WAYS);
+        if (form_of(p, way) == form) {
+            p->sides[i / NR_WAYS / 2][i / NR_WAYS % 2].costs[way].n = 0;
+        }
+    }
 }
 
 bool nr_parallel_crowds(const struct nr_parallel *p)

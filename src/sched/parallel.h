@@ -73,7 +73,6 @@ struct nr_parallel {
     unsigned n_pressing;                 /* looks in a row that found others */
     struct nr_parallel_side sides[2][2]; /* [many][pressed] */
     uint32_t made, wanted, refused;      /* forms, 1 << enum naru_form */
-    bool drop_all;
     unsigned form_running[NARU_FORMS];
     int64_t form_used_ns[NARU_FORMS];
     int64_t form_make_ns[NARU_FORMS]; /* how long it took; while it is made: since when */
@@ -110,8 +109,8 @@ unsigned nr_parallel_lanes(const struct nr_parallel *p, nr_way way);
 bool nr_parallel_looks(const struct nr_parallel *p, int64_t now_ns);
 /* Time of the cores used by everybody and by this process, as far as it can be read. */
 void nr_parallel_look(struct nr_parallel *p, int64_t busy_ns, int64_t own_ns, int64_t now_ns);
-/* The model is idle: every form but the first may go. */
-void nr_parallel_idle(struct nr_parallel *p);
+/* When the last form but the first may go if nothing uses it before; 0: there is none. */
+int64_t nr_parallel_unused_ns(const struct nr_parallel *p);
 /* The next form to make (*ret_make) or to drop; 0: none. A form to drop is not used any more. */
 uint32_t nr_parallel_job(struct nr_parallel *p, int64_t now_ns, bool *ret_make);
 bool nr_parallel_has_job(const struct nr_parallel *p, int64_t now_ns);

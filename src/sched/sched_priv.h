@@ -174,7 +174,7 @@ bool nr_form_may_begin(struct nr_sched *s, int64_t now_ns);
  * now and then, and has forms made. */
 void nr_form_tend(struct nr_sched *s, int64_t now_ns);
 bool nr_form_run(struct nr_runnable *runnable); /* of the former */
-/* Under the lock: the model is idle, its other forms may go. */
+/* Under the lock: the model is idle, its other forms may go soon. */
 void nr_form_idle(struct nr_sched *s);
 
 /* --- sched.c --- */

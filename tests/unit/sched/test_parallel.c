@@ -398,9 +398,10 @@ static void test_wishes(void **state)
     m.clients = 1;
     drive(&m, 10 * NR_S_NS);
     assert_int_equal(m.done_by[NR_WAY_SIDE], m.done);
-    nr_parallel_idle(&m.p);
+    m.now_ns += 1000 * NR_S_NS;
     do_jobs(&m);
     assert_int_equal(m.n_drops, 0); /* it would be made again for the next request */
+    assert_int_equal(nr_parallel_unused_ns(&m.p), 0);
 }
 
 static void test_one_after_many(void **state)
@@ -457,9 +458,13 @@ static void test_idle_drops(void **state)
     m.clients = 4;
     drive(&m, 5 * NR_S_NS);
     assert_true(m.made & (1u << NARU_FORM_NARROW));
-    nr_parallel_idle(&m.p);
+    do_jobs(&m);
+    assert_true(m.made & (1u << NARU_FORM_NARROW)); /* not at once */
+    assert_true(nr_parallel_unused_ns(&m.p) > m.now_ns);
+    m.now_ns = nr_parallel_unused_ns(&m.p);
     do_jobs(&m);
     assert_int_equal(m.made, 1u << NARU_FORM_WIDE);
+    assert_int_equal(nr_parallel_unused_ns(&m.p), 0);
     assert_false(nr_parallel_has_job(&m.p, m.now_ns));
 }
 
