@@ -133,13 +133,15 @@ def test_neighbours_have_spinning_stopped(server, tmp_path):
 
 def test_memory(server, tmp_path):
     """With the forms that several requests need a model holds at most 1.3 times what one session does."""
-    one = server("--no-keep-gallery", "--idle-trim", "0s", models=[resnet(tmp_path / "one", r=config(intra_op_thread_count="2"))])
-    side = server("--no-keep-gallery", "--idle-trim", "0s", models=[resnet(tmp_path / "side", r=config(**{"naru.parallelism": "narrow"}))])
+    one = server("--no-keep-gallery", models=[resnet(tmp_path / "one", r=config(intra_op_thread_count="2"))])
+    side = server("--no-keep-gallery", models=[resnet(tmp_path / "side", r=config(**{"naru.parallelism": "narrow"}))])
     for s in (one, side):
         several(s, "r", 8, 6)
         wait_until(lambda s=s: executions(s, "r").get("side", 1) > 0, what="the narrow form")
         several(s, "r", 8, 6)
-    assert held(side) <= 1.3 * held(one), (held(side), held(one))
+    # what loading took from the heap goes back within a second; the narrow form stays, since it is asked for
+    wait_until(lambda: held(side) <= 1.3 * held(one), limit_s=10, what="at most 1.3 of the memory")
+    print("memory:", held(side) / held(one))
 
 
 def test_forms_are_given_back(server, tmp_path):
