@@ -273,6 +273,10 @@ naru_status ort_status(const struct naru_backend_lib *lib, OrtStatus *st, const 
         cut_out(copy, hide[i]);
     }
     if (copy) {
+        char *resolved = strstr(copy, " resolved path:"); /* where this machine keeps things */
+        if (resolved) {
+            *resolved = 0;
+        }
         cut_places(copy);
         cut_preamble(copy);
         tidy(copy);

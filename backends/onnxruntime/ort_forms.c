@@ -2,7 +2,7 @@
  *
  * Why so: threads and spinning of a session cannot be changed once it is made, and what is fastest depends on
  * who else wants the cores: spinning threads when the model has them for itself, sleeping ones beside others,
- * single-threaded runs side by side with a queue (figures in docs/decisions/0010-adaptive-parallelism.md).
+ * single-threaded runs side by side with a queue (figures in docs/decisions/0011-adaptive-parallelism.md).
  * So there are several sessions. Their weights would be there several times, since each one optimises the graph
  * for itself, which makes new weights (blocks of convolutions, folded constants). Hence the graph is optimised
  * once, by a session that only writes what it made into memory: the graph in one file, the weights in another.

@@ -13,6 +13,7 @@
  *
  * Threads: read only after ort_model_open, but for forms (ort_forms.c). Several models may be opened at once.
  */
+#include <errno.h>
 #include <fcntl.h>
 #include <malloc.h>
 #include <stdlib.h>
@@ -349,6 +350,10 @@ static naru_status find_file(const naru_model_args *args, char *file, size_t siz
             return naru_fail(err, NARU_NOT_FOUND, "there is no file \"model.onnx\" in \"%s\"",
                              args->file);
         }
+    }
+    if (faccessat(args->dir_fd, file, R_OK, AT_EACCESS) != 0) { /* the library says a number only */
+        return naru_fail(err, NARU_DENIED, "the file \"%s\" cannot be read: %s", file,
+                         strerrordesc_np(errno));
     }
     return NARU_OK;
 }

@@ -1,7 +1,8 @@
 /* naru-backend-check: what any plug-in must keep to. Shared by its files:
  *   check_main.c   arguments, one process per check, the report
- *   check_list.c   the checks
- *   check_run.c    a plug-in opened for a check: inputs made up, regions with guards, reference
+ *   check_list.c   the checks of backends
+ *   check_agent.c, check_batching.c   those of repository agents and batching strategies
+ *   check_run.c    a backend opened for a check: inputs made up, regions with guards, reference
  *
  * A check runs in a child of its own that opens the plug-in from nothing, so that a crash, a hang
  * or a state left behind costs one line of the report. It returns when it has passed; otherwise it
@@ -38,6 +39,10 @@ struct check {
 };
 extern const struct check check_list[];
 extern const unsigned check_count;
+extern const struct check agent_checks[];
+extern const unsigned agent_check_count;
+extern const struct check batching_checks[];
+extern const unsigned batching_check_count;
 
 _Noreturn void fail(const char *fmt, ...) nr_printf(1, 2);
 _Noreturn void skip(const char *fmt, ...) nr_printf(1, 2);

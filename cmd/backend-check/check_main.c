@@ -1,4 +1,5 @@
-/* naru-backend-check PLUGIN.so: does this plug-in keep to the interface of include/naru/backend.h?
+/* naru-backend-check PLUGIN.so: does this plug-in keep to its interface, one of include/naru/? Which one it
+ * is (backend.h, agent.h, batching.h), the symbol that it exports says.
  *
  * One child process per check (check.h says why), which reports through a pipe: nothing and exit 0
  * when it passed, a text and exit 1 or 2 when it failed or was skipped. A child that dies of a
@@ -21,6 +22,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "base/str.h"
+#include "host/shelf.h"
 
 #define DEFAULT_SECONDS 60
 #define TEXT_MAX 1024
@@ -107,11 +109,33 @@ static int run_check(const struct check *c, char *text, size_t size)
     return code;
 }
 
-static int run_all(void)
+/* What the plug-in is, found out in a child: loading it runs code. */
+static enum nr_shelf_kind kind_of_plugin(void)
 {
+    int status = 0;
+    (void)fflush(stdout);
+    pid_t pid = fork();
+    if (pid == 0) {
+        (void)alarm((unsigned)seconds);
+        _exit(10 + (int)nr_shelf_kind_of(check_cfg.plugin));
+    }
+    bool known = pid > 0 && waitpid(pid, &status, 0) == pid && WIFEXITED(status) &&
+                 WEXITSTATUS(status) >= 10 && WEXITSTATUS(status) < 10 + NR_SHELF_KINDS;
+    /* the checks of a backend say what is wrong with what is none */
+    return known ? (enum nr_shelf_kind)(WEXITSTATUS(status) - 10) : NR_SHELF_BACKEND;
+}
+
+static int run_all(enum nr_shelf_kind kind)
+{
+    const struct check *list = kind == NR_SHELF_AGENT      ? agent_checks
+                               : kind == NR_SHELF_BATCHING ? batching_checks
+                                                           : check_list;
+    unsigned n = kind == NR_SHELF_AGENT      ? agent_check_count
+                 : kind == NR_SHELF_BATCHING ? batching_check_count
+                                             : check_count;
     unsigned count[3] = {0};
-    for (unsigned i = 0; i < check_count; i++) {
-        const struct check *c = &check_list[i];
+    for (unsigned i = 0; i < n; i++) {
+        const struct check *c = &list[i];
         char text[TEXT_MAX];
         if (only && strcmp(only, c->name) != 0) {
             continue;
@@ -164,18 +188,21 @@ static _Noreturn void usage(const char *why, const char *what)
     if (why) {
         fprintf(stderr, "naru-backend-check: %s%s\n", why, what);
     }
-    fprintf(why ? stderr : stdout,
-            "naru-backend-check PLUGIN.so [option...]\n"
-            "checks that a plug-in keeps to naru's interface, one line per check\n\n"
-            "  --model FILE|DIR       the model to open (in DIR: model.onnx)\n"
-            "  --option KEY=VALUE     a parameter of the model (several)\n"
-            "  --backend-option K=V   an option of the library (several)\n"
-            "  --io \"FP32[-1,16];…\"   configured inputs and outputs, one pair each: IN0, OUT0 …\n"
-            "  --rows-depend          rows of a batch influence each other\n"
-            "  --varies               outputs differ from run to run\n"
-            "  --only CHECK           this check alone\n"
-            "  --seconds N            time for one check (%d)\n",
-            DEFAULT_SECONDS);
+    fprintf(
+        why ? stderr : stdout,
+        "naru-backend-check PLUGIN.so [option...]\n"
+        "checks that a plug-in (a backend, a repository agent or a batching strategy) keeps to\n"
+        "naru's interface, one line per check\n\n"
+        "  --model FILE|DIR       the model to open (in DIR: model.onnx); of an agent the "
+        "model's folder\n"
+        "  --option KEY=VALUE     a parameter of the model (several)\n"
+        "  --backend-option K=V   an option of the library (several)\n"
+        "  --io \"FP32[-1,16];…\"   configured inputs and outputs, one pair each: IN0, OUT0 …\n"
+        "  --rows-depend          rows of a batch influence each other\n"
+        "  --varies               outputs differ from run to run\n"
+        "  --only CHECK           this check alone\n"
+        "  --seconds N            time for one check (%d)\n",
+        DEFAULT_SECONDS);
     exit(why ? 2 : 0);
 }
 
@@ -278,12 +305,14 @@ int main(int argc, char **argv)
     if (!check_cfg.plugin) {
         usage("which plug-in?", "");
     }
-    if (check_cfg.n_io == 0 && check_cfg.n_options == 0 && check_cfg.file[0] == '\0') {
+    enum nr_shelf_kind kind = kind_of_plugin();
+    if (kind == NR_SHELF_BACKEND && check_cfg.n_io == 0 && check_cfg.n_options == 0 &&
+        check_cfg.file[0] == '\0') {
         printf("no --model, --io or --option: trying it with --io \"FP32[-1,16]\"\n");
         add_io(NR_STR("FP32[-1,16]"), "");
         if (wants_model()) {
             return 2;
         }
     }
-    return run_all();
+    return run_all(kind);
 }

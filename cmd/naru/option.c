@@ -244,8 +244,8 @@ static nr_status read_file(struct option_values *v, struct nr_err *err)
 
 /* Variables with the prefix that are no options: docs/environment.md says what they are. */
 static const char *const not_options[] = {
-    "NARU_CONFIG",     "NARU_ONNXRUNTIME",  "NARU_BINARY",      "NARU_CHROMIUM",
-    "NARU_IMAGE_TOOL", "NARU_MALLOC_COUNT", "NARU_PERF_BUILDS",
+    "NARU_CONFIG",   "NARU_UPGRADE_FD", "NARU_ONNXRUNTIME",  "NARU_BINARY",
+    "NARU_CHROMIUM", "NARU_IMAGE_TOOL", "NARU_MALLOC_COUNT", "NARU_PERF_BUILDS",
 };
 
 static void environment_name(const char *name, char out[ENVIRONMENT_MAX])

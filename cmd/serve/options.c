@@ -9,6 +9,8 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "host/agent.h"
+#include "host/batching.h"
 #include "io/sock.h"
 
 #define O(field) offsetof(struct serve_options, field)
@@ -128,6 +130,30 @@ static const struct option_def defs[] = {
      .arg = "NAME,KEY=VALUE",
      .help = "option of a plug-in; without NAME: default-max-batch-size=N for models whose "
              "configuration leaves it open"},
+    {.name = "agent-directory",
+     .alias = "repoagent-directory",
+     .kind = OPTION_LIST,
+     .offset = O(agent_dirs),
+     .arg = "DIR",
+     .help = "look for repository agents (naru-agent-NAME.so) here first; may be repeated"},
+    {.name = "agent-timeout",
+     .kind = OPTION_DURATION,
+     .offset = O(agent_timeout_ns),
+     .preset = "300s",
+     .arg = "TIME",
+     .unit_ns = S,
+     .help = "one call of a repository agent may take so long, else the load fails; 0: for ever"},
+    {.name = "agent-folder",
+     .kind = OPTION_TEXT,
+     .offset = O(agent_folder),
+     .arg = "DIR",
+     .help = "where agents may put files in a model's place, a tmpfs for decrypted ones; default: "
+             "/dev/shm"},
+    {.name = "batching-directory",
+     .kind = OPTION_LIST,
+     .offset = O(batching_dirs),
+     .arg = "DIR",
+     .help = "look for batching strategies (naru-batching-NAME.so) here first; may be repeated"},
     {.name = "cache-config",
      .kind = OPTION_LIST,
      .offset = O(cache_config),
@@ -602,6 +628,36 @@ static const struct option_def defs[] = {
      .arg = "TIME",
      .unit_ns = S,
      .help = "how long requests may finish after SIGTERM; a second SIGTERM ends at once"},
+    {.name = "lame-duck",
+     .kind = OPTION_DURATION,
+     .offset = O(lame_duck_ns),
+     .preset = "0",
+     .arg = "TIME",
+     .unit_ns = S,
+     .help = "after SIGTERM, not ready but still serving, until balancers have seen it"},
+
+    {.group = "Upgrades (SIGUSR2 starts the program anew and gives it the sockets)",
+     .name = "upgrade-from",
+     .kind = OPTION_UINT,
+     .offset = O(upgrade_from),
+     .preset = "0",
+     .arg = "PID",
+     .max = 4194304,
+     .help = "take the sockets of that running server, which ends once this one serves"},
+    {.name = "upgrade-timeout",
+     .kind = OPTION_DURATION,
+     .offset = O(upgrade_timeout_ns),
+     .preset = "5m",
+     .arg = "TIME",
+     .unit_ns = S,
+     .help = "within which the new server must be ready; otherwise this one goes on"},
+    {.name = "upgrade-linger",
+     .kind = OPTION_DURATION,
+     .offset = O(upgrade_linger_ns),
+     .preset = "5s",
+     .arg = "TIME",
+     .unit_ns = S,
+     .help = "how long idle connections to the old server may still ask; the answer ends them"},
 };
 
 const struct option_table serve_table = {
@@ -809,11 +865,27 @@ static void configure_rest(const struct serve_options *o, struct nr_node_cfg *cf
     cfg->api.max_image_side = o->max_image_side;
 }
 
-nr_status serve_configure(const struct serve_options *o, struct nr_plugins *plugins,
+static void configure_shelves(const struct serve_options *o, const struct serve_shelves *shelves)
+{
+    for (unsigned i = 0; i < o->agent_dirs.n; i++) {
+        nr_agents_add_dir(shelves->agents, o->agent_dirs.items[i]);
+    }
+    for (unsigned i = 0; i < o->batching_dirs.n; i++) {
+        nr_batchings_add_dir(shelves->batchings, o->batching_dirs.items[i]);
+    }
+    nr_agents_set_folder(shelves->agents, o->agent_folder);
+    nr_agents_set_timeout(shelves->agents,
+                          (int64_t)NR_MIN(o->agent_timeout_ns, (uint64_t)INT64_MAX / 4));
+    nr_agents_sweep(shelves->agents);
+}
+
+nr_status serve_configure(const struct serve_options *o, const struct serve_shelves *shelves,
                           struct nr_node_cfg *cfg, struct nr_err *err)
 {
     nr_node_cfg_default(cfg);
-    cfg->plugins = plugins;
+    cfg->plugins = shelves->plugins;
+    cfg->batchings = shelves->batchings;
+    cfg->repository.agents = shelves->agents;
     const struct option_list *paths = &o->repositories;
     if (paths->n == 0) {
         return nr_fail(err, NARU_INVALID,
@@ -826,10 +898,11 @@ nr_status serve_configure(const struct serve_options *o, struct nr_plugins *plug
     cfg->repository.paths = paths->items;
     cfg->repository.n_paths = paths->n;
     for (unsigned i = 0; i < o->backend_dirs.n; i++) {
-        nr_plugins_add_dir(plugins, o->backend_dirs.items[i]);
+        nr_plugins_add_dir(shelves->plugins, o->backend_dirs.items[i]);
     }
+    configure_shelves(o, shelves);
     for (unsigned i = 0; i < o->backend_config.n; i++) {
-        nr_status st = configure_backend(o->backend_config.items[i], plugins, cfg, err);
+        nr_status st = configure_backend(o->backend_config.items[i], shelves->plugins, cfg, err);
         if (st != NARU_OK) {
             return st;
         }

@@ -16,7 +16,9 @@ struct serve_options {
     unsigned model_waiters;
     bool exit_on_error, strict_readiness, disable_auto_complete, warm_up;
     unsigned load_threads;
-    struct option_list backend_dirs, backend_config;
+    struct option_list backend_dirs, backend_config, agent_dirs, batching_dirs;
+    const char *agent_folder;
+    uint64_t agent_timeout_ns;
     /* listening */
     unsigned port, http_port, grpc_port, metrics_port;
     const char *address, *http_address, *grpc_address, *metrics_address;
@@ -54,18 +56,28 @@ struct serve_options {
     unsigned gallery_entries;
     /* other */
     const char *id;
-    uint64_t exit_timeout_ns;
+    uint64_t exit_timeout_ns, lame_duck_ns;
+    unsigned upgrade_from;
+    uint64_t upgrade_timeout_ns, upgrade_linger_ns;
 };
 
 extern const struct option_table serve_table;
+
+/* Where plug-ins of each kind are found; made before the options are read. */
+struct serve_shelves {
+    struct nr_plugins *plugins;
+    struct nr_agents *agents;
+    struct nr_batchings *batchings;
+};
 
 /* --cache-config; strings are borrowed. */
 nr_nodiscard nr_status serve_configure_cache(const struct option_list *given,
                                              struct nr_node_cfg *cfg, struct nr_err *err);
 
-/* Options → node configuration. Strings are borrowed from o. plugins gets directories and options.
+/* Options → node configuration. Strings are borrowed from o. shelves get directories and options.
  * Errors: addresses that need --i-accept-insecure, unsupported modes, malformed --backend-config. */
-nr_nodiscard nr_status serve_configure(const struct serve_options *o, struct nr_plugins *plugins,
-                                       struct nr_node_cfg *cfg, struct nr_err *err);
+nr_nodiscard nr_status serve_configure(const struct serve_options *o,
+                                       const struct serve_shelves *shelves, struct nr_node_cfg *cfg,
+                                       struct nr_err *err);
 
 #endif

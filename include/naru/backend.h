@@ -30,6 +30,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "naru/plugin.h"
 #include "naru/status.h"
 #include "naru/tensor.h"
 
@@ -41,10 +42,6 @@ extern "C" {
 #define NARU_ABI_MINOR 2
 #define NARU_ENTRY_SYMBOL "naru_backend_entry"
 
-/* True when table `t` (struct type `type`) reaches as far as slot `slot` and the slot is set. */
-#define NARU_HAS(t, type, slot) \
-    ((t)->struct_size >= offsetof(type, slot) + sizeof((t)->slot) && (t)->slot)
-
 enum naru_cap {
     NARU_CAP_SEGMENTS = 1u << 0,    /* execute accepts inputs of several segments */
     NARU_CAP_ASYNC = 1u << 1,       /* execute may return NARU_PENDING */
@@ -54,17 +51,6 @@ enum naru_cap {
     NARU_CAP_DECOUPLED = 1u << 5,   /* may answer a request with several responses */
     NARU_CAP_INLINE = 1u << 6 /* execute never blocks: short models may run on an I/O thread */
 };
-
-typedef struct naru_text { /* text for people; the plug-in copies into it, cut at the end */
-    uint32_t struct_size;
-    uint32_t capacity;
-    char *data; /* capacity bytes of the caller's; NUL-terminated on return */
-} naru_text;
-
-typedef struct naru_option {
-    const char *key;
-    const char *value;
-} naru_option;
 
 typedef struct naru_io { /* one input or output of a model */
     const char *name;
@@ -263,12 +249,6 @@ typedef struct naru_backend {
 
 /* The one exported symbol. Borrowed constant; never NULL. */
 typedef const naru_backend *(*naru_backend_entry_fn)(void);
-
-#if defined(__GNUC__)
-#define NARU_EXPORT __attribute__((visibility("default")))
-#else
-#define NARU_EXPORT
-#endif
 
 #ifdef __cplusplus
 }

@@ -159,6 +159,15 @@ static void write_gauges(struct nr_text *t, const struct row *rows, unsigned n)
                     NR_STR_ARG(rows[i].labels), (unsigned long long)rows[i].state.bytes_copied,
                     NR_STR_ARG(rows[i].labels), (unsigned long long)rows[i].state.bytes_in_place);
     }
+    head(t, "naru_batch_strategy_refused_total", "counter",
+         "Answers of a model's batching strategy that broke a promise of the server's");
+    for (unsigned i = 0; i < n; i++) {
+        if (rows[i].state.has_strategy) {
+            nr_text_fmt(t, "naru_batch_strategy_refused_total{" NR_STR_FMT "} %llu\n",
+                        NR_STR_ARG(rows[i].labels),
+                        (unsigned long long)rows[i].state.strategy_refused);
+        }
+    }
     head(t, "naru_batches_sealed_total", "counter",
          "Batches by the reason that ended their forming");
     for (unsigned i = 0; i < n; i++) {

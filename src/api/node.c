@@ -160,6 +160,7 @@ static nr_status make_rooms(struct nr_node *n, struct nr_err *err)
     nr_buf_set_unmap(unmap_on_pool);
     n->runtime =
         (struct nr_runtime_host){.plugins = n->cfg.plugins,
+                                 .batchings = n->cfg.batchings,
                                  .loops = n->loops,
                                  .n_loops = n->n_loops,
                                  .pool = n->pool,
@@ -204,7 +205,9 @@ static nr_status make_server(struct nr_node *n, struct nr_err *err)
     nr_api_set_server(n->api, n->server);
     for (unsigned i = 0; i < n->cfg.n_listen; i++) {
         struct nr_node_listen *l = &n->cfg.listen[i];
-        st = nr_server_listen(n->server, l->address, l->port, (uint16_t)i, &l->bound_port, err);
+        st = l->given ? nr_server_adopt(n->server, l->fd, (uint16_t)i, &l->bound_port, err)
+                      : nr_server_listen(n->server, l->address, l->port, (uint16_t)i,
+                                         &l->bound_port, err);
         if (st != NARU_OK) {
             return st;
         }
@@ -255,6 +258,11 @@ nr_status nr_node_start(struct nr_node *n, struct nr_err *err)
                            n->n_threads);
         }
     }
+    return n->cfg.hold ? NARU_OK : nr_server_start(n->server, err);
+}
+
+nr_status nr_node_accept(struct nr_node *n, struct nr_err *err)
+{
     return nr_server_start(n->server, err);
 }
 
@@ -295,9 +303,35 @@ static bool wait_connections(struct nr_node *n, int64_t deadline_ns)
     return true;
 }
 
+void nr_node_unready(struct nr_node *n)
+{
+    nr_api_set_draining(n->api);
+}
+
 bool nr_node_drain(struct nr_node *n, int64_t deadline_ns)
 {
     nr_api_set_draining(n->api);
+    nr_server_drain(n->server);
+    return wait_connections(n, deadline_ns);
+}
+
+bool nr_node_retire(struct nr_node *n, int64_t deadline_ns)
+{
+    nr_server_retire(n->server);
+    while (nr_server_accepts(n->server)) {
+        if (nr_clock_now() >= deadline_ns) {
+            return false;
+        }
+        nap(NR_MS_NS / 2);
+    }
+    return true;
+}
+
+bool nr_node_leave(struct nr_node *n, int64_t idle_until_ns, int64_t deadline_ns)
+{
+    if (wait_connections(n, NR_MIN(idle_until_ns, deadline_ns))) {
+        return true;
+    }
     nr_server_drain(n->server);
     return wait_connections(n, deadline_ns);
 }

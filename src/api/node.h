@@ -18,7 +18,9 @@ struct nr_node_listen {
     uint16_t port; /* 0: a free one */
     const char
         *what; /* "http", "grpc", "metrics": for the banner only, every listener speaks all */
-    uint16_t bound_port; /* filled by nr_node_start */
+    uint16_t bound_port; /* filled by nr_node_new */
+    bool given;          /* fd listens already: see api/upgrade.h; nr_node_new takes it over */
+    int fd;
 };
 
 struct nr_node_cfg {
@@ -37,10 +39,12 @@ struct nr_node_cfg {
     struct nr_http_limits http;
     struct nr_repository_cfg repository; /* ops, ctx and callbacks are filled by the node */
     struct nr_plugins *plugins;          /* borrowed */
+    struct nr_batchings *batchings; /* borrowed; NULL: models that name a strategy do not load */
     struct nr_sched_limits queue;
     struct nr_placement_cfg placement;
     unsigned max_instances;
     bool warm_up;          /* see nr_runtime_host */
+    bool hold;             /* nr_node_start does not accept yet: nr_node_accept does */
     struct nr_api_cfg api; /* repository, runtime, pool, loops are filled by the node */
     /* A version came to rest (see nr_repository_cfg); may be NULL. */
     void (*on_state)(void *ctx, const struct nr_version *v, nr_version_state state,
@@ -54,16 +58,25 @@ struct nr_node;
  * listeners. Borrowed parts of cfg must outlive the node. */
 nr_nodiscard nr_status nr_node_new(const struct nr_node_cfg *cfg, struct nr_node **ret,
                                    struct nr_err *err);
-/* Starts threads, accepting and loading. */
+/* Starts threads, loading and, unless cfg.hold, accepting. */
 nr_nodiscard nr_status nr_node_start(struct nr_node *n, struct nr_err *err);
+nr_nodiscard nr_status nr_node_accept(struct nr_node *n, struct nr_err *err);
 /* Until every model came to rest; false when deadline_ns (monotonic, 0 none) passed first. */
 bool nr_node_wait_ready(struct nr_node *n, int64_t deadline_ns);
 const struct nr_node_cfg *nr_node_cfg(const struct nr_node *n); /* with bound ports */
 struct nr_repository *nr_node_repository(struct nr_node *n);
 struct nr_server *nr_node_server(struct nr_node *n);
+/* Readiness is no from here on; everything is served as before. Any thread. */
+void nr_node_unready(struct nr_node *n);
 /* Stops accepting, answers what is there; true when no connection is left before deadline_ns.
  * Any thread but a loop. */
 bool nr_node_drain(struct nr_node *n, int64_t deadline_ns);
+/* Another process accepts from the same sockets (api/upgrade.h): this one stops; true once every loop
+ * has, false when deadline_ns passed first. Readiness stays as it is: it is the service's. */
+bool nr_node_retire(struct nr_node *n, int64_t deadline_ns);
+/* After that: answers what is there. Idle connections may send one more request until idle_until_ns,
+ * then they are closed. True when no connection is left before deadline_ns. Any thread but a loop. */
+bool nr_node_leave(struct nr_node *n, int64_t idle_until_ns, int64_t deadline_ns);
 /* Cuts what is left, ends loops and threads, unloads. */
 void nr_node_stop(struct nr_node *n);
 void nr_node_free(struct nr_node *n); /* stops if need be; accepts NULL */

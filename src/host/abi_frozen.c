@@ -8,14 +8,17 @@
  */
 #include <stddef.h>
 
+#include "naru/agent.h"
 #include "naru/backend.h"
+#include "naru/batching.h"
 
 #define AT(type, member, offset) \
     _Static_assert(offsetof(type, member) == (offset), #type "." #member " has moved")
 #define SIZE(type, bytes) _Static_assert(sizeof(type) == (bytes), #type " has another size")
 #define GROWS(type, bytes) _Static_assert(sizeof(type) >= (bytes), #type " has shrunk")
 
-_Static_assert(NARU_ABI_MAJOR == 1, "a new major version needs a new file like this one");
+_Static_assert(NARU_ABI_MAJOR == 1 && NARU_AGENT_ABI_MAJOR == 1 && NARU_BATCHING_ABI_MAJOR == 1,
+               "a new major version needs a new file like this one");
 _Static_assert(sizeof(void *) == 8, "offsets are those of 64-bit machines");
 
 SIZE(naru_option, 16);
@@ -157,3 +160,79 @@ AT(naru_backend, device_get, 120);
 AT(naru_backend, model_memory, 128);
 AT(naru_backend, model_trim, 136);
 AT(naru_backend, model_form, 144); /* 1.2 */
+
+GROWS(naru_agent_call, 48);
+AT(naru_agent_call, struct_size, 0);
+AT(naru_agent_call, action, 4);
+AT(naru_agent_call, model, 8);
+AT(naru_agent_call, options, 16);
+AT(naru_agent_call, n_options, 24);
+AT(naru_agent_call, dir_fd, 28);
+AT(naru_agent_call, path, 32);
+AT(naru_agent_call, host, 40);
+
+GROWS(naru_agent_host, 56);
+AT(naru_agent_host, struct_size, 0);
+AT(naru_agent_host, abi_major, 4);
+AT(naru_agent_host, abi_minor, 6);
+AT(naru_agent_host, log, 8);
+AT(naru_agent_host, file_open, 16);
+AT(naru_agent_host, file_each, 24);
+AT(naru_agent_host, folder_new, 32);
+AT(naru_agent_host, file_create, 40);
+AT(naru_agent_host, stopped, 48);
+
+GROWS(naru_agent, 48);
+AT(naru_agent, struct_size, 0);
+AT(naru_agent, abi_major, 4);
+AT(naru_agent, abi_minor, 6);
+AT(naru_agent, name, 8);
+AT(naru_agent, version, 16);
+AT(naru_agent, model_open, 24);
+AT(naru_agent, model_close, 32);
+AT(naru_agent, act, 40);
+
+SIZE(naru_waiting, 64);
+AT(naru_waiting, queued_ns, 0);
+AT(naru_waiting, deadline_ns, 8);
+AT(naru_waiting, bytes, 16);
+AT(naru_waiting, elements, 24);
+AT(naru_waiting, shape_key, 32);
+AT(naru_waiting, options, 40);
+AT(naru_waiting, n_options, 48);
+AT(naru_waiting, rows, 52);
+AT(naru_waiting, level, 56);
+AT(naru_waiting, reserved, 60);
+
+GROWS(naru_window, 48);
+AT(naru_window, struct_size, 0);
+AT(naru_window, n, 4);
+AT(naru_window, requests, 8);
+AT(naru_window, now_ns, 16);
+AT(naru_window, max_rows, 24);
+AT(naru_window, flags, 32);
+AT(naru_window, default_n, 36);
+AT(naru_window, default_wait_until_ns, 40);
+
+GROWS(naru_choice, 24);
+AT(naru_choice, struct_size, 0);
+AT(naru_choice, n, 4);
+AT(naru_choice, wait_until_ns, 8);
+AT(naru_choice, skip, 16);
+
+GROWS(naru_batching_args, 32);
+AT(naru_batching_args, struct_size, 0);
+AT(naru_batching_args, n_options, 4);
+AT(naru_batching_args, options, 8);
+AT(naru_batching_args, model, 16);
+AT(naru_batching_args, max_rows, 24);
+
+GROWS(naru_batching, 48);
+AT(naru_batching, struct_size, 0);
+AT(naru_batching, abi_major, 4);
+AT(naru_batching, abi_minor, 6);
+AT(naru_batching, name, 8);
+AT(naru_batching, version, 16);
+AT(naru_batching, model_open, 24);
+AT(naru_batching, model_close, 32);
+AT(naru_batching, plan, 40);

@@ -1,15 +1,12 @@
-/* Finding, loading and checking plug-ins, and the handles of models and instances.
+/* Opening backends (shelf.h finds and loads them), and the handles of models and instances.
  *
- * Why so: a plug-in is foreign code behind a C table. Everything that it says once (table, model
- * information) is checked here when it is said, so that the rest of the server can rely on it: a
- * wrong table is refused with the name of the field instead of crashing at the first request.
+ * Why so: what a plug-in says of a model is checked here when it is said, so that the rest of the
+ * server can rely on it.
  *
  * Invariants
  *  1. entry->pub.lib is set exactly while entry->refs > 0; both change under set->lock only.
  *  2. A shared object is opened once and never closed: frameworks leave threads, thread-local
  *     destructors and exit handlers behind that would run into unmapped memory.
- *  3. dlopen gets absolute paths only, so neither LD_LIBRARY_PATH nor the current directory decide
- *     which file is loaded.
  *
  * Threads: set->lock covers the list of entries and lib_open/lib_close (opening the same library
  * twice at once would give two states). entry->call serialises calls of NARU_CAP_ONE_THREAD
@@ -17,24 +14,16 @@
  */
 #include "host/plugin.h"
 
-#include <dirent.h>
-#include <dlfcn.h>
 #include <limits.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/footprint.h"
 #include "base/map.h"
 #include "base/mem.h"
 #include "host/batch.h"
-#include "io/file.h"
-
-/* From the folder of the binary to that of the plug-ins once installed; CMake says it exactly. */
-#ifndef NR_BACKENDS_FROM_BINARY
-#define NR_BACKENDS_FROM_BINARY "../lib/naru/backends"
-#endif
+#include "host/shelf.h"
 
 #define MAX_IO 4096 /* inputs or outputs of one model; more is taken for a broken table */
 
@@ -52,8 +41,7 @@ struct option {
 
 struct nr_plugins {
     pthread_mutex_t lock;
-    const char **dirs; /* given ones first, then the two built-in places */
-    size_t n_dirs, n_given;
+    struct nr_shelf shelf;
     struct option *options;
     size_t n_options;
     struct entry *entries;
@@ -79,42 +67,11 @@ static void call_end(struct nr_plugin *plugin)
     }
 }
 
-/* "<directory of the running binary>/<to>": an installed tree may be moved as a whole. */
-static char *from_binary(const char *to)
-{
-    char path[PATH_MAX];
-    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
-    if (n <= 0) {
-        return NULL;
-    }
-    path[n] = 0;
-    char *slash = strrchr(path, '/');
-    if (!slash) {
-        return NULL;
-    }
-    *slash = 0;
-    return nr_format("%s/%s", path, to);
-}
-
-static void dir_insert(struct nr_plugins *set, size_t at, char *path)
-{
-    set->dirs = nr_realloc(set->dirs, (set->n_dirs + 1) * sizeof *set->dirs);
-    memmove(set->dirs + at + 1, set->dirs + at, (set->n_dirs - at) * sizeof *set->dirs);
-    set->dirs[at] = path;
-    set->n_dirs++;
-}
-
 struct nr_plugins *nr_plugins_new(void)
 {
     struct nr_plugins *set = nr_new(struct nr_plugins);
     pthread_mutex_init(&set->lock, NULL);
-    static const char *const places[] = {"backends", NR_BACKENDS_FROM_BINARY};
-    for (size_t i = 0; i < NR_COUNT(places); i++) {
-        char *dir = from_binary(places[i]);
-        if (dir) {
-            dir_insert(set, set->n_dirs, dir);
-        }
-    }
+    nr_shelf_init(&set->shelf, NR_SHELF_BACKEND);
     return set;
 }
 
@@ -132,15 +89,12 @@ void nr_plugins_free(struct nr_plugins *set)
         nr_free((void *)(uintptr_t)e->pub.path);
         nr_free(e);
     }
-    for (size_t i = 0; i < set->n_dirs; i++) {
-        nr_free((void *)(uintptr_t)set->dirs[i]);
-    }
     for (size_t i = 0; i < set->n_options; i++) {
         nr_free(set->options[i].backend);
         nr_free(set->options[i].key);
         nr_free(set->options[i].value);
     }
-    nr_free(set->dirs);
+    nr_shelf_done(&set->shelf);
     nr_free(set->options);
     pthread_mutex_destroy(&set->lock);
     nr_free(set);
@@ -148,10 +102,7 @@ void nr_plugins_free(struct nr_plugins *set)
 
 void nr_plugins_add_dir(struct nr_plugins *set, const char *path)
 {
-    char real[PATH_MAX];
-    /* A directory that is not there (yet) stays in the list as given, so that messages name it. */
-    dir_insert(set, set->n_given, nr_strdup(realpath(path, real) ? real : path));
-    set->n_given++;
+    nr_shelf_add_dir(&set->shelf, path);
 }
 
 void nr_plugins_set_option(struct nr_plugins *set, const char *backend, const char *key,
@@ -172,59 +123,35 @@ void nr_plugins_set_option(struct nr_plugins *set, const char *backend, const ch
 
 /* ---- checking what a plug-in says -------------------------------------------------------------- */
 
-#define REQUIRED_SLOTS(X) \
-    X(lib_open)           \
-    X(lib_close)          \
-    X(model_open)         \
-    X(model_close)        \
-    X(model_info)         \
-    X(instance_open)      \
-    X(instance_close)     \
-    X(execute)
+#define SLOT(slot) {#slot, offsetof(naru_backend, slot)}
+static const struct nr_table_slot required[] = {
+    SLOT(lib_open),   SLOT(lib_close),     SLOT(model_open),     SLOT(model_close),
+    SLOT(model_info), SLOT(instance_open), SLOT(instance_close), SLOT(execute),
+};
+#undef SLOT
+
+static const void *call_entry(void *symbol)
+{
+    naru_backend_entry_fn entry;
+    memcpy(&entry, &symbol, sizeof entry); /* ISO C has no cast from object to function */
+    return entry();
+}
+
+static const struct nr_table_rule backend_rule = {.kind = NR_SHELF_BACKEND,
+                                                  .major = NARU_ABI_MAJOR,
+                                                  .required = required,
+                                                  .n_required = NR_COUNT(required),
+                                                  .call = call_entry};
 
 nr_status nr_plugin_table_check(const naru_backend *api, struct nr_err *err)
 {
-    if (!api) {
-        return nr_fail(err, NARU_UNSUPPORTED, "%s returned NULL instead of a table",
-                       NARU_ENTRY_SYMBOL);
-    }
-    if (api->struct_size < offsetof(naru_backend, name)) {
-        return nr_fail(err, NARU_UNSUPPORTED,
-                       "field struct_size is %u: too small to hold even the version fields",
-                       api->struct_size);
-    }
-    if (api->abi_major != NARU_ABI_MAJOR) {
-        return nr_fail(err, NARU_UNSUPPORTED,
-                       "field abi_major is %u, this server needs %u: build the plug-in against "
-                       "this server's include/naru",
-                       api->abi_major, NARU_ABI_MAJOR);
-    }
-#define CHECK_SLOT(slot)                                                                        \
-    if (api->struct_size < offsetof(naru_backend, slot) + sizeof api->slot) {                   \
-        return nr_fail(err, NARU_UNSUPPORTED,                                                   \
-                       "field struct_size is %u: the required slot " #slot " is not within it", \
-                       api->struct_size);                                                       \
-    }                                                                                           \
-    if (!api->slot) {                                                                           \
-        return nr_fail(err, NARU_UNSUPPORTED, "the required field " #slot " is NULL");          \
-    }
-    CHECK_SLOT(name)
-    CHECK_SLOT(version)
-    REQUIRED_SLOTS(CHECK_SLOT)
-#undef CHECK_SLOT
-    return NARU_OK;
-}
-
-/* A status that a plug-in may return from here; anything else is its mistake. */
-static nr_status status_check(nr_status st)
-{
-    return st > 0 || st == NARU_PENDING || st < NARU_NOT_ACCEPTABLE ? NARU_INTERNAL : st;
+    return nr_table_check(api, &backend_rule, err);
 }
 
 static nr_status plugin_error(struct nr_err *err, nr_status st, const char *prefix,
                               const char *name, const char *text)
 {
-    st = status_check(st);
+    st = nr_plugin_status(st);
     return nr_fail(err, st, "%s%s: %s", prefix, name, text[0] ? text : nr_status_text(st));
 }
 
@@ -280,97 +207,6 @@ static nr_status info_check(const naru_model_info *info, struct nr_err *err)
 
 /* ---- finding and loading ----------------------------------------------------------------------- */
 
-/* Adds the names of the plug-ins found in the search path to t: "delay, identity". */
-static void names_list(const struct nr_plugins *set, struct nr_text *t)
-{
-    struct nr_map seen;
-    nr_map_init(&seen);
-    for (size_t i = 0; i < set->n_dirs; i++) {
-        DIR *d = opendir(set->dirs[i]);
-        if (!d) {
-            continue;
-        }
-        for (struct dirent *e; (e = readdir(d)) != NULL;) {
-            struct nr_str s = nr_str_from(e->d_name);
-            if (!nr_str_starts(s, NR_STR("naru-")) || !nr_str_ends(s, NR_STR(".so")) ||
-                s.len <= 8) {
-                continue;
-            }
-            struct nr_str name = {s.ptr + 5, s.len - 8};
-            if (!nr_map_put(&seen, name, &seen)) {
-                nr_text_fmt(t, "%s" NR_STR_FMT, t->len ? ", " : "", NR_STR_ARG(name));
-            }
-        }
-        closedir(d);
-    }
-    nr_map_done(&seen);
-}
-
-static nr_status not_found(const struct nr_plugins *set, const char *name, struct nr_err *err)
-{
-    /* The text reaches clients in the repository index: names, but none of our directories. */
-    struct nr_text found;
-    nr_text_init(&found, 200);
-    names_list(set, &found);
-    nr_status st =
-        nr_fail(err, NARU_NOT_FOUND,
-                "no backend \"%s\": naru-%s.so is in none of the %zu plug-in directories "
-                "(there: %s); --backend-directory adds one",
-                name, name, set->n_dirs, found.len ? found.data : "none");
-    nr_text_done(&found);
-    return st;
-}
-
-/* Full path of naru-<name>.so, nr_free'd by the caller, or NULL. */
-static char *find(const struct nr_plugins *set, const char *name)
-{
-    for (size_t i = 0; i < set->n_dirs; i++) {
-        char *path = nr_format("%s/naru-%s.so", set->dirs[i], name);
-        char *real = realpath(path, NULL);
-        nr_free(path);
-        if (real) {
-            path = nr_strdup(real);
-            free(real); /* lint: allow free: of libc, not ours */
-            return path;
-        }
-    }
-    return NULL;
-}
-
-static nr_status load(const char *path, const char *name, const naru_backend **ret,
-                      struct nr_err *err)
-{
-    void *so = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    if (!so) {
-        const char *why = dlerror(); /* NOLINT(concurrency-mt-unsafe): per thread in glibc */
-        return nr_fail(err, NARU_UNSUPPORTED, "cannot load backend \"%s\": %s", name,
-                       why ? why : "dlopen failed");
-    }
-    void *symbol = dlsym(so, NARU_ENTRY_SYMBOL);
-    nr_status st;
-    if (!symbol) {
-        st = nr_fail(err, NARU_UNSUPPORTED, "%s is no plug-in of naru: it does not export %s", path,
-                     NARU_ENTRY_SYMBOL);
-    } else {
-        naru_backend_entry_fn entry;
-        memcpy(&entry, &symbol, sizeof entry); /* ISO C has no cast from object to function */
-        const naru_backend *api = entry();
-        st = nr_plugin_table_check(api, err);
-        if (st == NARU_OK && strcmp(api->name, name) != 0) {
-            st = nr_fail(err, NARU_UNSUPPORTED,
-                         "field name says \"%s\", so the file must be naru-%s.so", api->name,
-                         api->name);
-        }
-        if (st == NARU_OK) {
-            *ret = api;
-            return NARU_OK;
-        }
-        nr_err_prefix(err, "plug-in %s", path);
-    }
-    dlclose(so); /* nothing of it has run but the entry */
-    return st;
-}
-
 static nr_status lib_open(struct nr_plugins *set, struct entry *e, struct nr_err *err)
 {
     nr_autofree naru_option *options = nr_new_array(naru_option, set->n_options + 1);
@@ -403,11 +239,12 @@ static nr_status open_locked(struct nr_plugins *set, const char *name, const cha
         e = e->next;
     }
     if (!e) {
-        const naru_backend *api = NULL;
-        nr_status st = load(path, name, &api, err);
+        const void *table = NULL;
+        nr_status st = nr_shelf_load(&backend_rule, path, name, &table, err);
         if (st != NARU_OK) {
             return st;
         }
+        const naru_backend *api = table;
         e = nr_new(struct entry);
         e->pub = (struct nr_plugin){.api = api,
                                     .name = nr_strdup(name),
@@ -449,19 +286,14 @@ const struct nr_plugin *nr_plugins_opened(struct nr_plugins *set, unsigned i)
 nr_status nr_plugin_open(struct nr_plugins *set, struct nr_str name, struct nr_plugin **ret,
                          struct nr_err *err)
 {
-    if (!nr_name_valid(name)) {
-        return nr_fail(err, NARU_INVALID,
-                       "\"" NR_STR_FMT "\" is no name of a backend: letters, digits, '.', '_' and "
-                       "'-' are allowed",
-                       NR_STR_ARG(name));
+    nr_autofree char *path = NULL;
+    nr_status st = nr_shelf_find(&set->shelf, name, &path, err);
+    if (st != NARU_OK) {
+        return st;
     }
     nr_autofree char *text = nr_format(NR_STR_FMT, NR_STR_ARG(name));
-    nr_autofree char *path = find(set, text);
-    if (!path) {
-        return not_found(set, text, err);
-    }
     pthread_mutex_lock(&set->lock);
-    nr_status st = open_locked(set, text, path, ret, err);
+    st = open_locked(set, text, path, ret, err);
     pthread_mutex_unlock(&set->lock);
     return st;
 }
@@ -474,12 +306,11 @@ nr_status nr_plugin_open_path(struct nr_plugins *set, const char *path, struct n
         return nr_fail(err, NARU_NOT_FOUND, "no plug-in at %s", path);
     }
     const char *slash = strrchr(real, '/');
-    struct nr_str file = nr_str_from(slash ? slash + 1 : real);
-    if (!nr_str_starts(file, NR_STR("naru-")) || !nr_str_ends(file, NR_STR(".so")) ||
-        file.len <= 8) {
+    struct nr_str found;
+    if (!nr_shelf_name_of(NR_SHELF_BACKEND, nr_str_from(slash ? slash + 1 : real), &found)) {
         return nr_fail(err, NARU_INVALID, "%s: a plug-in's file is named naru-<backend>.so", path);
     }
-    nr_autofree char *name = nr_format("%.*s", (int)(file.len - 8), file.ptr + 5);
+    nr_autofree char *name = nr_format(NR_STR_FMT, NR_STR_ARG(found));
     pthread_mutex_lock(&set->lock);
     nr_status st = open_locked(set, name, real, ret, err);
     pthread_mutex_unlock(&set->lock);
@@ -605,7 +436,7 @@ nr_status nr_plugin_model_threads(struct nr_plugin_model *model, int32_t threads
     call_begin(model->plugin);
     nr_status st = api->thread_budget(model->handle, threads);
     call_end(model->plugin);
-    return status_check(st);
+    return nr_plugin_status(st);
 }
 
 nr_status nr_plugin_instance_open(struct nr_plugin_model *model, uint32_t index, int32_t device,

@@ -237,6 +237,19 @@ static void on_resume(struct nr_msg *m)
     }
 }
 
+/* HTTP/2 can say which requests it will not take any more; HTTP/1.1 can only say so with an answer. */
+void nr_engine_retire(struct nr_engine *e)
+{
+    e->draining = true;
+    NR_LIST_FOREACH_SAFE (n, tmp, &e->conns) {
+        struct nr_conn *c = nr_container_of(n, struct nr_conn, node);
+        if (c->state == NR_CONN_OPEN && c->ops == &nr_h2_ops) {
+            c->ops->drain(c);
+            nr_conn_settle(c);
+        }
+    }
+}
+
 void nr_engine_drain(struct nr_engine *e)
 {
     e->draining = true;

@@ -241,7 +241,8 @@ struct nr_engine {
 void nr_engine_init(struct nr_engine *e, struct nr_loop *loop, const struct nr_http_limits *limits,
                     const struct nr_http_app *app, unsigned index);
 void nr_engine_done(struct nr_engine *e);
-void nr_engine_hook(struct nr_engine *e); /* arms the end-of-turn work */
+void nr_engine_hook(struct nr_engine *e);   /* arms the end-of-turn work */
+void nr_engine_retire(struct nr_engine *e); /* nr_server_retire's part */
 void nr_engine_drain(struct nr_engine *e);
 void nr_engine_abort(struct nr_engine *e);
 struct nr_block *nr_block_try_new(struct nr_engine *e, uint32_t cap);

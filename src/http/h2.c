@@ -342,6 +342,9 @@ void nr_h2_start(struct nr_conn *c)
         (void)nghttp2_session_set_local_window_size(h->s, NGHTTP2_FLAG_NONE, 0,
                                                     (int32_t)l->h2_conn_window_bytes);
     }
+    if (e->draining) { /* accepted before the server retired, silent until now */
+        drain(c);
+    }
     uint32_t start = c->in_start;
     c->in_start = c->in_end;
     feed(c, c->in->data + start, c->in_end - start);

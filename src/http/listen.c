@@ -105,6 +105,13 @@ nr_status nr_acceptor_start(struct nr_acceptor *a, struct nr_engine *e, int fd, 
     return nr_loop_watch(e->loop, &a->watch, EPOLLIN | EPOLLEXCLUSIVE);
 }
 
+void nr_acceptor_look(struct nr_acceptor *a)
+{
+    if (a->e && a->watch.events != 0) { /* not while it rests */
+        on_accept(&a->watch, EPOLLIN);
+    }
+}
+
 void nr_acceptor_stop(struct nr_acceptor *a)
 {
     if (a->e) {

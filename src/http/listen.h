@@ -17,6 +17,8 @@ struct nr_acceptor {
 nr_nodiscard nr_status nr_acceptor_start(struct nr_acceptor *a, struct nr_engine *e, int fd,
                                          uint16_t listener);
 void nr_acceptor_stop(struct nr_acceptor *a);
+/* Accepts what waits, whether or not the loop was told of it; a stopped one does nothing. */
+void nr_acceptor_look(struct nr_acceptor *a);
 
 /* server.c: takes over fd. */
 void nr_server_accepted(struct nr_engine *e, int fd, const struct nr_peer *peer,

@@ -7,6 +7,10 @@
  *     machine comes and once when it goes; requests never take it.
  *  3. drain and abort may be called by any thread, any number of times: they post one message to
  *     each loop, once each.
+ *  4. Sockets that another process watches too (nr_server_retire) are never shut down here, and no
+ *     connection that was accepted is closed unserved: connections on their way from one loop to
+ *     another have arrived before the loops are told to say good-bye, since the last loop that stops
+ *     accepting tells them, behind those messages.
  *
  * Threads: as said in server.h. */
 #include "http/server.h"
@@ -27,7 +31,7 @@ struct nr_loop_part {
     struct nr_engine e;
     struct nr_server *server;
     struct nr_acceptor acceptors[MAX_LISTENERS];
-    struct nr_msg start_msg, drain_msg, abort_msg;
+    struct nr_msg start_msg, drain_msg, abort_msg, stop_msg, retire_msg, look_msg;
 };
 
 struct nr_server {
@@ -42,9 +46,11 @@ struct nr_server {
     unsigned n_listeners;
     unsigned max_connections;
     _Atomic unsigned next; /* ties between equally loaded loops go round */
-    atomic_flag drained, aborted, started;
-    pthread_mutex_t addr_lock; /* guards addrs; a leaf: nothing is locked under it */
-    struct nr_map addrs;       /* 16 bytes of address → count */
+    atomic_flag drained, aborted, started, looked, retired;
+    _Atomic bool shared;        /* another process has the sockets too */
+    _Atomic unsigned accepting; /* loops that have not been told to stop yet */
+    pthread_mutex_t addr_lock;  /* guards addrs; a leaf: nothing is locked under it */
+    struct nr_map addrs;        /* 16 bytes of address → count */
 };
 
 /* --- connections ---------------------------------------------------------------------------- */
@@ -192,13 +198,66 @@ static void on_abort(struct nr_msg *m)
     nr_engine_abort(&p->e);
 }
 
+static void on_retire(struct nr_msg *m)
+{
+    struct nr_loop_part *p = nr_container_of(m, struct nr_loop_part, retire_msg);
+    nr_engine_retire(&p->e);
+}
+
+static void on_stop(struct nr_msg *m)
+{
+    struct nr_loop_part *p = nr_container_of(m, struct nr_loop_part, stop_msg);
+    struct nr_server *s = p->server;
+    for (unsigned i = 0; i < s->n_listeners; i++) {
+        nr_acceptor_stop(&p->acceptors[i]);
+    }
+    if (atomic_fetch_sub(&s->accepting, 1) == 1) {
+        for (unsigned i = 0; i < s->n_parts; i++) {
+            nr_loop_post(s->parts[i]->e.loop, &s->parts[i]->retire_msg);
+        }
+    }
+}
+
+void nr_server_retire(struct nr_server *s)
+{
+    if (!atomic_flag_test_and_set(&s->retired)) {
+        atomic_store(&s->shared, true);
+        for (unsigned i = 0; i < s->n_parts; i++) {
+            nr_loop_post(s->parts[i]->e.loop, &s->parts[i]->stop_msg);
+        }
+    }
+}
+
+bool nr_server_accepts(const struct nr_server *s)
+{
+    return atomic_load(&s->accepting) > 0;
+}
+
+static void on_look(struct nr_msg *m)
+{
+    struct nr_loop_part *p = nr_container_of(m, struct nr_loop_part, look_msg);
+    for (unsigned i = 0; i < p->server->n_listeners; i++) {
+        nr_acceptor_look(&p->acceptors[i]);
+    }
+}
+
+void nr_server_look(struct nr_server *s)
+{
+    if (!atomic_flag_test_and_set(&s->looked)) {
+        for (unsigned i = 0; i < s->n_parts; i++) {
+            nr_loop_post(s->parts[i]->e.loop, &s->parts[i]->look_msg);
+        }
+    }
+}
+
 void nr_server_drain(struct nr_server *s)
 {
     if (!atomic_flag_test_and_set(&s->drained)) {
         /* First the sockets, for all loops at once: a connection that the kernel still took after a
          * loop stopped looking would hang until the process ends. Closed they are in _free, when no
-         * loop can have them in its set. */
-        for (unsigned i = 0; i < s->n_listeners; i++) {
+         * loop can have them in its set. Not those that another process watches: it would be shut
+         * for both. */
+        for (unsigned i = 0; i < s->n_listeners && !atomic_load(&s->shared); i++) {
             (void)shutdown(s->listeners[i].fd, SHUT_RDWR);
         }
         for (unsigned i = 0; i < s->n_parts; i++) {
@@ -248,6 +307,9 @@ nr_status nr_server_new(struct nr_loop *const *loops, unsigned n_loops,
     atomic_flag_clear(&s->drained);
     atomic_flag_clear(&s->aborted);
     atomic_flag_clear(&s->started);
+    atomic_flag_clear(&s->looked);
+    atomic_flag_clear(&s->retired);
+    atomic_init(&s->accepting, n_loops);
     NR_ASSERT(pthread_mutex_init(&s->addr_lock, NULL) == 0);
     nr_map_init(&s->addrs);
     for (unsigned i = 0; i < n_loops; i++) {
@@ -258,28 +320,27 @@ nr_status nr_server_new(struct nr_loop *const *loops, unsigned n_loops,
         p->start_msg.run = on_start;
         p->drain_msg.run = on_drain;
         p->abort_msg.run = on_abort;
+        p->stop_msg.run = on_stop;
+        p->retire_msg.run = on_retire;
+        p->look_msg.run = on_look;
     }
     *ret = s;
     return NARU_OK;
 }
 
-nr_status nr_server_listen(struct nr_server *s, const char *address, uint16_t port,
-                           uint16_t listener, uint16_t *ret_port, struct nr_err *err)
+/* Takes fd, also on error. */
+static nr_status add_listener(struct nr_server *s, int fd, uint16_t listener, uint16_t *ret_port,
+                              struct nr_err *err)
 {
+    struct nr_sock_addr bound;
     if (s->n_listeners == MAX_LISTENERS) {
+        (void)close(fd);
         return nr_fail(err, NARU_EXHAUSTED, "more than %u listeners", MAX_LISTENERS);
     }
-    int fd;
-    struct nr_sock_listen cfg = {.host = address, .port = port};
-    nr_status st = nr_sock_listen(&cfg, &fd, err);
-    if (st != NARU_OK) {
-        return st;
-    }
-    struct nr_sock_addr bound;
-    st = nr_sock_local(fd, &bound);
+    nr_status st = nr_sock_local(fd, &bound);
     if (st != NARU_OK) {
         (void)close(fd);
-        return nr_fail(err, st, "cannot read the port of the socket that listens on %s", address);
+        return nr_fail(err, st, "cannot read the address of a socket that listens");
     }
     s->listeners[s->n_listeners].fd = fd;
     s->listeners[s->n_listeners].tag = listener;
@@ -288,6 +349,33 @@ nr_status nr_server_listen(struct nr_server *s, const char *address, uint16_t po
         *ret_port = nr_sock_addr_port(&bound);
     }
     return NARU_OK;
+}
+
+nr_status nr_server_listen(struct nr_server *s, const char *address, uint16_t port,
+                           uint16_t listener, uint16_t *ret_port, struct nr_err *err)
+{
+    int fd;
+    struct nr_sock_listen cfg = {.host = address, .port = port};
+    nr_status st = nr_sock_listen(&cfg, &fd, err);
+    return st == NARU_OK ? add_listener(s, fd, listener, ret_port, err) : st;
+}
+
+nr_status nr_server_adopt(struct nr_server *s, int fd, uint16_t listener, uint16_t *ret_port,
+                          struct nr_err *err)
+{
+    atomic_store(&s->shared, true);
+    return add_listener(s, fd, listener, ret_port, err);
+}
+
+void nr_server_own(struct nr_server *s)
+{
+    atomic_store(&s->shared, false);
+}
+
+int nr_server_listener(const struct nr_server *s, unsigned i)
+{
+    NR_ASSERT(i < s->n_listeners);
+    return s->listeners[i].fd;
 }
 
 nr_status nr_server_start(struct nr_server *s, struct nr_err *err)

@@ -57,11 +57,29 @@ nr_nodiscard nr_status nr_server_new(struct nr_loop *const *loops, unsigned n_lo
  * loops run. `listener` shows up in nr_peer. */
 nr_nodiscard nr_status nr_server_listen(struct nr_server *s, const char *address, uint16_t port,
                                         uint16_t listener, uint16_t *ret_port, struct nr_err *err);
+/* A socket that listens already, made by another process; taken over also on error. The port goes to
+ * *ret_port unless that is NULL. Since the other may still have it, draining does not shut the sockets
+ * of this server down until nr_server_own was called: they are ours alone. */
+nr_nodiscard nr_status nr_server_adopt(struct nr_server *s, int fd, uint16_t listener,
+                                       uint16_t *ret_port, struct nr_err *err);
+void nr_server_own(struct nr_server *s); /* any thread */
+/* The descriptor of the i-th listener, borrowed, to be handed to another process. */
+int nr_server_listener(const struct nr_server *s, unsigned i);
 nr_nodiscard nr_status nr_server_start(struct nr_server *s,
                                        struct nr_err *err); /* begins to accept */
 /* Stops accepting; idle connections close, HTTP/2 gets GOAWAY, responses say "connection: close".
  * Any thread. */
 void nr_server_drain(struct nr_server *s);
+/* Another process accepts from the same sockets: this one stops, and the sockets stay open. Nobody is
+ * turned away: an idle HTTP/1.1 connection may send one more request, whose answer says
+ * "connection: close"; HTTP/2 gets GOAWAY in its two steps. nr_server_drain afterwards closes what is
+ * still idle. Any thread. */
+void nr_server_retire(struct nr_server *s);
+bool nr_server_accepts(const struct nr_server *s); /* false once every loop has stopped for good */
+/* For the process that goes on: the kernel wakes one of those who watch a socket for each connection,
+ * and one that has stopped since may have been it. All loops look once by themselves. Once in a
+ * server's life; any thread. */
+void nr_server_look(struct nr_server *s);
 unsigned nr_server_connections(const struct nr_server *s); /* open now; any thread */
 void nr_server_stats(const struct nr_server *s, struct nr_http_stats *ret);
 /* Cuts what is left (NR_CANCEL_SHUTDOWN). Posts to the loops; connections are gone when

@@ -403,6 +403,109 @@ nr_status nr_dir_list(int dir_fd, size_t max_entries, struct nr_dir_entry **ret,
     return NARU_OK;
 }
 
+/* --- walking ---------------------------------------------------------------------------------- */
+
+struct level { /* one folder on the way down */
+    int fd;
+    struct nr_dir_entry *entries;
+    size_t n, i;
+    size_t rel_len; /* of the folder's own path */
+};
+
+static nr_status level_open(struct level *to, int dir_fd, const char *folder, size_t max_entries,
+                            struct nr_err *err)
+{
+    *to = (struct level){.fd = -1};
+    nr_status st = nr_dir_open_at(dir_fd, folder, O_RDONLY | O_DIRECTORY, 0, &to->fd, err);
+    if (st == NARU_OK) {
+        st = nr_dir_list(to->fd, max_entries, &to->entries, &to->n, err);
+    }
+    return st;
+}
+
+static void level_close(struct level *l)
+{
+    nr_close(l->fd);
+    nr_free(l->entries);
+}
+
+nr_status nr_dir_walk(int dir_fd, unsigned max_depth, size_t max_entries,
+                      nr_status (*visit)(void *arg, struct nr_dir_visit *v, struct nr_err *err),
+                      void *arg, struct nr_err *err)
+{
+    struct level levels[NR_DIR_MAX_DEPTH];
+    char rel[NR_DIR_MAX_REL];
+    unsigned depth = 1;
+    max_depth = NR_MIN(max_depth, (unsigned)NR_DIR_MAX_DEPTH);
+    nr_status st = level_open(&levels[0], dir_fd, ".", max_entries, err);
+    while (depth > 0 && st == NARU_OK) {
+        struct level *at = &levels[depth - 1];
+        if (at->i == at->n) {
+            level_close(at);
+            if (--depth == 0) {
+                break;
+            }
+            struct level *up = &levels[depth - 1];
+            rel[at->rel_len] = '\0';
+            struct nr_dir_visit v = {
+                .parent_fd = up->fd, .rel = rel, .entry = &up->entries[up->i - 1], .leaving = true};
+            st = visit(arg, &v, err);
+            continue;
+        }
+        const struct nr_dir_entry *e = &at->entries[at->i++];
+        int n = snprintf(rel + at->rel_len, sizeof rel - at->rel_len, "%s%s",
+                         at->rel_len > 0 ? "/" : "", e->name);
+        if (n < 0 || (size_t)n >= sizeof rel - at->rel_len) {
+            st = nr_fail(err, NARU_TOO_LARGE, "a path is longer than %zu bytes", sizeof rel - 1);
+            break;
+        }
+        struct nr_dir_visit v = {.parent_fd = at->fd, .rel = rel, .entry = e, .enter = e->is_dir};
+        st = visit(arg, &v, err);
+        if (st != NARU_OK || !e->is_dir || !v.enter) {
+            continue;
+        }
+        if (depth == max_depth) {
+            st = nr_fail(err, NARU_TOO_LARGE, "folders are nested more than %u deep", max_depth);
+        } else {
+            size_t rel_len = at->rel_len + (size_t)n;
+            st = level_open(&levels[depth++], at->fd, e->name, max_entries, err);
+            levels[depth - 1].rel_len = rel_len;
+        }
+    }
+    while (depth > 0) {
+        level_close(&levels[--depth]);
+    }
+    return st;
+}
+
+nr_status nr_dir_make_at(int dir_fd, const char *rel, struct nr_err *err)
+{
+    char path[NR_DIR_MAX_REL];
+    nr_status st = check_rel(rel, err);
+    size_t len = strlen(rel);
+    if (st != NARU_OK) {
+        return st;
+    }
+    if (len >= sizeof path) {
+        return nr_fail(err, NARU_TOO_LARGE, "a path is longer than %zu bytes", sizeof path - 1);
+    }
+    /* each part beneath the descriptor of the one before: no link is followed on the way */
+    for (size_t end = 1; end <= len && st == NARU_OK; end++) {
+        if (rel[end] != '/' && rel[end] != '\0') {
+            continue;
+        }
+        memcpy(path, rel, end);
+        path[end] = '\0';
+        nr_autoclose int parent_fd = -1;
+        const char *name = NULL;
+        st = open_parent(dir_fd, path, &parent_fd, &name, err);
+        if (st == NARU_OK && mkdirat(parent_fd, name, 0700) != 0 && errno != EEXIST) {
+            st = nr_fail(err, nr_status_from_errno(errno), "cannot make the folder '%s': %m", path);
+        }
+    }
+    return st;
+}
+
 bool nr_name_valid(struct nr_str name)
 {
     if (name.len == 0 || name.len > 128 || name.ptr[0] == '.') {

@@ -43,6 +43,27 @@ struct nr_dir_entry {
  * beyond max_entries. */
 nr_nodiscard nr_status nr_dir_list(int dir_fd, size_t max_entries, struct nr_dir_entry **ret,
                                    size_t *ret_n, struct nr_err *err);
+
+/* One entry on a walk through a folder and what lies in it. */
+struct nr_dir_visit {
+    int parent_fd;   /* the folder it lies in; borrowed for the call */
+    const char *rel; /* from the walk's folder: "1/model.onnx" */
+    const struct nr_dir_entry *entry;
+    bool leaving; /* a folder, for the second time: all of it has been visited */
+    bool enter;   /* set by the visitor at a folder's first visit; true before */
+};
+/* Visits everything beneath dir_fd, by name within each folder, with at most max_entries in one of them.
+ * Ends with the first visit that does not return NARU_OK, and returns that. NARU_TOO_LARGE: folders
+ * are nested more than max_depth (at most NR_DIR_MAX_DEPTH) deep, or paths longer than
+ * NR_DIR_MAX_REL. A folder that vanishes meanwhile is an error. */
+#define NR_DIR_MAX_DEPTH 16
+#define NR_DIR_MAX_REL 4096
+nr_nodiscard nr_status nr_dir_walk(int dir_fd, unsigned max_depth, size_t max_entries,
+                                   nr_status (*visit)(void *arg, struct nr_dir_visit *v,
+                                                      struct nr_err *err),
+                                   void *arg, struct nr_err *err);
+/* Makes a folder and those on its way, mode 0700; what is there already is left as it is. */
+nr_nodiscard nr_status nr_dir_make_at(int dir_fd, const char *rel, struct nr_err *err);
 /* [A-Za-z0-9._-]{1,128}, no leading dot. Names of models, versions, files from clients. */
 bool nr_name_valid(struct nr_str name);
 void nr_close(int fd); /* accepts -1 */

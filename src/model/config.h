@@ -151,11 +151,12 @@ struct nr_model_config {
         NR_CONFIG_PARALLEL_AUTO,
         NR_CONFIG_PARALLEL_WIDE,
         NR_CONFIG_PARALLEL_NARROW
-    } parallelism;                        /* parameter naru.parallelism */
-    int64_t latency_target_ns;            /* parameter naru.latency_target_ms; 0: none */
-    uint32_t n_levels;                    /* of priority, 1 at least; 1 without dynamic batching */
-    uint32_t default_level;               /* from 0 */
-    const struct nr_queue_policy *levels; /* [n_levels] level 1, the most urgent, first */
+    } parallelism;              /* parameter naru.parallelism */
+    int64_t latency_target_ns;  /* parameter naru.latency_target_ms; 0: none */
+    const char *batch_strategy; /* parameter naru.batch_strategy; NULL: the server's own */
+    uint32_t n_levels;          /* of priority, 1 at least; 1 without dynamic batching */
+    uint32_t default_level;     /* from 0 */
+    const struct nr_queue_policy *levels;      /* [n_levels] level 1, the most urgent, first */
     const struct nr_sequence_config *sequence; /* NULL: requests do not belong together */
 
     /* For naru_model_args, ready after step 2: `parameters` in file order, then what `optimization`

@@ -10,6 +10,7 @@
  */
 #include "model/config_priv.h"
 
+#include "host/agent.h"
 #include "io/file.h"
 #include "naru/tensor.h"
 
@@ -158,13 +159,30 @@ static nr_status check_all_io(const struct nr_model_config *c, struct nr_err *er
 
 /* --- features --------------------------------------------------------------------------------- */
 
-static nr_status check_supported(const Inference__ModelConfig *pb, struct nr_err *err)
+/* The names become parts of file names, naru-agent-<name>.so. */
+static nr_status check_agents(const Inference__ModelConfig *pb, struct nr_err *err)
 {
-    if (pb->model_repository_agents && pb->model_repository_agents->n_agents > 0) {
-        return nr_fail(err, NARU_UNSUPPORTED,
-                       "model_repository_agents are not run by this version of naru; serving the "
-                       "model without agent \"%.100s\" could serve the wrong files",
-                       pb->model_repository_agents->agents[0]->name);
+    const Inference__ModelRepositoryAgents *list = pb->model_repository_agents;
+    size_t n = list ? list->n_agents : 0;
+    if (n > NR_AGENTS_MAX_CHAIN) {
+        return nr_fail(err, NARU_INVALID,
+                       "model_repository_agents lists %zu agents, at most %d are allowed", n,
+                       NR_AGENTS_MAX_CHAIN);
+    }
+    for (size_t i = 0; i < n; i++) {
+        const Inference__ModelRepositoryAgents__Agent *a = list->agents[i];
+        if (!nr_name_valid(nr_str_from(a->name))) {
+            return nr_fail(err, NARU_INVALID,
+                           "model_repository_agents: \"%.100s\" is no name of an agent: letters, "
+                           "digits, '.', '_' and '-' are allowed",
+                           a->name);
+        }
+        if (a->n_parameters > NR_AGENTS_MAX_OPTIONS) {
+            return nr_fail(err, NARU_INVALID,
+                           "model_repository_agents: agent \"%s\" has %zu parameters, at most %d "
+                           "are allowed",
+                           a->name, a->n_parameters, NR_AGENTS_MAX_OPTIONS);
+        }
     }
     return NARU_OK;
 }
@@ -268,7 +286,7 @@ nr_status nr_config_check(const struct nr_model_config *c, struct nr_err *err)
         return nr_fail(err, NARU_INVALID, "max_batch_size must be from 0 to %d, found %d",
                        NR_CONFIG_MAX_BATCH, pb->max_batch_size);
     }
-    nr_status st = check_supported(pb, err);
+    nr_status st = check_agents(pb, err);
     if (st == NARU_OK) {
         st = check_platform(pb, err);
     }

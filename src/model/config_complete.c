@@ -537,6 +537,33 @@ static nr_status derive_batching(struct nr_model_config *c, struct nr_err *err)
     return c->preferred ? NARU_OK : nr_config_nomem(err);
 }
 
+/* After derive_batching. */
+static nr_status derive_strategy(struct nr_model_config *c, struct nr_err *err)
+{
+    const char *own = NULL;
+    for (uint32_t i = 0; i < c->n_options; i++) {
+        struct nr_str key = nr_str_from(c->options[i].key);
+        if (nr_str_is(key, NR_CONFIG_BATCH_STRATEGY)) {
+            c->batch_strategy = c->options[i].value;
+        } else if (nr_str_starts(key, NR_STR(NR_CONFIG_BATCH_STRATEGY_PREFIX))) {
+            own = key.ptr;
+        }
+    }
+    if (!c->batch_strategy) {
+        return own ? nr_fail(err, NARU_INVALID,
+                             "parameter \"%.200s\" is for a batching strategy: name it by "
+                             "parameter \"" NR_CONFIG_BATCH_STRATEGY "\"",
+                             own)
+                   : NARU_OK;
+    }
+    if (!c->dynamic_batching || c->sequence) {
+        return nr_fail(err, NARU_INVALID, "parameter \"" NR_CONFIG_BATCH_STRATEGY "\" %s",
+                       c->sequence ? "excludes sequence_batching, which forms its own batches"
+                                   : "needs dynamic_batching and a max_batch_size above 0");
+    }
+    return NARU_OK;
+}
+
 static nr_status derive(struct nr_model_config *c, const naru_model_info *info, struct nr_err *err)
 {
     c->max_batch_size = c->pb->max_batch_size;
@@ -554,7 +581,10 @@ static nr_status derive(struct nr_model_config *c, const naru_model_info *info, 
     if (st == NARU_OK) {
         st = nr_config_derive_sequence(c, info, err);
     }
-    return st == NARU_OK ? derive_batching(c, err) : st;
+    if (st == NARU_OK) {
+        st = derive_batching(c, err);
+    }
+    return st == NARU_OK ? derive_strategy(c, err) : st;
 }
 
 /* --- comparison with the model ---------------------------------------------------------------- */
@@ -626,7 +656,9 @@ static nr_status compare(struct nr_model_config *c, const naru_model_info *info,
         if (info) {
             st = compare_one(&sig->inputs[i], "input", false, info->inputs, info->n_inputs, &in[i],
                              err);
-            given[in[i]] = st == NARU_OK;
+            if (st == NARU_OK) { /* else in[i] need not be one of the model's */
+                given[in[i]] = true;
+            }
         }
     }
     for (uint32_t i = 0; i < sig->n_outputs && st == NARU_OK; i++) {

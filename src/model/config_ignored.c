@@ -30,6 +30,16 @@ static void list(struct nr_text *t, const struct field *fields, size_t n)
     }
 }
 
+/* Triton's way to name a strategy, whose interface is another one. */
+static bool has_strategy_path(const Inference__ModelConfig *pb)
+{
+    bool found = false;
+    for (size_t i = 0; i < pb->n_parameters; i++) {
+        found = found || strcmp(pb->parameters[i]->key, "TRITON_BATCH_STRATEGY_PATH") == 0;
+    }
+    return found;
+}
+
 static void list_model(const Inference__ModelConfig *pb, struct nr_text *t)
 {
     bool cache = pb->response_cache && pb->response_cache->enable;
@@ -40,6 +50,7 @@ static void list_model(const Inference__ModelConfig *pb, struct nr_text *t)
                   INFERENCE__MODEL_CONFIG__SCHEDULING_CHOICE_SEQUENCE_BATCHING ||
               pb->n_batch_input > 0),
          "model_warmup"},
+        {has_strategy_path(pb), "TRITON_BATCH_STRATEGY_PATH (see naru.batch_strategy)"},
         {pb->n_metric_tags > 0, "metric_tags"},
         {pb->model_metrics, "model_metrics"},
         {pb->runtime[0] != '\0', "runtime"},

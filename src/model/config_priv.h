@@ -12,6 +12,9 @@
 #define NR_CONFIG_LATENCY_TARGET "naru.latency_target_ms"
 /* Parameter "auto" (default), "wide" or "narrow": how executions share the cores. */
 #define NR_CONFIG_PARALLELISM "naru.parallelism"
+/* Name of a plug-in that plans the batches; its own parameters begin with the second one. */
+#define NR_CONFIG_BATCH_STRATEGY "naru.batch_strategy"
+#define NR_CONFIG_BATCH_STRATEGY_PREFIX "naru.batch_strategy."
 
 /* Rules that the text alone can break: names, types, dims, reshapes, schedulers, instances.
  * NARU_INVALID, or NARU_UNSUPPORTED for features that this version does not serve. */

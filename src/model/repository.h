@@ -42,6 +42,7 @@
 #include "base/list.h"
 #include "base/map.h"
 #include "base/status.h"
+#include "host/agent.h"
 #include "io/pool.h"
 #include "model/traffic.h"
 #include "model/version.h"
@@ -108,6 +109,7 @@ struct nr_repository_cfg {
     int64_t min_resident_ns;    /* a loaded model stays at least so long; 1 s when 0 */
     int64_t quiet_ns; /* polling takes a change when nothing has moved for so long; 2 s when 0 */
     uint32_t load_threads;        /* 0: min(cores, 4) */
+    struct nr_agents *agents;     /* borrowed; NULL: models with agents are not loaded */
     const char *config_name;      /* --model-config-name; NULL none */
     struct nr_config_opts config; /* auto_complete false switches it off: set it */
     struct nr_version_ops ops;
@@ -282,6 +284,10 @@ nr_nodiscard nr_status nr_repository_labels_edit(struct nr_repository *r, struct
  * NARU_PRECONDITION: there was none. */
 nr_nodiscard nr_status nr_repository_labels_rollback(struct nr_repository *r, struct nr_str model,
                                                      struct nr_err *err);
+/* Whether an operator's labels are other than the configuration's: then *ret has them, with names that
+ * live as long as the repository. */
+bool nr_repository_labels_moved(struct nr_repository *r, struct nr_str model,
+                                struct nr_traffic *ret);
 struct nr_label_counts {
     uint64_t events[NR_LABEL_EVENTS];
 };

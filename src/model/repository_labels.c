@@ -222,6 +222,18 @@ nr_status nr_repository_labels_rollback(struct nr_repository *r, struct nr_str m
     return finish(r, st);
 }
 
+bool nr_repository_labels_moved(struct nr_repository *r, struct nr_str model,
+                                struct nr_traffic *ret)
+{
+    struct nr_err err = {0};
+    nr_repository_lock(r);
+    const struct nr_model *m = find(r, model, &err);
+    bool moved = m && !nr_traffic_same(&m->traffic, &m->configured);
+    *ret = m ? m->traffic : (struct nr_traffic){0};
+    nr_repository_unlock(r);
+    return moved;
+}
+
 nr_status nr_repository_labels_get(struct nr_repository *r, struct nr_str model,
                                    struct nr_traffic *ret,
                                    struct nr_label_counts counts[NR_TRAFFIC_MAX_LABELS],

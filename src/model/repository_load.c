@@ -37,9 +37,6 @@
 #include "io/file.h"
 #include "model/repository_priv.h"
 
-#define LOW_NICE \
-    15 /* about a thirtieth of a core that is wanted by others, all of one that is not */
-
 /* --- states and slots, under the lock ----------------------------------------------------------- */
 
 static bool is_busy(nr_version_state s)
@@ -90,6 +87,7 @@ static struct nr_slot *slot_new(struct nr_repository *r, struct nr_model *m,
     bool flat = strcmp(from->folder, ".") == 0;
     s->model = m;
     s->print = from->print;
+    s->has_agents = p->has_agents;
     memcpy(s->folder, from->folder, sizeof s->folder);
     s->v = (struct nr_version){.name = m->name,
                                .number = from->number,
@@ -108,7 +106,7 @@ static struct nr_slot *slot_new(struct nr_repository *r, struct nr_model *m,
 
 static void slot_free(struct nr_repository *r, struct nr_slot *s)
 {
-    NR_ASSERT(s->v.config == NULL && s->n_jobs == 0);
+    NR_ASSERT(s->v.config == NULL && s->n_jobs == 0 && s->lease == NULL);
     r->index_used[s->v.index] = 0;
     r->n_slots--;
     nr_free((char *)(uintptr_t)s->v.path);
@@ -194,6 +192,14 @@ static void set_text(char **to, const char *text)
     char *fresh = nr_strdup(text);
     nr_free(*to);
     *to = fresh;
+}
+
+/* Under the lock: what the index says beside READY. */
+static void note_failed(struct nr_model *m, const char *reason)
+{
+    nr_autofree char *note =
+        nr_format("the last load failed, the versions from before serve: %s", reason);
+    set_text(&m->note, note);
 }
 
 /* --- models ----------------------------------------------------------------------------------- */
@@ -363,8 +369,10 @@ static void job_close(struct nr_job *j)
     struct nr_slot *s = nr_container_of(j, struct nr_slot, job);
     struct nr_repository *r = s->v.repository;
     struct nr_catalog *old = NULL;
+    nr_lease_closing(s->lease);
     r->cfg.ops.close(r->cfg.ops_ctx, &s->v);
     nr_version_clear(&s->v);
+    nr_lease_unref(NR_TAKE(s->lease));
     nr_repository_lock(r);
     bool shown = s->shown, last = r->n_closing == 1 && r->n_loading == 0;
     r->closing_bytes -= s->closing_bytes;
@@ -459,6 +467,25 @@ nr_status nr_repository_unload(struct nr_repository *r, const char *name, struct
 
 /* --- the end of a change ---------------------------------------------------------------------- */
 
+/* Under the lock. An ensemble that serves is not replaced by one that could not: by an operator's load,
+ * that is, who can load its members first. While files are polled both may come in any order, so the
+ * ensemble waits for its members. */
+static void try_ensembles(struct nr_repository *r, struct nr_change *c)
+{
+    const struct nr_model *m = c->model;
+    bool serves = false;
+    for (size_t i = 0; i < m->n_slots; i++) {
+        const struct nr_version *v = &m->slots[i]->v;
+        serves = serves || (nr_version_state_of(v) == NR_VERSION_READY && is_open_ensemble(v) &&
+                            nr_repository_seen(r, v).state == NR_VERSION_READY);
+    }
+    for (size_t i = 0; i < c->n_slots && serves && c->beside && !c->failed; i++) {
+        struct nr_slot *s = c->slots[i];
+        c->failed = s->change == c && s->v.config->ensemble &&
+                    nr_catalog_try(r->catalog, &s->v, &c->err) != NARU_OK;
+    }
+}
+
 /* Under the lock. All new versions are open, or not all of them: switch, or close the new ones.
  * `ready` gets those that serve from now on. */
 static void change_finish(struct nr_repository *r, struct nr_change *c, struct drops *d,
@@ -477,9 +504,7 @@ static void change_finish(struct nr_repository *r, struct nr_change *c, struct d
         }
         show_slots(r, m, c->slots, c->n_slots, d);
     } else if (c->beside && has_ready(m)) {
-        nr_autofree char *note =
-            nr_format("the last load failed, the versions from before serve: %s", c->err.text);
-        set_text(&m->note, note);
+        note_failed(m, c->err.text);
     }
     if (!c->failed) {
         set_text(&m->note, "");
@@ -552,7 +577,7 @@ static void *open_low(void *arg)
 {
     struct low_open *o = arg;
     struct nr_repository *r = o->v->repository;
-    (void)setpriority(PRIO_PROCESS, 0, LOW_NICE); /* of this thread only, on Linux */
+    (void)setpriority(PRIO_PROCESS, 0, NR_LOW_NICE); /* of this thread only, on Linux */
     o->st = r->cfg.ops.open(r->cfg.ops_ctx, o->v, o->err);
     nr_arena_thread_done();
     return NULL;
@@ -576,6 +601,29 @@ static nr_status open_version(struct nr_version *v, bool low, struct nr_err *err
     return o.st;
 }
 
+/* Lets the model's agents look at its folder first. *fd: of the model's own folder; when they put another
+ * one in its place the version is opened from there, and *fd is that one, borrowed. */
+static nr_status run_agents(struct nr_slot *s, bool low, int *fd, struct nr_err *err)
+{
+    struct nr_version *v = &s->v;
+    bool flat = strcmp(s->folder, ".") == 0;
+    const char *path = v->path;
+    nr_autofree char *own =
+        flat ? nr_strdup(path)
+             : nr_format("%.*s", (int)(strlen(path) - strlen(s->folder) - 1), path);
+    int fresh_fd = *fd;
+    nr_status st = nr_lease_load(s->lease, *fd, own, low, &fresh_fd, &path, err);
+    if (st != NARU_OK || strcmp(path, own) == 0) {
+        return st;
+    }
+    nr_close(v->dir_fd);
+    v->dir_fd = -1;
+    *fd = fresh_fd;
+    nr_free((char *)(uintptr_t)v->path);
+    v->path = flat ? nr_strdup(path) : nr_format("%s/%s", path, s->folder);
+    return nr_dir_open_at(fresh_fd, s->folder, O_RDONLY | O_DIRECTORY, 0, &v->dir_fd, err);
+}
+
 static nr_status load(struct nr_slot *s, bool low, struct nr_err *err)
 {
     struct nr_repository *r = s->v.repository;
@@ -591,8 +639,14 @@ static nr_status load(struct nr_slot *s, bool low, struct nr_err *err)
     if (st != NARU_OK) {
         return st;
     }
-    s->v.model_fd = s->v.bare_file ? -1 : model_fd;
-    st = nr_version_prepare(&s->v, r->config_name, err);
+    int files_fd = model_fd; /* where its files are */
+    if (s->lease) {
+        st = run_agents(s, low, &files_fd, err);
+    }
+    s->v.model_fd = s->v.bare_file ? -1 : files_fd;
+    if (st == NARU_OK) {
+        st = nr_version_prepare(&s->v, r->config_name, err);
+    }
     if (st == NARU_OK) {
         st = open_version(&s->v, low, err);
     }
@@ -645,6 +699,7 @@ static void job_load(struct nr_job *j)
     struct drops d = {0}, ready = {0};
     struct nr_op *op = NULL;
     struct nr_catalog *old = NULL;
+    bool refused = false;
     nr_repository_lock(r);
     bool skip = s->unload_wanted || r->stopping || (c->beside && c->failed), low = r->n_ready > 0;
     nr_repository_unlock(r);
@@ -653,7 +708,9 @@ static void job_load(struct nr_job *j)
     s->v.load_ns = (uint64_t)(nr_clock_now() - begin);
     if (st != NARU_OK) {
         nr_version_clear(&s->v);
+        nr_lease_unref(NR_TAKE(s->lease));
     } else {
+        nr_lease_opened(s->lease);
         err = (struct nr_err){0}; /* a step may have looked for something that need not be there */
     }
     err.status = st;
@@ -666,6 +723,10 @@ static void job_load(struct nr_job *j)
     bool last = --c->n_left == 0;
     if (last) {
         op = c->model->active;
+        if (r->cfg.mode == NR_CONTROL_EXPLICIT && !c->failed) {
+            try_ensembles(r, c);
+            refused = c->failed;
+        }
         change_finish(r, c, &d, &ready);
     }
     if (seen || (last && c->beside)) {
@@ -678,7 +739,13 @@ static void job_load(struct nr_job *j)
     if (told) {
         tell(r, &s->v, st == NARU_OK ? NR_VERSION_READY : NR_VERSION_UNAVAILABLE, err.text);
     }
+    if (refused) {
+        tell(r, &s->v, NR_VERSION_UNAVAILABLE, c->err.text);
+    }
     tell_ensembles(r);
+    if (last) {
+        nr_lease_settle(NR_TAKE(c->lease), c->beside && c->failed);
+    }
     drop_now(&d);
     if (own) {
         nr_version_unref(&s->v);
@@ -715,9 +782,7 @@ static void take_reason(struct nr_repository *r, struct nr_model *m, const struc
     nr_repository_lock(r);
     m->shown = true;
     if (has_ready(m)) {
-        nr_autofree char *note =
-            nr_format("the last load failed, the versions from before serve: %s", p->reason);
-        set_text(&m->note, note);
+        note_failed(m, p->reason);
     } else {
         show_slots(r, m, NULL, 0, &d);
         set_text(&m->reason, p->reason);
@@ -768,6 +833,10 @@ static struct nr_slot **begin_loads(struct nr_repository *r, struct nr_change *c
     size_t n = 0;
     c->model->change = c;
     for (size_t i = 0; i < c->n_slots; i++) {
+        if (c->slots[i]->change == c && c->slots[i]->has_agents) {
+            c->lease = c->lease ? c->lease : nr_lease_new(r, c->model->name);
+            c->slots[i]->lease = nr_lease_ref(c->lease);
+        }
         if (c->slots[i]->change == c) {
             set_state(r, &c->slots[i]->v, NR_VERSION_LOADING, "");
             start[n++] = c->slots[i];
@@ -958,6 +1027,11 @@ static void run_op(struct nr_job *j)
         return;
     }
     if (nr_plan_make(r, op->name, &p, &op->err) != NARU_OK) {
+        nr_repository_lock(r);
+        if (op->model && has_ready(op->model)) {
+            note_failed(op->model, op->err.text);
+        }
+        nr_repository_unlock(r);
         op_end(r, op->model, op);
         return;
     }

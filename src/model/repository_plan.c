@@ -51,56 +51,23 @@ static void mix_entry(struct look *l, const struct nr_dir_entry *e)
     }
 }
 
-struct level { /* one folder on the way down */
-    int fd;
-    struct nr_dir_entry *entries;
-    size_t n, i;
-};
-
-static nr_status level_open(struct level *to, int dir_fd, const char *folder, struct nr_err *err)
+static nr_status mix_visit(void *arg, struct nr_dir_visit *v, struct nr_err *err)
 {
-    *to = (struct level){.fd = -1};
-    nr_status st = nr_dir_open_at(dir_fd, folder, O_RDONLY | O_DIRECTORY, 0, &to->fd, err);
-    if (st == NARU_OK) {
-        st = nr_dir_list(to->fd, NR_REPOSITORY_MAX_ENTRIES, &to->entries, &to->n, err);
+    (void)err;
+    v->enter = v->entry->name[0] != '.';
+    if (v->enter && !v->leaving) {
+        mix_entry(arg, v->entry);
     }
-    return st;
-}
-
-static void level_close(struct level *l)
-{
-    nr_close(l->fd);
-    nr_free(l->entries);
+    return NARU_OK;
 }
 
 /* All that lies beneath dir_fd/folder. A folder that vanishes meanwhile is an error: look again. */
 static nr_status mix_tree(struct look *l, int dir_fd, const char *folder, struct nr_err *err)
 {
-    struct level levels[MAX_DEPTH];
-    unsigned depth = 1;
-    nr_status st = level_open(&levels[0], dir_fd, folder, err);
-    while (depth > 0 && st == NARU_OK) {
-        struct level *at = &levels[depth - 1];
-        if (at->i == at->n) {
-            level_close(at);
-            depth--;
-            continue;
-        }
-        const struct nr_dir_entry *e = &at->entries[at->i++];
-        if (e->name[0] == '.') {
-            continue;
-        }
-        mix_entry(l, e);
-        if (e->is_dir && depth == MAX_DEPTH) {
-            st = nr_fail(err, NARU_TOO_LARGE, "folders are nested more than %d deep", MAX_DEPTH);
-        } else if (e->is_dir) {
-            st = level_open(&levels[depth++], at->fd, e->name, err);
-        }
-    }
-    while (depth > 0) {
-        level_close(&levels[--depth]);
-    }
-    return st;
+    nr_autoclose int fd = -1;
+    nr_status st = nr_dir_open_at(dir_fd, folder, O_RDONLY | O_DIRECTORY, 0, &fd, err);
+    return st == NARU_OK ? nr_dir_walk(fd, MAX_DEPTH, NR_REPOSITORY_MAX_ENTRIES, mix_visit, l, err)
+                         : st;
 }
 
 /* "3" → 3; 0 for names that are no version: not decimal, leading zero, beyond 63 bits. */
@@ -456,6 +423,8 @@ static nr_status find_versions(const struct nr_repository *r, struct nr_plan *p,
         select_versions(p, c, entries, n);
         st = nr_traffic_read(c->pb, &p->traffic, err);
         p->pinned = is_pinned(c->pb);
+        p->has_agents =
+            c->pb->model_repository_agents && c->pb->model_repository_agents->n_agents > 0;
         for (uint32_t i = 0; i < p->traffic.n; i++) { /* the message goes, the names stay */
             (void)snprintf(p->names[i], sizeof p->names[i], "%s", p->traffic.rules[i].name);
             p->traffic.rules[i].name = p->names[i];

@@ -2,6 +2,7 @@
  *
  *   repository_plan.c   what lies in the files: names, versions, fingerprints; knows no state
  *   repository_load.c   changes: plan → new slots → load jobs → switch; unloading; operations
+ *   repository_agents.c the agents of a model, of each load
  *   repository_poll.c   the thread that looks at the files in NR_CONTROL_POLL
  *   repository.c        begin and end, waiting, listing
  *   repository_demand.c loading on demand within a budget of memory
@@ -34,6 +35,8 @@ struct nr_slot { /* one version as it was opened once, and its jobs */
     uint32_t n_jobs;        /* begun and not ended: one while LOADING, one while UNLOADING */
     bool unload_wanted;     /* unload came while LOADING */
     bool opened;            /* waits for the others of its change, to be switched to */
+    bool has_agents;        /* its model's configuration names repository agents */
+    struct nr_lease *lease; /* from its load to its close; NULL: no agents */
     char folder[24];        /* beneath the model's folder: "3", or "." when the files lie in it */
 };
 
@@ -43,7 +46,8 @@ struct nr_change { /* from the first load job of a plan to the rest of the last 
     size_t n_slots, n_left; /* n_left: new ones that are not at rest */
     bool beside;            /* READY versions serve until all new ones are open */
     bool failed;
-    struct nr_err err; /* of the first that failed */
+    struct nr_err err;      /* of the first that failed */
+    struct nr_lease *lease; /* of the new slots' agents, or NULL */
 };
 
 struct nr_model {
@@ -150,6 +154,7 @@ struct nr_plan { /* what the files say of one model, at one moment */
     uint64_t print;            /* of everything that belongs to the model */
     int64_t newest_wall_ns;    /* latest mtime within */
     bool pinned;               /* naru.pin */
+    bool has_agents;           /* model_repository_agents */
     struct nr_traffic traffic; /* of the configuration; its names are in `names` */
     char names[NR_TRAFFIC_MAX_LABELS][65];
 };
@@ -192,6 +197,23 @@ void nr_repository_poll_load(struct nr_repository *r, const char *name);
 /* Ends operations that wait, when the repository is stopping. Not under the lock. */
 void nr_repository_cancel_ops(struct nr_repository *r);
 
+/* --- repository_agents.c --------------------------------------------------------------------- */
+
+/* What the versions opened by one load share: agents and the folder they left. None of its functions is
+ * called under the repository's lock but nr_lease_new and nr_lease_ref; most accept NULL. */
+struct nr_lease;
+struct nr_lease *nr_lease_new(struct nr_repository *r, const char *model); /* one reference */
+struct nr_lease *nr_lease_ref(struct nr_lease *l);
+void nr_lease_unref(struct nr_lease *l);
+/* Runs the agents, or waits for whoever does. *ret_fd, *ret_path: the folder to open the model from,
+ * borrowed as long as a reference is held. path: of the model's own folder. low: see load(). */
+nr_nodiscard nr_status nr_lease_load(struct nr_lease *l, int model_fd, const char *path, bool low,
+                                     int *ret_fd, const char **ret_path, struct nr_err *err);
+void nr_lease_opened(struct nr_lease *l); /* one of its versions is open */
+/* The load is over (failed: nothing of it will serve). Takes the change's reference. */
+void nr_lease_settle(struct nr_lease *l, bool failed);
+void nr_lease_closing(struct nr_lease *l); /* one of its versions begins to close */
+
 /* --- repository_labels.c --------------------------------------------------------------------- */
 
 /* The configuration's labels, when it says something else than the last time. Under the lock. */
@@ -216,6 +238,10 @@ struct nr_catalog *nr_catalog_make(const struct nr_repository *r, uint64_t gener
 void nr_catalog_unref(struct nr_catalog *c); /* not under the lock */
 /* settle.c: ensembles of a snapshot that is being made, after all other entries. Under the lock. */
 void nr_catalog_settle(struct nr_catalog *c);
+/* Whether v, an ensemble that is open, would be READY with the members that c has; otherwise the reason.
+ * Under the lock. */
+nr_nodiscard nr_status nr_catalog_try(const struct nr_catalog *c, struct nr_version *v,
+                                      struct nr_err *err);
 /* What clients see of a version: an ensemble that is open may lack members. Under the lock. */
 struct nr_catalog_version nr_repository_seen(const struct nr_repository *r,
                                              const struct nr_version *v);

@@ -13,6 +13,7 @@
  * Threads: under the repository's lock, on a snapshot that nobody else sees yet.
  */
 #include <stdio.h>
+#include <string.h>
 
 #include "base/mem.h"
 #include "model/ensemble.h"
@@ -104,28 +105,87 @@ static bool find_members(struct nr_catalog *c, struct candidate *x, struct nr_me
     return true;
 }
 
-static void settle(struct nr_catalog *c, struct candidate *x)
+/* The members of x, when they are all there and fit. NULL: x is blocked, or not known in this round. */
+static struct nr_member *fitting(struct nr_catalog *c, struct candidate *x)
 {
     const struct nr_ensemble *e = x->v->config->ensemble;
     struct nr_member *members = nr_arena_zalloc(&c->arena, e->n_steps * sizeof *members);
     struct nr_err err = {0};
     x->entry->depth = 1;
     if (!find_members(c, x, members) || x->settled) {
-        return;
+        return NULL;
     }
     if (x->entry->depth > NR_ENSEMBLE_MAX_DEPTH) {
         (void)nr_fail(&err, NARU_INVALID, "ensembles are nested %u deep, at most %d are allowed",
                       x->entry->depth, NR_ENSEMBLE_MAX_DEPTH);
         block(c, x, NR_VERSION_UNAVAILABLE, err.text);
-        return;
+        return NULL;
     }
     if (nr_ensemble_bind(x->v->config, &c->arena, members, &err) != NARU_OK) {
         block(c, x, NR_VERSION_UNAVAILABLE, err.text);
-        return;
+        return NULL;
     }
-    x->entry->members = members;
-    x->entry->version = nr_version_ref(x->v);
-    x->settled = true;
+    return members;
+}
+
+static void settle(struct nr_catalog *c, struct candidate *x)
+{
+    struct nr_member *members = fitting(c, x);
+    if (members) {
+        x->entry->members = members;
+        x->entry->version = nr_version_ref(x->v);
+        x->settled = true;
+    }
+}
+
+/* Whether a version of model `name` is among what e's members run, at any depth. Each version is looked
+ * at once. */
+static bool runs_model(const struct nr_catalog *c, const struct nr_ensemble *e,
+                       const struct nr_member *members, const char *name)
+{
+    nr_autofree bool *seen = nr_new_array(bool, c->n_index + 1);
+    nr_autofree const struct nr_version **queue =
+        nr_new_array(const struct nr_version *, c->n_index + 1);
+    uint32_t n = 0, at = 0;
+    for (;;) {
+        for (uint32_t i = 0; i < e->n_steps; i++) {
+            const struct nr_version *v = members[i].version;
+            if (v && strcmp(v->name, name) == 0) {
+                return true;
+            }
+            if (v && v->config->ensemble && !seen[v->index]) {
+                seen[v->index] = true;
+                queue[n++] = v;
+            }
+        }
+        if (at == n) {
+            return false;
+        }
+        const struct nr_version *v = queue[at++];
+        e = v->config->ensemble;
+        members = nr_catalog_version(c, nr_str_from(v->name), v->number)->members;
+    }
+}
+
+nr_status nr_catalog_try(const struct nr_catalog *c, struct nr_version *v, struct nr_err *err)
+{
+    struct nr_catalog_version entry = {.number = v->number, .state = NR_VERSION_READY};
+    struct candidate x = {.v = v, .entry = &entry};
+    struct nr_catalog with = {.n_models = c->n_models,
+                              .n_index = c->n_index,
+                              .models = c->models,
+                              .by_name = c->by_name}; /* with memory of its own */
+    nr_status st = NARU_OK;
+    nr_arena_init(&with.arena, 0);
+    const struct nr_member *members = fitting(&with, &x);
+    if (!members) {
+        st = nr_fail(err, NARU_PRECONDITION, "%s",
+                     entry.reason ? entry.reason : "a model that it needs is being loaded");
+    } else if (runs_model(c, v->config->ensemble, members, v->name)) {
+        st = nr_fail(err, NARU_INVALID, "it contains itself");
+    }
+    nr_arena_done(&with.arena);
+    return st;
 }
 
 /* The ensemble among `all` whose member keeps x from being settled. */

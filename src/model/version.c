@@ -63,21 +63,23 @@ static struct nr_image_io *describe_io(const struct nr_io_spec *specs, unsigned 
     return io;
 }
 
-/* Parameters of other parts, and a beginning that stands for many. */
+/* Parameters of other parts; one that ends in '.' is a beginning that stands for many. */
 static const char *const own_keys[] = {NR_CONFIG_CHECK_SYMBOLS,
                                        NR_CONFIG_LATENCY_TARGET,
                                        NR_CONFIG_PARALLELISM,
+                                       NR_CONFIG_BATCH_STRATEGY,
+                                       NR_CONFIG_BATCH_STRATEGY_PREFIX,
                                        "naru.pin",
                                        "naru.traffic",
                                        "naru.shadow",
                                        "naru.label."};
-#define LABEL_PREFIX (own_keys[NR_COUNT(own_keys) - 1])
 
 static bool is_own(struct nr_str key)
 {
-    bool own = nr_str_starts(key, nr_str_from(LABEL_PREFIX));
-    for (size_t i = 0; i + 1 < NR_COUNT(own_keys) && !own; i++) {
-        own = nr_str_is(key, own_keys[i]);
+    bool own = false;
+    for (size_t i = 0; i < NR_COUNT(own_keys) && !own; i++) {
+        struct nr_str mine = nr_str_from(own_keys[i]);
+        own = nr_str_ends(mine, NR_STR(".")) ? nr_str_starts(key, mine) : nr_str_eq(key, mine);
     }
     return own;
 }

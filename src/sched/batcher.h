@@ -33,7 +33,8 @@ struct nr_batch_rules {
     X(NR_SEAL_SHAPE, "shape")         /* requests of other shapes or inputs wait, too */        \
     X(NR_SEAL_NEXT_TOO_BIG, "next")   /* the next request would exceed the maximum */           \
     X(NR_SEAL_DELAY, "delay")         /* the oldest request has waited its delay */             \
-    X(NR_SEAL_IDLE, "idle")           /* an instance was idle and nothing else was queued */
+    X(NR_SEAL_IDLE, "idle")           /* an instance was idle and nothing else was queued */    \
+    X(NR_SEAL_STRATEGY, "strategy")   /* the model's batching strategy decided */
 typedef enum nr_seal {
 #define NR_SEAL_ENUM(symbol, text) symbol,
     NR_SEAL_MAP(NR_SEAL_ENUM)

@@ -33,6 +33,7 @@ static void runtime_free(struct nr_runtime *rt)
     } else {
         nr_sched_free(rt->sched);
     }
+    nr_strategy_free(rt->strategy);
     nr_room_free(rt->room);
     nr_pipeline_free(rt->pipeline);
     for (unsigned i = 0; i < rt->n_instances; i++) {
@@ -146,7 +147,7 @@ static bool may_inline(const struct nr_runtime_host *host, const struct nr_runti
     if (!host->placement.allowed || (caps & NARU_CAP_INLINE) == 0 ||
         (caps & NARU_CAP_ONE_THREAD) != 0 || (caps & NARU_CAP_ASYNC) != 0 ||
         (rt->model->info->flags & NARU_MODEL_STATIC_GRAPH) == 0 || c->max_queue_delay_ns > 0 ||
-        c->preserve_ordering || c->decoupled || first_device(c) >= 0) {
+        c->preserve_ordering || c->decoupled || c->batch_strategy != NULL || first_device(c) >= 0) {
         return false;
     }
     const struct nr_signature *sig = c->sequence != NULL ? &c->sequence->sig : &c->sig;
@@ -166,7 +167,8 @@ static struct nr_batch_rules rules_of(const struct nr_runtime *rt, const struct 
 {
     struct nr_batch_rules rules = {.max_rows = NR_MAX(c->max_batch_size, 1),
                                    .batching = c->batched && c->dynamic_batching,
-                                   .auto_size = !rt->says_batching || c->latency_target_ns > 0,
+                                   .auto_size = c->batch_strategy == NULL &&
+                                                (!rt->says_batching || c->latency_target_ns > 0),
                                    .delay_ns = (int64_t)c->max_queue_delay_ns};
     const struct nr_signature *sig = c->sequence != NULL ? &c->sequence->sig : &c->sig;
     for (uint32_t i = 0; i < sig->n_inputs; i++) {
@@ -221,6 +223,24 @@ static unsigned instances_of(const struct nr_runtime_host *host, const struct nr
     return NR_MIN(NR_MIN(2 * nr_cpu_usable(), MAX_LANES), NR_MAX(host->max_instances, 1u));
 }
 
+static nr_status open_strategy(const struct nr_runtime_host *host, struct nr_runtime *rt,
+                               const struct nr_model_config *c, struct nr_err *err)
+{
+    struct nr_batching batching = {0};
+    const naru_batching_args args = {.n_options = c->n_options,
+                                     .options = c->options,
+                                     .model = c->name,
+                                     .max_rows = c->max_batch_size};
+    nr_status st = host->batchings
+                       ? nr_batching_open(host->batchings, nr_str_from(c->batch_strategy), &args,
+                                          &batching, err)
+                       : nr_fail(err, NARU_UNAVAILABLE, "this server has no batching strategies");
+    if (st == NARU_OK) {
+        rt->strategy = nr_strategy_new(&batching);
+    }
+    return st;
+}
+
 /* Batches of rows that lie side by side need no copy, unless the plug-in wants none anyway. */
 static struct nr_room *open_room(const struct nr_runtime *rt, const struct nr_model_config *c)
 {
@@ -254,6 +274,13 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
                                             .cores = nr_cpu_usable()},
                                .decoupled = c->decoupled};
     cfg.placement.allowed = may_inline(host, rt, c);
+    if (c->batch_strategy != NULL) {
+        nr_status opened = open_strategy(host, rt, c, err);
+        if (opened != NARU_OK) {
+            return opened;
+        }
+        cfg.strategy = rt->strategy;
+    }
     struct nr_queue_rules levels[NR_CONFIG_MAX_LEVELS];
     level_rules(c, levels, &cfg.limits);
     cfg.levels = levels;

@@ -16,6 +16,7 @@
 
 struct nr_runtime_host {
     struct nr_plugins *plugins;
+    struct nr_batchings *batchings; /* NULL: models that name a batching strategy do not load */
     struct nr_exec *exec;
     struct nr_loop *const *loops;
     unsigned n_loops;
@@ -39,6 +40,7 @@ struct nr_runtime {
     struct nr_plugin_model *model;  /* NULL for an ensemble */
     struct nr_sched *sched;         /* runs the model's batches; with a sequencer: its first one;
                                        NULL for an ensemble */
+    struct nr_strategy *strategy;   /* of its batches; NULL: the server's own */
     struct nr_sequencer *sequencer; /* NULL: the configuration asks for none */
     struct nr_pipeline *pipeline;   /* of an ensemble, else NULL */
     struct nr_cached *cached;       /* in front of sched; NULL: the configuration asks for none */

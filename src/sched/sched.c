@@ -203,9 +203,12 @@ static struct nr_place *take_batch(struct nr_sched *s, struct taken *t)
     if (way == NR_WAY_NONE) {
         return NULL; /* who ends next looks again */
     }
+    struct nr_strategy *strategy = s->cfg.strategy;
     int64_t fixed_ns;
     struct nr_batch_rules rules = rules_now(s, way, now_ns, &fixed_ns);
-    struct nr_batch_plan plan = nr_batcher_plan(&rules, &s->queue.order, now_ns);
+    struct nr_batch_plan plan = NR_UNLIKELY(strategy != NULL)
+                                    ? nr_strategy_plan(strategy, &rules, &s->queue.order, now_ns)
+                                    : nr_batcher_plan(&rules, &s->queue.order, now_ns);
     if (rules.auto_size && plan.why == NR_SEAL_IDLE) {
         t->wait_ns = nr_hold_until(&s->hold, s->queue.rows, fixed_ns, now_ns);
         if (t->wait_ns != 0) {
@@ -224,7 +227,11 @@ static struct nr_place *take_batch(struct nr_sched *s, struct taken *t)
     s->admit.n_places = s->parallel.cfg.on ? nr_parallel_lanes(&s->parallel, way) : s->n_places;
     nr_batch_form_set(p->batch, p->run.form);
     nr_hold_took(&s->hold, plan.rows, fixed_ns, now_ns);
-    nr_batcher_take(&rules, &plan, &s->queue, &t->batch);
+    if (NR_UNLIKELY(strategy != NULL)) {
+        nr_strategy_take(strategy, &rules, &plan, &s->queue, &t->batch);
+    } else {
+        nr_batcher_take(&rules, &plan, &s->queue, &t->batch);
+    }
     NR_LIST_FOREACH (node, &t->batch) {
         struct nr_request *r = nr_request_of(node);
         /* Taken under the lock, so that a cancel never looks for it in the queue again. */
@@ -509,6 +516,8 @@ nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, st
     s->turn_rules = s->cfg.rules;
     s->turn_rules.in_order = true;
     NR_ASSERT(!cfg->preserve_ordering || !cfg->placement.allowed);
+    NR_ASSERT(!cfg->strategy ||
+              (cfg->rules.batching && !cfg->rules.auto_size && !cfg->placement.allowed));
     s->target = (struct nr_target){.submit = submit, .cancel = cancel};
     s->n_places = cfg->n_instances;
     pthread_mutex_init(&s->lock, NULL);
@@ -609,22 +618,24 @@ void nr_sched_state_get(struct nr_sched *s, struct nr_sched_state *ret)
 {
     pthread_mutex_lock(&s->lock);
     int64_t now_ns = nr_clock_now();
-    *ret = (struct nr_sched_state){.queued = s->queue.n,
-                                   .running = s->n_running,
-                                   .places = s->n_places,
-                                   .parallel = s->parallel,
-                                   .queued_bytes = s->queue.bytes,
-                                   .queued_rows = s->queue.rows,
-                                   .row_limit =
-                                       nr_admit_rows(&s->admit, s->cfg.limits.max_wait_ns, now_ns),
-                                   .is_inline = s->placement.is_inline,
-                                   .may_inline = s->placement.cfg.allowed,
-                                   .n_promoted = s->placement.n_promoted,
-                                   .n_demoted = s->placement.n_demoted,
-                                   .row_ns = s->admit.row_ns,
-                                   .n_levels = s->queue.n_levels,
-                                   .bytes_copied = s->bytes_copied,
-                                   .bytes_in_place = s->bytes_in_place};
+    *ret = (struct nr_sched_state){
+        .queued = s->queue.n,
+        .running = s->n_running,
+        .places = s->n_places,
+        .parallel = s->parallel,
+        .queued_bytes = s->queue.bytes,
+        .queued_rows = s->queue.rows,
+        .row_limit = nr_admit_rows(&s->admit, s->cfg.limits.max_wait_ns, now_ns),
+        .is_inline = s->placement.is_inline,
+        .may_inline = s->placement.cfg.allowed,
+        .n_promoted = s->placement.n_promoted,
+        .n_demoted = s->placement.n_demoted,
+        .row_ns = s->admit.row_ns,
+        .n_levels = s->queue.n_levels,
+        .has_strategy = s->cfg.strategy != NULL,
+        .strategy_refused = s->cfg.strategy ? nr_strategy_refused(s->cfg.strategy) : 0,
+        .bytes_copied = s->bytes_copied,
+        .bytes_in_place = s->bytes_in_place};
     if (s->parallel.cfg.on) { /* as many as run at once now */
         ret->places = nr_parallel_lanes(&s->parallel, nr_parallel_way(&s->parallel, true));
     }

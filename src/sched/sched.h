@@ -23,6 +23,7 @@
 #include "sched/placement.h"
 #include "sched/request.h"
 #include "sched/room.h"
+#include "sched/strategy.h"
 
 void nr_sched_limits_default(struct nr_sched_limits *l);
 
@@ -51,8 +52,10 @@ struct nr_sched_cfg {
     const struct nr_queue_rules *levels; /* [n_levels] the most urgent first; copied */
     unsigned n_levels;                   /* 0: one, without rules of its own */
     unsigned default_level;              /* from 0 */
-    bool preserve_ordering; /* answers in the order of requests; rules.in_order, not inline */
-    bool decoupled;         /* a request may get several responses */
+    bool preserve_ordering;       /* answers in the order of requests; rules.in_order, not inline */
+    bool decoupled;               /* a request may get several responses */
+    struct nr_strategy *strategy; /* plans the batches of the queue, with rules.batching and without
+                                     auto_size or inline; borrowed, NULL none */
 };
 
 nr_nodiscard nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret,
@@ -87,7 +90,9 @@ struct nr_sched_state {
     uint64_t seals[NR_SEAL_COUNT];
     uint64_t refused[NR_REFUSAL_KINDS];
     unsigned n_levels;
-    unsigned levels[NR_QUEUE_MAX_LEVELS];  /* requests that wait, by level */
+    unsigned levels[NR_QUEUE_MAX_LEVELS]; /* requests that wait, by level */
+    bool has_strategy;
+    uint64_t strategy_refused;             /* answers of a batching strategy */
     uint64_t bytes_copied, bytes_in_place; /* of inputs: gathered into a batch, or read where they
                                               lay by the plug-in; of finished executions */
 };

@@ -410,6 +410,18 @@ static double find_sizes(struct work *w, double wait)
              ms(cost), ms(row), set->max_batch_size);
         advise(n, "add \"dynamic_batching { }\" to config.pbtxt");
     }
+    double rows = (double)f->rows / NR_MAX((double)f->executions, 1.0);
+    double room = 1 - rows / NR_MAX((double)set->max_batch_size, 1.0);
+    double chosen = sealed(w, NR_SEAL_STRATEGY) * NR_MAX(room, 0.0);
+    if (cheaper && (n = find(w, NR_WHY_STRATEGY, wait * chosen, NULL)) != NULL) {
+        used += chosen;
+        text(n,
+             "%.0f %% of the batches are as the model's batching strategy wants them: %.1f rows on "
+             "average of %" PRId64 "; a batch takes %.2f ms + %.2f ms per row",
+             100 * sealed(w, NR_SEAL_STRATEGY), rows, set->max_batch_size, ms(cost), ms(row));
+        advise(n, "change the parameters naru.batch_strategy.*, or leave naru.batch_strategy out; "
+                  "what other settings would do is said for the server's own batches");
+    }
     return used;
 }
 

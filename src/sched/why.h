@@ -24,6 +24,7 @@
     X(NR_WHY_SHAPES, "shapes")            /* neighbours in the queue do not match */               \
     X(NR_WHY_ROWS, "rows")                /* the next request's rows would not fit any more */     \
     X(NR_WHY_BATCHING_OFF, "batching_off") /* one request at a time although batches would pay */  \
+    X(NR_WHY_STRATEGY, "strategy")         /* the batching strategy makes small batches */         \
     X(NR_WHY_INSTANCES, "instances")       /* every instance is busy */                            \
     X(NR_WHY_CORES, "cores")               /* the machine has no more cores for it */              \
     X(NR_WHY_NEIGHBOURS, "neighbours")     /* other processes have the cores */                    \

@@ -55,6 +55,7 @@ struct nr_gallery {
     unsigned n, capacity;
     uint64_t total_bytes;
     int64_t last_id_ns;
+    bool owned; /* the folder is locked by us, and scanned */
 };
 
 void nr_gallery_cfg_default(struct nr_gallery_cfg *cfg)
@@ -281,15 +282,21 @@ static nr_status scan(struct nr_gallery *g, struct nr_err *err)
 }
 
 /* One process at a time. File systems that cannot lock folders are taken as they are. */
-static nr_status lock_folder(struct nr_gallery *g, const char *path, struct nr_err *err)
+static nr_status take_folder(struct nr_gallery *g, struct nr_err *err)
 {
     if (flock(g->dir_fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
-        return nr_fail(err, NARU_EXISTS,
-                       "the gallery's folder %s is in use by another process; give each server its "
-                       "own",
-                       path);
+        return NARU_EXISTS;
     }
-    return NARU_OK;
+    nr_status st = scan(g, err);
+    g->owned = st == NARU_OK;
+    return st;
+}
+
+/* Under the lock, before anything that looks at the folder: a patient one asks whether it is free. */
+static bool have_folder(struct nr_gallery *g)
+{
+    struct nr_err err = {0};
+    return g->owned || take_folder(g, &err) == NARU_OK;
 }
 
 nr_status nr_gallery_open(const struct nr_gallery_cfg *cfg, struct nr_gallery **ret,
@@ -307,10 +314,15 @@ nr_status nr_gallery_open(const struct nr_gallery_cfg *cfg, struct nr_gallery **
     if (st != NARU_OK) {
         g->dir_fd = -1;
     } else {
-        st = lock_folder(g, cfg->path, err);
+        st = take_folder(g, err);
     }
-    if (st == NARU_OK) {
-        st = scan(g, err);
+    if (st == NARU_EXISTS && cfg->patient) {
+        st = NARU_OK;
+    } else if (st == NARU_EXISTS) {
+        st = nr_fail(
+            err, NARU_EXISTS,
+            "the gallery's folder %s is in use by another process; give each server its own",
+            cfg->path);
     }
     if (st != NARU_OK) {
         nr_gallery_close(g);
@@ -378,6 +390,11 @@ nr_status nr_gallery_add(struct nr_gallery *g, struct nr_gallery_entry *entry, s
                        "the gallery keeps JPEG, PNG and WebP of named models only");
     }
     pthread_mutex_lock(&g->lock);
+    if (!have_folder(g)) {
+        pthread_mutex_unlock(&g->lock);
+        return nr_fail(err, NARU_UNAVAILABLE,
+                       "the server whose place this one takes still has the gallery");
+    }
     e.wall_ns = nr_clock_wall();
     g->last_id_ns = NR_MAX(e.wall_ns, g->last_id_ns + 1); /* the clock may have gone back */
     snprintf(e.id, sizeof(e.id), "%016llx", (unsigned long long)g->last_id_ns);
@@ -395,6 +412,7 @@ nr_status nr_gallery_add(struct nr_gallery *g, struct nr_gallery_entry *entry, s
 void nr_gallery_usage(struct nr_gallery *g, struct nr_gallery_usage *ret)
 {
     pthread_mutex_lock(&g->lock);
+    (void)have_folder(g);
     *ret = (struct nr_gallery_usage){.bytes = g->total_bytes,
                                      .max_bytes = g->cfg.max_bytes,
                                      .entries = g->n,
@@ -419,7 +437,9 @@ nr_status nr_gallery_list(struct nr_gallery *g, struct nr_arena *a, unsigned max
                           const struct nr_gallery_entry **ret, unsigned *ret_n, struct nr_err *err)
 {
     pthread_mutex_lock(&g->lock);
-    enforce(g, 0, 0); /* age */
+    if (have_folder(g)) {
+        enforce(g, 0, 0); /* age */
+    }
     unsigned n = NR_MIN(max, g->n);
     struct nr_gallery_entry *list = nr_arena_try_array(a, n + 1, sizeof(*list));
     for (unsigned i = 0; list != NULL && i < n; i++) {
@@ -441,7 +461,7 @@ nr_status nr_gallery_read(struct nr_gallery *g, struct nr_arena *a, struct nr_st
     char name[64], *text = NULL;
     size_t len = 0;
     pthread_mutex_lock(&g->lock);
-    int at = find(g, id);
+    int at = have_folder(g) ? find(g, id) : -1;
     if (at >= 0) {
         const struct stored *e = &g->entries[at];
         file_name(e, input, name);
@@ -463,7 +483,7 @@ nr_status nr_gallery_read(struct nr_gallery *g, struct nr_arena *a, struct nr_st
 nr_status nr_gallery_remove(struct nr_gallery *g, struct nr_str id, struct nr_err *err)
 {
     pthread_mutex_lock(&g->lock);
-    int at = find(g, id);
+    int at = have_folder(g) ? find(g, id) : -1;
     if (at >= 0) {
         remove_at(g, (unsigned)at);
     }

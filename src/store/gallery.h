@@ -24,6 +24,9 @@ struct nr_gallery_cfg {
     uint64_t max_bytes;   /* 256 MiB */
     unsigned max_entries; /* 500 */
     int64_t max_age_ns;   /* 30 days; 0: none */
+    bool
+        patient; /* another process may still have the folder: this one takes it as soon as it is free.
+                     Until then nothing is kept (NARU_UNAVAILABLE) and nothing is shown */
 };
 void nr_gallery_cfg_default(struct nr_gallery_cfg *cfg); /* path NULL */
 
@@ -44,7 +47,7 @@ struct nr_gallery_usage {
     int64_t max_age_ns;
 };
 
-/* NARU_EXISTS: another process has it open. */
+/* NARU_EXISTS: another process has it open (not when cfg->patient). */
 nr_nodiscard nr_status nr_gallery_open(const struct nr_gallery_cfg *cfg, struct nr_gallery **ret,
                                        struct nr_err *err);
 void nr_gallery_close(struct nr_gallery *g); /* accepts NULL */

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ENTRY = "naru_backend_entry"
+ENTRIES = {"naru-agent-": "naru_agent_entry", "naru-batching-": "naru_batching_entry", "naru-": "naru_backend_entry"}
 
 
 def readelf(option, path):
@@ -48,7 +48,8 @@ def check(path, plugin):
     }
     if plugin:
         names = exported(symbols)
-        tests[f"exports {ENTRY} and nothing else (has: {', '.join(names[:5])})"] = names == [ENTRY]
+        entry = next(symbol for prefix, symbol in ENTRIES.items() if path.name.startswith(prefix))
+        tests[f"exports {entry} and nothing else (has: {', '.join(names[:5])})"] = names == [entry]
         # A small plug-in may call nothing that has a fortified form.
         del tests["fortified calls"]
     else:
@@ -66,8 +67,8 @@ def objects_without_cet(build):
 
 def main():
     build = Path(sys.argv[1])
-    programs = [path for path in (build / "naru", build / "naru-backend-check") if path.exists()]
-    plugins = sorted((build / "backends").glob("*.so"))
+    programs = [path for path in (build / "naru", build / "naru-backend-check", build / "examples" / "naru-seal") if path.exists()]
+    plugins = sorted([*(build / "backends").glob("*.so"), *(build / "examples").glob("*.so")])
     passed = failed = 0
     for path in programs + plugins:
         for name, good in check(path, path in plugins).items():

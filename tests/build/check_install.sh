@@ -29,7 +29,7 @@ check "naru.pc" test -n "$pc"
 PKG_CONFIG_PATH=${pc%/*} PKG_CONFIG_ALLOW_SYSTEM_CFLAGS=1
 export PKG_CONFIG_PATH PKG_CONFIG_ALLOW_SYSTEM_CFLAGS
 backends=$(pkg-config --variable=backendsdir naru)
-for name in identity delay fault; do
+for name in identity delay fault agent-trace batching-volume; do
 	check "plug-in $name" test -f "$backends/naru-$name.so"
 done
 printf '#include <naru/backend.h>\nNARU_EXPORT const naru_backend *naru_backend_entry(void)\n{\n    return 0;\n}\n' >"$root/p.c"

@@ -52,7 +52,7 @@ class Server:
         self.log_path = folder / "stderr.log"
         self.banner, self.ports, self.told = [], {}, False
         self._ready = threading.Event()
-        with open(self.log_path, "wb") as log:
+        with open(self.log_path, "ab") as log:  # other processes of the same service may add to it
             self.process = subprocess.Popen([NARU, "serve", *map(str, arguments)], stdin=subprocess.DEVNULL,
                                             stdout=subprocess.PIPE, stderr=log, text=True, env=env)
         _running.append(self)

@@ -18,12 +18,12 @@ REFUSED = {
     "ragged": (model("identity", IO, batch=4, extra='batch_output [ { target_name: "OUTPUT0" source_input: "INPUT0" } ]\n')
                .replace("dims: [1] }", "dims: [1] reshape { shape: [1] } allow_ragged_batch: true }", 1),
                "allow_ragged_batch"),
-    "agents": (model("identity", IO, extra='model_repository_agents { agents [ { name: "checksum" } ] }\n'),
-               "model_repository_agents"),
 }
 IGNORED = {
     "rate": ('instance_group [ { rate_limiter { resources [ { name: "R" count: 4 } ] priority: 2 } } ]\n', "rate_limiter"),
     "policy": ('instance_group [ { host_policy: "numa_0" } ]\n', "host_policy"),
+    "strategy": ('parameters { key: "TRITON_BATCH_STRATEGY_PATH" value { string_value: "b.so" } }\n',
+                 "TRITON_BATCH_STRATEGY_PATH (see naru.batch_strategy)"),
     "tags": ('metric_tags { key: "team" value: "a" }\n', "metric_tags"),
     "runtime": ('runtime: "librt.so"\n', "runtime"),
     "files": ('cc_model_filenames { key: "8.6" value: "a" }\n', "cc_model_filenames"),

@@ -13,7 +13,7 @@ import pytest
 from conftest import NARU, wait_until
 from counts import SLOW, Held, begun, metric, one, waiting
 from plugin_models import model, repository, slow
-from rawhttp import GOAWAY, H1, H2, LIMIT_S, SERVICE, ask, infer_pb, message
+from rawhttp import GOAWAY, H1, H2, LIMIT_S, SERVICE, WINDOW_UPDATE, ask, frame, infer_pb, message, prefixed
 
 ONE = one(7)
 A_WHILE = one(7, delay_us=2000000)  # for what has to be answered in the end
@@ -188,6 +188,140 @@ def test_no_request_is_lost(start, protocol):
         t.join(LIMIT_S)
     assert not wrong, wrong
     assert len(answered) >= 80 and len(turned_away) == 8
+    assert ends(s) == 0
+
+
+# --- with a balancer that looks at readiness (L4) -----------------------------------------------------------------------
+
+ROUNDS = int(os.environ.get("NARU_DRAIN_ROUNDS", "4"))
+PIPE = ('platform: "ensemble"\ninput [ { name: "INPUT0" data_type: TYPE_FP32 dims: [1] } ]\n'
+        'output [ { name: "OUTPUT0" data_type: TYPE_FP32 dims: [1] } ]\n'
+        'ensemble_scheduling { step [\n'
+        '  { model_name: "slow" model_version: -1 input_map { key: "INPUT0" value: "INPUT0" } output_map { key: "OUTPUT0" value: "a" } },\n'
+        '  { model_name: "slow" model_version: -1 input_map { key: "INPUT0" value: "a" } output_map { key: "OUTPUT0" value: "OUTPUT0" } } ] }\n')
+
+
+class Behind:
+    """Clients behind a balancer: they ask as long as it finds the server ready. 500 requests a second: HTTP/1.1 on
+    new and on kept connections, gRPC, messages of one stream; of a model, and of one that calls another."""
+
+    def __init__(self, s):
+        self.s, self.not_ready, self.wrong, self.lock = s, threading.Event(), [], threading.Lock()
+        self.sent = self.answered = 0
+        self.goaways = {}
+        kinds = [self.fresh, self.kept, self.kept, self.grpc, self.stream]
+        self.period = len(kinds) / 500
+        self.threads = [threading.Thread(target=self.run, args=(k,)) for k in kinds]
+        self.threads.append(threading.Thread(target=self.balance))
+        for t in self.threads:
+            t.start()
+
+    def balance(self):
+        with H1(self.s.http) as c:
+            while not self.not_ready.is_set():
+                if c.ask("GET", "/v2/health/ready").status != 200:
+                    self.not_ready.set()
+                time.sleep(0.01)
+
+    def each(self, ask_one):
+        n, due = 0, time.monotonic()
+        while not self.not_ready.is_set():
+            time.sleep(max(0, due - time.monotonic()))
+            due, n = due + self.period, n + 1
+            with self.lock:
+                self.sent += 1
+            ask_one(("slow", "pipe")[n % 2])
+            with self.lock:
+                self.answered += 1
+
+    def run(self, kind):
+        try:
+            kind()
+        except (OSError, AssertionError, TimeoutError) as e:
+            self.wrong.append((kind.__name__, repr(e)))
+            self.not_ready.set()
+
+    @staticmethod
+    def over_http(c, name):
+        r = c.ask("POST", f"/v2/models/{name}/infer", ONE)
+        assert r.status == 200 and r.json()["outputs"][0]["data"] == [7] and "connection" not in r.headers, r
+
+    def fresh(self):
+        def one_of(name):
+            with H1(self.s.http) as c:
+                self.over_http(c, name)
+        self.each(one_of)
+
+    def kept(self):
+        with H1(self.s.http) as c:
+            self.each(lambda name: self.over_http(c, name))
+            assert c.closed()  # when the lame duck is over
+
+    def grpc(self):
+        with H2(self.s.grpc) as c:
+            c.send(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1 << 28)))
+
+            def one_of(name):
+                x = c.grpc(SERVICE + "ModelInfer", infer_pb(name, [("INPUT0", "FP32", [1])], raw=[struct.pack("<f", 7)]))
+                assert c.reply(x).grpc == 0
+
+            self.each(one_of)
+            c.drain()
+            self.goaways["grpc"] = (c.goaways, c.next - 2)
+
+    def stream(self):
+        """It stays open over the whole drain, and has its last answer then."""
+        with H2(self.s.grpc) as c:
+            pb = prefixed(infer_pb("slow", [("INPUT0", "FP32", [1])], raw=[struct.pack("<f", 7)]))
+            x = c.grpc(SERVICE + "ModelStreamInfer", pb, raw=True, end=False)
+            n = 1
+
+            def wait():
+                while c.replies[x].body.count(struct.pack("<f", 7)) < n:
+                    assert not c.replies[x].ended and c.one(time.monotonic() + LIMIT_S) is not None
+
+            def one_of(_):
+                nonlocal n
+                wait()
+                c.body(x, pb, end=False)
+                n += 1
+                wait()
+
+            self.each(one_of)
+            while not c.goaways:
+                assert c.one(time.monotonic() + LIMIT_S) is not None
+            c.body(x, pb, end=True)
+            n += 1
+            r = c.reply(x)
+            wait()
+            assert r.grpc == 0
+            c.drain()
+            self.goaways["stream"] = (c.goaways, x)
+
+
+def test_a_lame_duck_loses_nothing(server, tmp_path):
+    """Not ready first, and serving; then two GOAWAYs, the rest is answered, and the end is 0: round after round."""
+    repo = repository(tmp_path / "models", slow=slow(500), pipe=PIPE)
+    for _ in range(ROUNDS):
+        s = server("--no-keep-gallery", "--lame-duck", "500ms", "--io-threads", 2, models=[repo])
+        b = Behind(s)
+        wait_until(lambda: b.answered > 200 or b.wrong, what="load")
+        s.signal(signal.SIGTERM)
+        assert ends(s) == 0
+        for t in b.threads:
+            t.join(LIMIT_S)
+        assert not b.wrong and b.sent == b.answered > 200, (b.wrong, b.sent, b.answered)
+        for goaways, last in b.goaways.values():
+            assert goaways[0] == (2**31 - 1, 0) and goaways[-1] == (last, 0), goaways
+        assert len(b.goaways) == 2 and "not all requests were answered" not in s.log()
+
+
+def test_a_second_signal_ends_a_lame_duck(start):
+    s = start("--lame-duck", "1h")
+    s.signal(signal.SIGTERM)
+    wait_until(lambda: ask(s.http, "GET", "/v2/health/ready").status != 200, what="not ready")
+    assert ask(s.http, "POST", SLOW, ONE).status == 200, "and still it serves"
+    s.signal(signal.SIGTERM)
     assert ends(s) == 0
 
 

@@ -2,7 +2,7 @@
 """The direction of the stairs: reads every #include of the tree and fails on a breach.
 
 Four rules; check() returns the breaches of each:
-  1. every #include "..." of include/, src/, cmd/ and backends/ names a header that its folder's row
+  1. every #include "..." of include/, src/, cmd/, backends/ and examples/ names a header that its folder's row
      in layers.txt allows, and that exists (or is made at build time);
   2. base names of source files are unique: two arena.c (or arena.h) would be confused in logs, in
      stack traces and in conversation. Public headers are left out, they are named naru/NAME;
@@ -84,7 +84,7 @@ def check(root):
     """Returns {rule: [breach, ...]}."""
     rows, generated = read_table(root / "tests" / "layers" / "layers.txt")
     breaches, guards, by_name = [], [], {}
-    sources = sorted(path for folder in ("include", "src", "cmd", "backends")
+    sources = sorted(path for folder in ("include", "src", "cmd", "backends", "examples")
                      for path in (root / folder).glob("**/*") if path.suffix in (".c", ".h", ".cc"))
     for path in sources:
         relative = path.relative_to(root)

@@ -457,6 +457,69 @@ static void test_drain(void **state)
     stop();
 }
 
+/* Two servers on one socket, as two processes have it: the first retires, nobody is turned away. */
+static void test_retire(void **state)
+{
+    (void)state;
+    struct nr_server *next = NULL;
+    struct nr_err err = {0};
+    const struct nr_http_app app = {
+        .on_head = on_head, .on_request = on_request, .on_cancel = on_cancel, .on_done = on_done};
+    start();
+    int idle = dial(), silent = dial(), forgotten = dial(), busy = dial();
+    say(idle, GET);
+    hear(idle);
+    say(busy, LATER);
+    wait_until(atomic_load(&n_later) == 1 && nr_server_connections(server) == 4);
+    int fd = fcntl(nr_server_listener(server, 0), F_DUPFD_CLOEXEC, 0);
+    nr_server_retire(server);
+    nr_server_retire(server);
+    wait_until(!nr_server_accepts(server));
+    int waits = dial(); /* nobody accepts, and nobody refuses */
+    say(waits, GET);
+    say(idle, GET);
+    hear(idle);
+    assert_true(ended(idle));
+    say(silent, GET); /* connected before, asks only now */
+    hear(silent);
+    assert_true(ended(silent));
+
+    uint16_t same = 0;
+    assert_int_equal(nr_server_new(loops, N_LOOPS, &limits, &app, &next), NARU_OK);
+    assert_int_equal(nr_server_adopt(next, fd, 7, &same, &err), NARU_OK);
+    assert_int_equal(same, port);
+    assert_int_equal(nr_server_start(next, &err), NARU_OK);
+    nr_server_look(next);
+    hear(waits);
+    nr_server_drain(server); /* not the socket, which is another's */
+    assert_true(ended(forgotten));
+    int fresh = dial();
+    say(fresh, GET);
+    hear(fresh);
+    struct post p = {.msg.run = on_post, .x = atomic_load(&waiting)};
+    nr_loop_post(p.x->loop, &p.msg);
+    hear(busy);
+    assert_true(ended(busy));
+    wait_until(nr_server_connections(server) == 0);
+
+    nr_server_own(next);
+    nr_server_abort(next); /* ours alone now: shut */
+    wait_until(nr_server_connections(next) == 0);
+    const int fds[] = {idle, silent, forgotten, busy, waits, fresh};
+    for (size_t i = 0; i < NR_COUNT(fds); i++) {
+        (void)close(fds[i]);
+    }
+    for (unsigned i = 0; i < N_LOOPS; i++) {
+        nr_loop_stop(loops[i]);
+        (void)pthread_join(threads[i], NULL);
+    }
+    nr_server_free(next);
+    nr_server_free(server);
+    for (unsigned i = 0; i < N_LOOPS; i++) {
+        nr_loop_free(loops[i]);
+    }
+}
+
 static void test_abort(void **state)
 {
     (void)state;
@@ -521,6 +584,7 @@ int main(void)
         cmocka_unit_test_setup(test_error_survives, setup),
         cmocka_unit_test_setup(test_no_descriptors, setup),
         cmocka_unit_test_setup(test_drain, setup),
+        cmocka_unit_test_setup(test_retire, setup),
         cmocka_unit_test_setup(test_abort, setup),
         cmocka_unit_test_setup(test_free_while_a_listener_rests, setup),
         cmocka_unit_test_setup(test_bad_address, setup),

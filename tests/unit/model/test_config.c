@@ -117,8 +117,16 @@ static void test_rules(void **state)
         {"platform: 'onnxruntime_onnx' backend: 'pytorch'", "belongs to backend \"onnxruntime\"",
          NARU_INVALID},
         {"backend: '../evil'", "backend \"../evil\" is no name", NARU_INVALID},
-        {"model_repository_agents { agents { name: 'decrypt' } }", "agent \"decrypt\"",
-         NARU_UNSUPPORTED},
+        {"model_repository_agents { agents { name: '../evil' } }",
+         "\"../evil\" is no name of an agent", NARU_INVALID},
+        {"model_repository_agents { agents { } }", "\"\" is no name of an agent", NARU_INVALID},
+        {"model_repository_agents { agents [ { name: 'a' }, { name: 'a' }, { name: 'a' }, "
+         "{ name: 'a' }, { name: 'a' }, { name: 'a' }, { name: 'a' }, { name: 'a' }, { name: 'a' "
+         "}, "
+         "{ name: 'a' }, { name: 'a' }, { name: 'a' }, { name: 'a' }, { name: 'a' }, { name: 'a' "
+         "}, "
+         "{ name: 'a' }, { name: 'a' } ] }",
+         "lists 17 agents, at most 16", NARU_INVALID},
         {"instance_group { count: -1 }", "count must be 1 or more, found -1", NARU_INVALID},
         {"instance_group { kind: KIND_CPU gpus: 0 }", "KIND_CPU takes no gpus", NARU_INVALID},
         {"instance_group { gpus: -3 }", "gpus has -3", NARU_INVALID},

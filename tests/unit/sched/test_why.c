@@ -319,6 +319,12 @@ static void test_shapes_rows_and_batching(void **state)
     explain(&s, NR_WHY_BATCHING_OFF);
     assert_true(effect_of("dynamic_batching")->throughput > 2);
 
+    begin(&s, 0.1, 60, 10, 100);
+    ran(&s, 1, 90, 10, NR_SEAL_STRATEGY);
+    ran(&s, 4, 10, 10, NR_SEAL_STRATEGY);
+    explain(&s, NR_WHY_STRATEGY);
+    assert_int_equal(r.findings[0].effect, -1);
+
     begin(&s, 0.1, 60, 10, 100); /* rows cost all: batches would gain nothing */
     s.f.set.batching = false;
     ran(&s, 1, 90, 10, NR_SEAL_SINGLE);

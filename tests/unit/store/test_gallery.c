@@ -462,6 +462,35 @@ static void test_one_process(void **state)
     reopen(f); /* and is free again when closed */
 }
 
+/* A server that takes the place of another: the folder is its own from the other's end on, with what
+ * that one kept until then. */
+static void test_patient(void **state)
+{
+    struct fixture *f = *state;
+    struct nr_gallery *old;
+    const struct nr_gallery_entry *e;
+    char id[NR_GALLERY_ID_MAX];
+    reopen(f);
+    old = f->g;
+    f->cfg.patient = true;
+    assert_int_equal(nr_gallery_open(&f->cfg, &f->g, &f->err), NARU_OK);
+    assert_int_equal(add(f, "m", NR_STR("x"), NR_STR("y"), NULL), NARU_UNAVAILABLE);
+    assert_int_equal(list(f, &e), 0);
+    struct nr_gallery *patient = f->g;
+    f->g = old;
+    add_small(f, id);
+    f->g = patient;
+    struct nr_str data, type;
+    assert_int_equal(nr_gallery_read(f->g, &f->a, nr_str_from(id), true, &data, &type, &f->err),
+                     NARU_NOT_FOUND);
+    assert_int_equal(nr_gallery_remove(f->g, nr_str_from(id), &f->err), NARU_NOT_FOUND);
+    nr_gallery_close(old);
+    assert_int_equal(list(f, &e), 1);
+    assert_string_equal(e[0].id, id);
+    add_small(f, NULL);
+    assert_int_equal(list(f, &e), 2);
+}
+
 static void test_bad_path(void **state)
 {
     struct fixture *f = *state;
@@ -530,7 +559,7 @@ int main(void)
         T(test_quota_of_entries),  T(test_quota_of_bytes),  T(test_age),
         T(test_leftovers),         T(test_hostile_folder),  T(test_link_is_not_followed),
         T(test_refused_input),     T(test_no_room_on_disk), T(test_one_process),
-        T(test_bad_path),          T(test_threads),
+        T(test_patient),           T(test_bad_path),        T(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
