@@ -565,6 +565,7 @@ static const naru_backend table = {
     .device_get = device_get,
     .model_memory = ort_model_memory,
     .model_trim = ort_model_trim,
+    .model_form = ort_model_form,
 };
 
 NARU_EXPORT const naru_backend *naru_backend_entry(void);

@@ -8,6 +8,7 @@
  *   ort_gpu.c      GPUs of the machine
  *   ort_threads.c  makes the threads of sessions' own pools
  *   ort_trim.c     memory back from an idle session
+ *   ort_forms.c    several sessions of one model over one copy of its weights
  *   ort_books.c    how much memory each session holds
  */
 #ifndef NR_BACKENDS_ONNXRUNTIME_ORT_H
@@ -52,12 +53,14 @@ struct ort_graph {
     uint64_t external_bytes; /* of them, those in other files */
     uint32_t n_nodes;
     uint32_t n_convolutions; /* and recurrent layers: many operations per weight */
+    bool convolves;          /* some of those are convolutions */
 };
 
 /* How a session is to run, from parameters and the graph. */
 struct ort_threads {
-    int intra;   /* threads of an own pool, the caller's included; 0: the global pool */
-    int charged; /* added to lib->pool_threads, to be given back */
+    int intra;    /* threads of an own pool, the caller's included; 0: the global pool */
+    int charged;  /* added to lib->pool_threads, to be given back */
+    bool elastic; /* a model that computes for long, and nobody said how many threads it has */
 };
 
 /* What a model has in the books; written under their lock. */
@@ -65,8 +68,9 @@ struct ort_entry {
     naru_backend_model *next, *previous;
     bool listed;
     uint64_t session_bytes; /* of the heap, since the session was made */
-    uint64_t outside_bytes; /* weights that are mapped from files */
-    uint64_t arena_bytes;   /* of the arena when the session was made: part of session_bytes */
+    uint64_t outside_bytes; /* weights that are mapped from files, or the store */
+    uint64_t form_bytes[NARU_FORMS];
+    uint64_t arena_bytes; /* of the arena when the session was made: part of session_bytes */
 };
 
 struct ort_value_io { /* one input or output */
@@ -79,6 +83,9 @@ struct ort_value_io { /* one input or output */
 struct naru_backend_model {
     struct naru_backend_lib *lib;
     OrtSession *session;
+    OrtSession *
+        forms[NARU_FORMS]; /* enum naru_form; NULL: not made. That of NARU_FORM_WIDE is `session` */
+    struct ort_store *store; /* what they are made from; NULL: there is one form only */
     naru_model_info info;
     struct ort_value_io *ins, *outs;
     naru_io *ios;       /* inputs, then outputs */
@@ -106,10 +113,35 @@ bool ort_has_provider(const struct naru_backend_lib *lib, const char *name);
 /* Reads the model file `path` (relative to dir_fd). Never fails: see struct ort_graph. */
 void ort_graph_read(int dir_fd, const char *path, struct ort_graph *ret);
 
-/* *ret is the caller's to release. Also decides *threads, which charges lib->pool_threads. */
-naru_status ort_options_make(struct naru_backend_lib *lib, const naru_model_args *args,
-                             const struct ort_graph *graph, OrtSessionOptions **ret,
-                             struct ort_threads *threads, naru_text *err);
+/* Options without threads. optimise: as the configuration wants it; false: the graph is run as it is.
+ * *ret is the caller's to release. */
+naru_status ort_options_plain(struct naru_backend_lib *lib, const naru_model_args *args,
+                              bool optimise, OrtSessionOptions **ret, naru_text *err);
+/* Threads of the form that is always there; charges lib->pool_threads. */
+naru_status ort_options_threads(struct naru_backend_lib *lib, const naru_model_args *args,
+                                const struct ort_graph *graph, OrtSessionOptions *so,
+                                struct ort_threads *ret, naru_text *err);
+
+/* The optimised model in memory, for several sessions. */
+struct ort_store;
+bool ort_store_wanted(const struct naru_backend_lib *lib, const naru_model_args *args,
+                      const struct ort_graph *graph);
+/* Computes for long on several cores of the processor, and nobody said with how many threads. */
+bool ort_options_elastic(const struct naru_backend_lib *lib, const naru_model_args *args,
+                         const struct ort_graph *graph);
+/* *ret is the caller's to free, after all sessions of it. */
+naru_status ort_store_open(struct naru_backend_lib *lib, const naru_model_args *args,
+                           const char *path, struct ort_store **ret, naru_text *err);
+void ort_store_free(const struct naru_backend_lib *lib, struct ort_store *s); /* accepts NULL */
+/* Is it an input of the model, or a weight that an old format lists among them? */
+bool ort_store_has_input(const struct ort_store *s, const char *name);
+uint64_t ort_store_bytes(const struct ort_store *s); /* accepts NULL */
+OrtStatus *ort_store_options(const struct naru_backend_lib *lib, const struct ort_store *store,
+                             OrtSessionOptions **ret);
+OrtStatus *ort_store_session(const struct naru_backend_lib *lib, const struct ort_store *store,
+                             const OrtSessionOptions *so, OrtSession **ret);
+/* Is what a session of m holds beside the store little enough to have several? */
+bool ort_store_shares(const naru_backend_model *m, uint64_t own_bytes);
 
 /* The thread that makes threads; NULL when none can be had. Free accepts NULL, after all sessions. */
 struct ort_spawner *ort_spawner_new(void);
@@ -135,9 +167,15 @@ void ort_books_free(struct ort_books *b);
 /* Makes and forgets a session of nothing, so that what the library sets up with its first one is in
  * nobody's books but its own. */
 naru_status ort_books_prime(naru_backend_lib *lib, naru_text *err);
-/* CreateSession, into m->session and the books. */
+/* A session of m's store, where it has one, else of the file: into m->session and the books. */
 OrtStatus *ort_books_create(naru_backend_model *m, const char *path, const OrtSessionOptions *so,
                             uint64_t external_bytes);
+/* One of m's other forms: into or out of the books. Not beside itself for one model. */
+OrtStatus *ort_books_form_create(naru_backend_model *m, uint32_t form, const OrtSessionOptions *so);
+void ort_books_form_remove(naru_backend_model *m, uint32_t form); /* releases it, too */
+/* For what takes much of the heap for a while and leaves nothing there: nobody measures meanwhile. */
+void ort_books_begin(struct ort_books *b);
+void ort_books_end(struct ort_books *b);
 void ort_books_remove(naru_backend_model *m); /* before the session is released */
 uint64_t ort_model_memory(naru_backend_model *model);
 struct ort_arena { /* bytes of a session's arena; 0 where it has none */
@@ -145,6 +183,7 @@ struct ort_arena { /* bytes of a session's arena; 0 where it has none */
 };
 struct ort_arena ort_arena_get(const naru_backend_model *m);
 uint64_t ort_model_trim(naru_backend_model *model);
+naru_status ort_model_form(naru_backend_model *model, uint32_t form, int32_t want, naru_text *err);
 naru_status ort_instance_open(naru_backend_model *model, uint32_t index, int32_t device,
                               naru_backend_instance **ret, naru_text *err);
 void ort_instance_close(naru_backend_instance *instance);

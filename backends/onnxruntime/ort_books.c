@@ -10,7 +10,8 @@
  *     taken off, since it is in the books.
  * What is left is what else in the process takes from the heap at that moment: buffers of requests.
  *
- * What a model holds is its session, what its arena has grown by since, and weights that are mapped from
+ * What a model holds is its session, further ones that were made of the same weights (without what their arenas grow
+ * by), what its arena has grown by since, and weights that are mapped from
  * files beside the model, where the heap has not taken them over. Arenas that all sessions share
  * (shared_arena) belong to none.
  *
@@ -125,6 +126,9 @@ static void add(struct ort_books *b, naru_backend_model *m, int64_t grown, uint6
 {
     struct ort_entry *e = &m->entry;
     e->session_bytes = grown > 0 ? (uint64_t)grown : 0;
+    if (m->store) {
+        external_bytes = e->session_bytes + ort_store_bytes(m->store);
+    }
     e->outside_bytes = external_bytes > e->session_bytes ? external_bytes - e->session_bytes : 0;
     e->arena_bytes = m->lib->shared_arena || m->device >= 0 ? 0 : ort_arena_get(m).held;
     pthread_mutex_lock(&b->lock);
@@ -147,7 +151,8 @@ OrtStatus *ort_books_create(naru_backend_model *m, const char *path, const OrtSe
     pthread_mutex_lock(&b->making);
     int64_t others = booked(b);
     size_t before = heap_bytes();
-    OrtStatus *s = m->lib->api->CreateSession(m->lib->env, path, so, &m->session);
+    OrtStatus *s = m->store ? ort_store_session(m->lib, m->store, so, &m->session)
+                            : m->lib->api->CreateSession(m->lib->env, path, so, &m->session);
     if (!s) {
         int64_t grown = (int64_t)heap_bytes() - (int64_t)before;
         add(b, m, grown - (booked(b) - others), external_bytes);
@@ -156,11 +161,55 @@ OrtStatus *ort_books_create(naru_backend_model *m, const char *path, const OrtSe
     return s;
 }
 
+void ort_books_begin(struct ort_books *b)
+{
+    pthread_mutex_lock(&b->making);
+}
+
+void ort_books_end(struct ort_books *b)
+{
+    pthread_mutex_unlock(&b->making);
+}
+
+static void set_form(struct ort_books *b, struct ort_entry *e, uint32_t form, uint64_t bytes)
+{
+    pthread_mutex_lock(&b->lock);
+    b->session_bytes += bytes - e->form_bytes[form];
+    e->form_bytes[form] = bytes;
+    pthread_mutex_unlock(&b->lock);
+}
+
+OrtStatus *ort_books_form_create(naru_backend_model *m, uint32_t form, const OrtSessionOptions *so)
+{
+    struct ort_books *b = m->lib->books;
+    pthread_mutex_lock(&b->making);
+    int64_t others = booked(b);
+    size_t before = heap_bytes();
+    OrtStatus *s = ort_store_session(m->lib, m->store, so, &m->forms[form]);
+    int64_t grown = (int64_t)heap_bytes() - (int64_t)before - (booked(b) - others);
+    set_form(b, &m->entry, form, !s && grown > 0 ? (uint64_t)grown : 0);
+    pthread_mutex_unlock(&b->making);
+    return s;
+}
+
+void ort_books_form_remove(naru_backend_model *m, uint32_t form)
+{
+    set_form(m->lib->books, &m->entry, form, 0);
+    if (m->forms[form]) {
+        m->lib->api->ReleaseSession(m->forms[form]);
+        m->forms[form] = NULL;
+    }
+}
+
 void ort_books_remove(naru_backend_model *m)
 {
     struct ort_books *b = m->lib->books;
     struct ort_entry *e = &m->entry;
     pthread_mutex_lock(&b->lock);
+    for (uint32_t f = 0; f < NARU_FORMS; f++) {
+        b->session_bytes -= e->form_bytes[f];
+        e->form_bytes[f] = 0;
+    }
     if (e->listed) {
         *(e->previous ? &e->previous->entry.next : &b->first) = e->next;
         if (e->next) {
@@ -177,6 +226,11 @@ uint64_t ort_model_memory(naru_backend_model *model)
 {
     const struct ort_entry *e = &model->entry;
     int64_t held = (int64_t)(e->session_bytes + e->outside_bytes) + arena_growth(model);
+    pthread_mutex_lock(&model->lib->books->lock);
+    for (uint32_t f = 0; f < NARU_FORMS; f++) {
+        held += (int64_t)e->form_bytes[f];
+    }
+    pthread_mutex_unlock(&model->lib->books->lock);
     return held > 0 ? (uint64_t)held : 0;
 }
 

@@ -25,7 +25,8 @@
 #include "ort.h"
 
 #define MAX_NODES 10000000u
-#define OP_MAX 24 /* names looked for are shorter */
+#define OP_MAX 24        /* names looked for are shorter */
+#define N_CONVOLUTIONS 5 /* of the heavy ones, at their beginning */
 
 struct reader {
     int fd;
@@ -122,8 +123,8 @@ static void read_node(struct reader *r, uint64_t end, struct ort_graph *g)
 {
     static const char *const flow[] = {"If", "Loop", "Scan", "SequenceMap"};
     static const char *const heavy[] = {"Conv",        "ConvTranspose", "ConvInteger",
-                                        "QLinearConv", "LSTM",          "GRU",
-                                        "RNN",         "DeformConv",    "Attention"};
+                                        "QLinearConv", "DeformConv",    "LSTM",
+                                        "GRU",         "RNN",           "Attention"};
     struct field f;
     while (next(r, end, &f)) {
         if (f.number == 4 && f.wire == 2) {
@@ -134,6 +135,7 @@ static void read_node(struct reader *r, uint64_t end, struct ort_graph *g)
             op[r->at < f.end ? 0 : OP_MAX - 1] = 0; /* a longer name is none of them */
             g->control_flow |= op_in(op, flow, sizeof flow / sizeof flow[0]);
             g->n_convolutions += op_in(op, heavy, sizeof heavy / sizeof heavy[0]);
+            g->convolves |= op_in(op, heavy, N_CONVOLUTIONS);
         } else if (f.number == 5 && f.wire == 2) {
             struct field a;
             while (next(r, f.end, &a)) {

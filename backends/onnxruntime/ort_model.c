@@ -11,7 +11,7 @@
  *     them by naru_tensor::index.
  *  2. A model that fails to open gives back its charge of pool threads.
  *
- * Threads: read only after ort_model_open. Several models may be opened at once.
+ * Threads: read only after ort_model_open, but for forms (ort_forms.c). Several models may be opened at once.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -88,7 +88,8 @@ static naru_status read_symbols(const struct naru_backend_lib *lib,
     return st;
 }
 
-/* Name, type and shape of one input or output. *skip is set for an output that is no tensor. */
+/* Name, type and shape of one input or output. *skip is set for an output that is no tensor, and for a weight
+ * among the inputs. */
 static naru_status read_io(naru_backend_model *m, bool input, size_t i, struct ort_value_io *io,
                            int64_t *dims, bool *skip, naru_text *err)
 {
@@ -101,6 +102,10 @@ static naru_status read_io(naru_backend_model *m, bool input, size_t i, struct o
         return ort_status(lib, s, NULL, 0, err);
     }
     io->name = name; /* the library's memory, given back by io_release */
+    if (input && m->store && !ort_store_has_input(m->store, name)) {
+        *skip = true;
+        return NARU_OK;
+    }
     OrtTypeInfo *info = NULL;
     s = input ? a->SessionGetInputTypeInfo(m->session, i, &info)
               : a->SessionGetOutputTypeInfo(m->session, i, &info);
@@ -116,7 +121,7 @@ static naru_status read_io(naru_backend_model *m, bool input, size_t i, struct o
     }
     naru_status st = ort_status(lib, s, NULL, 0, err);
     if (st == NARU_OK && tensor && input && rank <= NARU_MAX_RANK) {
-        st = read_symbols(lib, tensor, rank, dims, m->symbols + i * NARU_MAX_RANK, err);
+        st = read_symbols(lib, tensor, rank, dims, m->symbols + (io - m->ins) * NARU_MAX_RANK, err);
     }
     if (info) {
         a->ReleaseTypeInfo(info);
@@ -165,12 +170,14 @@ static naru_status read_list(naru_backend_model *m, bool input, size_t n, struct
         *io = (struct ort_value_io){0};
         int64_t *shape = dims + (size_t)*ret_n * NARU_MAX_RANK;
         naru_status st = read_io(m, input, i, io, shape, &skip, err);
-        if (skip) {
+        if (skip && !input) {
             char text[256];
             (void)snprintf(text, sizeof text,
                            "output \"%s\" is no tensor (a sequence or map) and is left out",
                            io->name);
             m->lib->host->log(2, text);
+        }
+        if (skip) {
             OrtStatus *s =
                 m->lib->api->AllocatorFree(m->lib->allocator, (void *)(uintptr_t)io->name);
             (void)ort_status(m->lib, s, NULL, 0, NULL);
@@ -268,6 +275,64 @@ static bool has_open_shapes(const naru_backend_model *m, int32_t max_batch_size)
     return false;
 }
 
+/* The usual way: a session of the file. */
+static naru_status make_session(naru_backend_model *m, const naru_model_args *args,
+                                const struct ort_graph *graph, const char *path,
+                                const char *const *hide, unsigned n_hide, naru_text *err)
+{
+    struct naru_backend_lib *lib = m->lib;
+    OrtSessionOptions *so = NULL;
+    naru_status st = ort_options_plain(lib, args, true, &so, err);
+    if (st == NARU_OK) {
+        st = ort_options_threads(lib, args, graph, so, &m->threads, err);
+    }
+    if (st == NARU_OK) {
+        st = ort_status(lib, ort_books_create(m, path, so, graph->external_bytes), hide, n_hide,
+                        err);
+    }
+    if (so) {
+        lib->api->ReleaseSessionOptions(so);
+    }
+    return st;
+}
+
+/* A session whose weights others can share. False: this model's cannot be, or it is not worth it, and nothing
+ * is left of the attempt; if the file is to blame, the usual way says so. */
+static bool make_shared(naru_backend_model *m, const naru_model_args *args,
+                        const struct ort_graph *graph, const char *path)
+{
+    struct naru_backend_lib *lib = m->lib;
+    char text[ORT_MAX_TEXT];
+    naru_text err = {.struct_size = sizeof err, .capacity = sizeof text, .data = text};
+    OrtSessionOptions *so = NULL;
+    naru_status st = ort_store_open(lib, args, path, &m->store, &err);
+    if (st == NARU_OK) {
+        st = ort_status(lib, ort_store_options(lib, m->store, &so), NULL, 0, &err);
+    }
+    if (st == NARU_OK) {
+        st = ort_options_threads(lib, args, graph, so, &m->threads, &err);
+    }
+    if (st == NARU_OK) {
+        st = ort_status(lib, ort_books_create(m, path, so, 0), NULL, 0, &err);
+    }
+    if (so) {
+        lib->api->ReleaseSessionOptions(so);
+    }
+    if (st == NARU_OK && ort_store_shares(m, ort_arena_get(m).used)) {
+        return true;
+    }
+    ort_books_remove(m);
+    if (m->session) {
+        lib->api->ReleaseSession(m->session);
+        m->session = NULL;
+    }
+    ort_store_free(lib, m->store);
+    m->store = NULL;
+    atomic_fetch_sub_explicit(&lib->pool_threads, m->threads.charged, memory_order_relaxed);
+    m->threads = (struct ort_threads){0};
+    return false;
+}
+
 /* The file to open: args->file, or model.onnx within it when it is a folder. */
 static naru_status find_file(const naru_model_args *args, char *file, size_t size, naru_text *err)
 {
@@ -309,13 +374,10 @@ static naru_status open_file(naru_backend_model *m, const naru_model_args *args,
     struct ort_graph graph;
     ort_graph_read(args->dir_fd, file, &graph);
     m->info.weight_bytes = graph.weight_bytes;
-    OrtSessionOptions *so = NULL;
-    st = ort_options_make(m->lib, args, &graph, &so, &m->threads, err);
-    if (st != NARU_OK) {
-        return st;
+    if (!ort_store_wanted(m->lib, args, &graph) || !make_shared(m, args, &graph, path)) {
+        st = make_session(m, args, &graph, path, hide, 3, err);
     }
-    st = ort_status(m->lib, ort_books_create(m, path, so, graph.external_bytes), hide, 3, err);
-    m->lib->api->ReleaseSessionOptions(so);
+    m->forms[NARU_FORM_WIDE] = m->session;
     if (st == NARU_OK) {
         st = read_info(m, &graph, err);
     }
@@ -323,7 +385,8 @@ static naru_status open_file(naru_backend_model *m, const naru_model_args *args,
         m->open_shapes = has_open_shapes(m, args->max_batch_size);
         m->info.used_options = ort_options_used(args);
         m->info.flags = NARU_MODEL_SHARED_SESSION |
-                        (is_static(m, &graph) ? (uint32_t)NARU_MODEL_STATIC_GRAPH : 0u);
+                        (is_static(m, &graph) ? (uint32_t)NARU_MODEL_STATIC_GRAPH : 0u) |
+                        (m->threads.elastic ? (uint32_t)NARU_MODEL_ELASTIC : 0u);
     }
     return st;
 }
@@ -358,9 +421,12 @@ void ort_model_close(naru_backend_model *model)
     io_release(model, model->ins, model->info.n_inputs);
     io_release(model, model->outs, model->info.n_outputs);
     ort_books_remove(model);
-    if (model->session) {
-        lib->api->ReleaseSession(model->session);
+    for (uint32_t f = 0; f < NARU_FORMS; f++) {
+        if (model->forms[f]) {
+            lib->api->ReleaseSession(model->forms[f]);
+        }
     }
+    ort_store_free(lib, model->store);
     atomic_fetch_sub_explicit(&lib->pool_threads, model->threads.charged, memory_order_relaxed);
     for (size_t i = 0; model->symbols && i < (size_t)model->info.n_inputs * NARU_MAX_RANK; i++) {
         free(model->symbols[i]);

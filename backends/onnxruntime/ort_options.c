@@ -11,6 +11,9 @@
  * long (convolutions, recurrent layers, or 4 MiB of weights) gets a pool while few others have one,
  * and everything else uses the pool of the environment, which small operators never enter.
  *
+ * A model that computes for long, and of which nobody said how many threads it has, is elastic: the host may
+ * have it run otherwise (ort_forms.c).
+ *
  * Threads: lib->pool_threads is the only thing shared; it is charged here and given back by
  * ort_model_close.
  */
@@ -53,9 +56,39 @@ static OrtStatus *set_spin(struct naru_backend_lib *lib, OrtSessionOptions *so)
     return s ? s : a->AddSessionConfigEntry(so, "session.intra_op.spin_duration_us", us);
 }
 
-static naru_status set_threads(struct naru_backend_lib *lib, const naru_model_args *args,
-                               const struct ort_graph *graph, OrtSessionOptions *so,
-                               struct ort_threads *ret, naru_text *err)
+/* Does the configuration say something of threads, or hand the library a wish that other sessions of the
+ * same model might contradict? */
+static bool is_fixed(const naru_model_args *args)
+{
+    static const char *const keys[] = {"intra_op_thread_count", "inter_op_thread_count",
+                                       "execution_mode"};
+    for (uint32_t i = 0; i < args->n_options; i++) {
+        const char *key = args->options[i].key;
+        bool fixed = strncmp(key, "session.", 8) == 0 || strncmp(key, "ep.", 3) == 0;
+        for (size_t k = 0; k < sizeof keys / sizeof keys[0]; k++) {
+            fixed = fixed || strcmp(key, keys[k]) == 0;
+        }
+        if (fixed) {
+            return true;
+        }
+    }
+    return args->threads > 0 || args->device >= 0;
+}
+
+static bool is_heavy(const struct ort_graph *graph)
+{
+    return graph->n_convolutions > 0 || graph->weight_bytes >= HEAVY_BYTES;
+}
+
+bool ort_options_elastic(const struct naru_backend_lib *lib, const naru_model_args *args,
+                         const struct ort_graph *graph)
+{
+    return is_heavy(graph) && lib->cores > 1 && !is_fixed(args);
+}
+
+naru_status ort_options_threads(struct naru_backend_lib *lib, const naru_model_args *args,
+                                const struct ort_graph *graph, OrtSessionOptions *so,
+                                struct ort_threads *ret, naru_text *err)
 {
     const OrtApi *a = lib->api;
     int64_t intra = args->threads, inter = 0, mode = 0;
@@ -76,8 +109,8 @@ static naru_status set_threads(struct naru_backend_lib *lib, const naru_model_ar
     if (mode == 1) {
         s = a->SetSessionExecutionMode(so, ORT_PARALLEL);
     }
-    bool heavy = graph->n_convolutions > 0 || graph->weight_bytes >= HEAVY_BYTES;
-    if (intra == 0 && heavy && args->device < 0) {
+    ret->elastic = ort_options_elastic(lib, args, graph);
+    if (intra == 0 && is_heavy(graph) && args->device < 0) {
         ret->charged = charge_pool(lib);
         ret->intra = ret->charged > 0 ? ret->charged + 1 : 0;
     }
@@ -253,18 +286,16 @@ const char *const *ort_options_used(const naru_model_args *args)
     return args->device < 0 ? on_cpu : all;
 }
 
-naru_status ort_options_make(struct naru_backend_lib *lib, const naru_model_args *args,
-                             const struct ort_graph *graph, OrtSessionOptions **ret,
-                             struct ort_threads *threads, naru_text *err)
+naru_status ort_options_plain(struct naru_backend_lib *lib, const naru_model_args *args,
+                              bool optimise, OrtSessionOptions **ret, naru_text *err)
 {
     OrtSessionOptions *so = NULL;
-    *threads = (struct ort_threads){0};
     naru_status st = ort_status(lib, lib->api->CreateSessionOptions(&so), NULL, 0, err);
-    if (st == NARU_OK) {
-        st = set_threads(lib, args, graph, so, threads, err);
-    }
-    if (st == NARU_OK) {
+    if (st == NARU_OK && optimise) {
         st = set_graph_level(lib, args, so, err);
+    } else if (st == NARU_OK) {
+        OrtStatus *s = lib->api->SetSessionGraphOptimizationLevel(so, ORT_DISABLE_ALL);
+        st = ort_status(lib, s, NULL, 0, err);
     }
     if (st == NARU_OK) {
         st = set_memory(lib, args, so, err);
@@ -276,7 +307,6 @@ naru_status ort_options_make(struct naru_backend_lib *lib, const naru_model_args
         st = set_device(lib, args, so, err);
     }
     if (st != NARU_OK) {
-        atomic_fetch_sub_explicit(&lib->pool_threads, threads->charged, memory_order_relaxed);
         if (so) {
             lib->api->ReleaseSessionOptions(so);
         }

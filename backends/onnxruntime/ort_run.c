@@ -232,6 +232,14 @@ static naru_status take_output(naru_backend_instance *i, naru_batch *batch, uint
     return st;
 }
 
+/* Of the form that the host wants; hosts before 1.2 know of none. */
+static OrtSession *session_of(const naru_backend_model *m, const naru_batch *batch)
+{
+    bool says = batch->struct_size >= offsetof(naru_batch, form) + sizeof batch->form;
+    OrtSession *s = says && batch->form < NARU_FORMS ? m->forms[batch->form] : NULL;
+    return s ? s : m->session;
+}
+
 naru_status ort_execute(naru_backend_instance *instance, naru_batch *batch, naru_text *err)
 {
     naru_backend_model *m = instance->model;
@@ -251,8 +259,8 @@ naru_status ort_execute(naru_backend_instance *instance, naru_batch *batch, naru
         }
     }
     OrtStatus *s =
-        a->Run(m->session, instance->run_options, instance->in_names, instance->in_values, n_in,
-               instance->out_names, batch->n_outputs, instance->out_values);
+        a->Run(session_of(m, batch), instance->run_options, instance->in_names, instance->in_values,
+               n_in, instance->out_names, batch->n_outputs, instance->out_values);
     if (s) {
         st = ort_run_status(m, batch, s, err);
         if (atomic_load_explicit(&instance->terminated, memory_order_relaxed)) {

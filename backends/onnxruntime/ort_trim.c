@@ -20,6 +20,8 @@
 #include "ort.h"
 
 #define TRIM_BYTES (UINT64_C(32) << 20)
+/* A model with other forms runs in those, likely, and holds more memory anyway. */
+#define TRIM_BESIDE_BYTES (UINT64_C(4) << 20)
 #define MAX_STRINGS 4096 /* each is an object of the library's */
 
 /* Bytes that the session's arena holds and nobody uses. */
@@ -134,7 +136,8 @@ uint64_t ort_model_trim(naru_backend_model *model)
 {
     struct probe p;
     uint64_t before = model->device < 0 ? unused_bytes(model) : 0, after = before;
-    if (before < TRIM_BYTES) {
+    bool has_forms = model->forms[NARU_FORM_QUIET] || model->forms[NARU_FORM_NARROW];
+    if (before < (has_forms ? TRIM_BESIDE_BYTES : TRIM_BYTES)) {
         return 0;
     }
     if (probe_init(model, &p)) {

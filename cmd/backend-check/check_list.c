@@ -482,6 +482,36 @@ static void check_trim(void)
     close_all(&o);
 }
 
+/* Forms made and dropped while another thread runs the model in its first one, and things that are no form. */
+static void check_forms(void)
+{
+    struct opened o;
+    struct nr_err err = {0};
+    open_all(&o);
+    if (!NARU_HAS(o.plugin->api, naru_backend, model_form)) {
+        skip("the plug-in has no model_form");
+    }
+    EXPECT(nr_plugin_model_form(o.model, NARU_FORM_WIDE, false, &err) < 0,
+           "dropped its first form");
+    EXPECT(nr_plugin_model_form(o.model, NARU_FORMS, true, &err) < 0, "made a form that is none");
+    struct answer a = run_alone(&o, 8, 1, 3, PLACE_GUARDED);
+    struct worker w = {.o = o, .seed = 8, .want = &a};
+    EXPECT(nr_plugin_instance_open(o.model, 1, -1, &w.o.instance, &err) == NARU_OK, "%s", err.text);
+    EXPECT(pthread_create(&w.thread, NULL, work, &w) == 0, "no thread");
+    bool elastic = (o.model->info->flags & NARU_MODEL_ELASTIC) != 0;
+    for (uint32_t i = 0; i < 6; i++) {
+        uint32_t form = 1 + i % (NARU_FORMS - 1);
+        nr_status st = nr_plugin_model_form(o.model, form, true, &err);
+        EXPECT(st == NARU_OK || st == NARU_UNSUPPORTED, "form %u: %s", form, err.text);
+        EXPECT(st != NARU_OK || elastic, "form %u was made of a model that is not elastic", form);
+        EXPECT(nr_plugin_model_form(o.model, form, false, &err) == NARU_OK, "%s", err.text);
+    }
+    pthread_join(w.thread, NULL);
+    nr_plugin_instance_close(w.o.instance);
+    nr_free(a.data);
+    close_all(&o);
+}
+
 static void check_once(void)
 {
     struct opened o;
@@ -606,6 +636,7 @@ const struct check check_list[] = {
     {"cancel-running", "requests cancelled from another thread", check_cancel_while_running},
     {"threads", "two instances on two threads", check_threads},
     {"trim", "memory given back between and during runs", check_trim},
+    {"forms", "forms made and dropped beside runs", check_forms},
     {"once", "every batch is answered exactly once", check_once},
     {"memory", "5000 runs without growing", check_memory},
     {"fork", "the same in a child process, tensors in shared memory", check_fork},

@@ -1,4 +1,4 @@
-/* The plug-in interface of naru, version 1.1.
+/* The plug-in interface of naru, version 1.2.
  *
  * A plug-in is a shared object that exports one symbol, naru_backend_entry. It includes nothing
  * but include/naru/. Four levels: backend (the library) → model (opened files) → instance (what
@@ -39,7 +39,7 @@ extern "C" {
 #endif
 
 #define NARU_ABI_MAJOR 1
-#define NARU_ABI_MINOR 1
+#define NARU_ABI_MINOR 2
 #define NARU_ENTRY_SYMBOL "naru_backend_entry"
 
 enum naru_cap {
@@ -83,8 +83,21 @@ typedef struct naru_model_info { /* what the files say; arrays live as long as t
 enum naru_model_flag {
     NARU_MODEL_STATIC_GRAPH = 1u << 0,   /* no control flow, shapes fixed but for the batch */
     NARU_MODEL_SHARED_SESSION = 1u << 1, /* several instances may execute at once without copies */
-    NARU_MODEL_IO_UNKNOWN = 1u << 2      /* the files do not tell; io repeats the arguments */
+    NARU_MODEL_IO_UNKNOWN = 1u << 2,     /* the files do not tell; io repeats the arguments */
+    NARU_MODEL_ELASTIC =
+        1u << 3 /* 1.2: its executions are long and use several cores: the host may vary how
+                                    many run at once and, where model_form makes it, their form */
 };
+
+enum naru_form { /* 1.2: how an execution uses the cores */
+    NARU_FORM_WIDE =
+        0, /* several threads, the fastest way for one execution that has the cores for itself;
+                            always there */
+    NARU_FORM_QUIET =
+        1, /* several threads that sleep whenever they wait: beside others who want the cores */
+    NARU_FORM_NARROW = 2 /* the calling thread alone: several executions side by side */
+};
+#define NARU_FORMS 3
 
 typedef struct naru_model_args {
     uint32_t struct_size;
@@ -129,6 +142,8 @@ typedef struct naru_batch {
                                    where the host has placed it already (dtype, shape and bytes are
                                    final): write there */
     void *host;                 /* the host's own */
+    uint32_t form;              /* 1.2: enum naru_form, one that the model has; else 0 */
+    uint32_t reserved;
 } naru_batch;
 
 typedef struct naru_host {
@@ -224,6 +239,12 @@ typedef struct naru_backend {
      * weights). The host calls it when no execution of the model has ended for a while; one may begin
      * meanwhile. Returns the bytes given back, about; 0: nothing to speak of. Optional. */
     uint64_t (*model_trim)(naru_backend_model *model);
+    /* 1.2: makes a form other than NARU_FORM_WIDE (want 1), or drops it (want 0) when no execution uses
+     * it. Of a model with NARU_MODEL_ELASTIC; weights are not held twice. May block; beside executions
+     * and other functions of the model, but not beside itself. NARU_UNSUPPORTED: this model has no such
+     * form, and *err says why. Optional. */
+    naru_status (*model_form)(naru_backend_model *model, uint32_t form, int32_t want,
+                              naru_text *err);
 } naru_backend;
 
 /* The one exported symbol. Borrowed constant; never NULL. */

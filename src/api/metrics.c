@@ -139,6 +139,16 @@ static void write_gauges(struct nr_text *t, const struct row *rows, unsigned n)
                     NR_STR_ARG(rows[i].labels), (unsigned long long)rows[i].state.n_promoted,
                     NR_STR_ARG(rows[i].labels), (unsigned long long)rows[i].state.n_demoted);
     }
+    head(t, "naru_executions_by_way_total", "counter",
+         "Executions on executors by how they used the cores; docs/why.md");
+    for (unsigned i = 0; i < n; i++) {
+        const struct nr_parallel *p = &rows[i].state.parallel;
+        for (unsigned k = 0; k < NR_WAYS && p->cfg.on; k++) {
+            nr_text_fmt(t, "naru_executions_by_way_total{" NR_STR_FMT ",way=\"%s\"} %llu\n",
+                        NR_STR_ARG(rows[i].labels), nr_way_text((nr_way)k),
+                        (unsigned long long)p->runs[k]);
+        }
+    }
     head(t, "naru_input_bytes_total", "counter",
          "Bytes of inputs that were copied into a batch, or used where they arrived");
     for (unsigned i = 0; i < n; i++) {

@@ -281,6 +281,56 @@ static void json_settings(struct nr_text *t, const struct nr_why_settings *s, bo
                 s->max_queue_requests, is_inline ? "io_threads" : "executors");
 }
 
+/* ms a row that each way takes, as far as it was tried with the neighbours of now. */
+static void json_situation(struct nr_text *t, const char *name, const struct nr_parallel *p,
+                           bool many)
+{
+    const struct nr_parallel_side *s = &p->sides[many][p->pressed];
+    bool first = true;
+    nr_text_fmt(t, ",\"%s\":{\"way\":\"%s\",\"trying\":\"%s\",\"ms_per_row\":{", name,
+                nr_way_text(s->now), nr_way_text(s->trial));
+    for (unsigned i = 0; i < NR_WAYS; i++) {
+        if (s->costs[i].n > 0) {
+            nr_text_fmt(t, "%s\"%s\":%.6g", first ? "" : ",", nr_way_text((nr_way)i),
+                        (double)s->costs[i].row_ns / 1e6);
+            first = false;
+        }
+    }
+    nr_text_str(t, "}}");
+}
+
+static void json_parallelism(struct nr_text *t, const struct nr_parallel *p,
+                             const struct nr_parallel *before)
+{
+    static const char *const wishes[] = {
+        [NR_PARALLEL_AUTO] = "auto", [NR_PARALLEL_WIDE] = "wide", [NR_PARALLEL_NARROW] = "narrow"};
+    static const char *const forms[NARU_FORMS] = {"wide", "quiet", "narrow"};
+    if (!p->cfg.on) {
+        nr_text_str(t, ",\"parallelism\":null");
+        return;
+    }
+    nr_text_fmt(t, ",\"parallelism\":{\"setting\":\"%s\",\"others_want_the_cores\":%s",
+                wishes[p->cfg.wish], p->pressed ? "true" : "false");
+    json_situation(t, "one_request", p, false);
+    json_situation(t, "several_requests", p, true);
+    nr_text_str(t, ",\"executions\":{");
+    for (unsigned i = 0; i < NR_WAYS; i++) {
+        nr_text_fmt(t, "%s\"%s\":%llu", i > 0 ? "," : "", nr_way_text((nr_way)i),
+                    (unsigned long long)(p->runs[i] - before->runs[i]));
+    }
+    nr_text_str(t, "},\"forms\":{");
+    for (unsigned i = 0; i < NARU_FORMS; i++) {
+        nr_text_fmt(t, "%s\"%s\":\"%s\"", i > 0 ? "," : "", forms[i],
+                    p->made & (1u << i)      ? "made"
+                    : p->refused & (1u << i) ? "not_for_this_model"
+                                             : "not_needed");
+    }
+    nr_text_str(t, "}");
+    count(t, "trials", p->n_trials);
+    count(t, "changes", p->n_changes);
+    nr_text_str(t, "}");
+}
+
 static void json_effect(struct nr_text *t, const struct nr_why_effect *e)
 {
     nr_text_fmt(t, "{\"setting\":\"%s\",\"from\":\"%s\",\"to\":\"%s\"", e->setting, e->from, e->to);
@@ -342,6 +392,7 @@ static void write_json(struct why *w, struct nr_text *t)
         nr_text_str(t, ",\"note\":");
         nr_text_json(t, notes);
     }
+    json_parallelism(t, &w->last.state.parallel, &w->first.state.parallel);
     number(t, "model_error", f->requests > 0 && r->cost_known ? r->model_error : NAN);
     nr_text_str(t, "}\n");
 }
@@ -361,6 +412,33 @@ static void plain_effect(struct nr_text *t, const char *indent, const struct nr_
     if (e->throughput <= 0 && e->latency <= 0) {
         nr_text_str(t, " not known");
     }
+    nr_text_str(t, "\n");
+}
+
+static void plain_situation(struct nr_text *t, const char *name, const struct nr_parallel *p,
+                            bool many)
+{
+    const struct nr_parallel_side *s = &p->sides[many][p->pressed];
+    nr_text_fmt(t, "%s %s (", name, nr_way_text(s->now));
+    bool first = true;
+    for (unsigned i = 0; i < NR_WAYS; i++) {
+        if (s->costs[i].n > 0) {
+            nr_text_fmt(t, "%s%s %.2f", first ? "ms a row: " : ", ", nr_way_text((nr_way)i),
+                        (double)s->costs[i].row_ns / 1e6);
+            first = false;
+        }
+    }
+    nr_text_str(t, first ? "not measured)" : ")");
+}
+
+static void plain_parallelism(struct nr_text *t, const struct nr_parallel *p)
+{
+    if (!p->cfg.on) {
+        return;
+    }
+    nr_text_fmt(t, "cores     %s by other processes;", p->pressed ? "wanted" : "not wanted");
+    plain_situation(t, " one request:", p, false);
+    plain_situation(t, "; several:", p, true);
     nr_text_str(t, "\n");
 }
 
@@ -414,6 +492,7 @@ static void write_plain(struct why *w, struct nr_text *t)
     if (notes.len > 0) {
         nr_text_fmt(t, "note      " NR_STR_FMT "\n", NR_STR_ARG(notes));
     }
+    plain_parallelism(t, &w->last.state.parallel);
     nr_text_str(t, r->n_effects > 0 ? "what if\n" : "");
     for (unsigned i = 0; i < r->n_effects; i++) {
         plain_effect(t, "  ", &r->effects[i]);

@@ -147,13 +147,18 @@ static void read_threads(struct nr_arena *a, struct nr_cpu_times *ret)
     }
 }
 
-void nr_cpu_times_read(struct nr_arena *a, struct nr_cpu_times *ret)
+void nr_cpu_sums_read(struct nr_arena *a, int64_t *ret_busy_ns, int64_t *ret_own_ns)
 {
     struct rusage u;
-    *ret = (struct nr_cpu_times){.cores = nr_cpu_usable(), .at_ns = nr_clock_now()};
     getrusage(RUSAGE_SELF, &u);
-    ret->own_ns = (u.ru_utime.tv_sec + u.ru_stime.tv_sec) * NR_S_NS +
+    *ret_own_ns = (u.ru_utime.tv_sec + u.ru_stime.tv_sec) * NR_S_NS +
                   (u.ru_utime.tv_usec + u.ru_stime.tv_usec) * NR_US_NS;
-    ret->busy_ns = read_machine(a);
+    *ret_busy_ns = read_machine(a);
+}
+
+void nr_cpu_times_read(struct nr_arena *a, struct nr_cpu_times *ret)
+{
+    *ret = (struct nr_cpu_times){.cores = nr_cpu_usable(), .at_ns = nr_clock_now()};
+    nr_cpu_sums_read(a, &ret->busy_ns, &ret->own_ns);
     read_threads(a, ret);
 }

@@ -29,4 +29,7 @@ struct nr_cpu_times {
 /* Reads files of /proc, some 10 µs per thread: not for I/O loops. What cannot be read is 0. */
 void nr_cpu_times_read(struct nr_arena *a, struct nr_cpu_times *ret);
 
+/* busy_ns and own_ns alone: one file. */
+void nr_cpu_sums_read(struct nr_arena *a, int64_t *ret_busy_ns, int64_t *ret_own_ns);
+
 #endif

@@ -113,6 +113,8 @@ AT(naru_batch, requests, 24);
 AT(naru_batch, inputs, 32);
 AT(naru_batch, outputs, 40);
 AT(naru_batch, host, 48);
+AT(naru_batch, form, 56); /* 1.2 */
+AT(naru_batch, reserved, 60);
 
 GROWS(naru_host, 80);
 AT(naru_host, struct_size, 0);
@@ -157,6 +159,7 @@ AT(naru_backend, device_count, 112);
 AT(naru_backend, device_get, 120);
 AT(naru_backend, model_memory, 128);
 AT(naru_backend, model_trim, 136);
+AT(naru_backend, model_form, 144); /* 1.2 */
 
 GROWS(naru_agent_call, 48);
 AT(naru_agent_call, struct_size, 0);

@@ -573,8 +573,14 @@ nr_status nr_batch_seal(struct nr_batch *b, struct nr_batch_view *view)
                              .requests = b->requests,
                              .inputs = b->in_tensors,
                              .outputs = b->out_tensors,
-                             .host = view};
+                             .host = view,
+                             .form = b->form};
     return err.status;
+}
+
+void nr_batch_form_set(struct nr_batch *b, uint32_t form)
+{
+    b->form = form;
 }
 
 /* ---- reading ----------------------------------------------------------------------------------- */

@@ -162,6 +162,8 @@ nr_nodiscard nr_status nr_batch_add(struct nr_batch *b, const struct nr_batch_re
                                     struct nr_err *err);
 uint32_t nr_batch_requests(const struct nr_batch *b);
 
+/* How the next runs use the cores (enum naru_form); at first NARU_FORM_WIDE. */
+void nr_batch_form_set(struct nr_batch *b, uint32_t form);
 /* Executes. NARU_OK: it is over, results can be read (each request may have failed by itself).
  * NARU_PENDING: cfg.on_done will be called. Nothing else is returned; a batch that could not run
  * at all is over with every request failed. instance must be of cfg.plugin and idle. */

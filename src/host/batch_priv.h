@@ -62,6 +62,7 @@ struct nr_batch {
     struct nr_batch_view *views[NR_BATCH_VIEWS];
     _Atomic(struct nr_batch_view *) view; /* of the run, NULL between runs */
     unsigned next_view;
+    uint32_t form; /* of the next run */
 
     uint32_t n_requests, capacity; /* of the four arrays below */
     naru_request *requests;

@@ -433,6 +433,21 @@ uint64_t nr_plugin_model_trim(struct nr_plugin_model *model)
     return bytes;
 }
 
+nr_status nr_plugin_model_form(struct nr_plugin_model *model, uint32_t form, bool want,
+                               struct nr_err *err)
+{
+    const naru_backend *api = model->plugin->api;
+    char buf[NR_ERR_TEXT_MAX] = "";
+    naru_text text = {.struct_size = sizeof text, .capacity = sizeof buf, .data = buf};
+    if (!NARU_HAS(api, naru_backend, model_form)) {
+        return nr_fail(err, NARU_UNSUPPORTED, "the plug-in knows one form of a model only");
+    }
+    call_begin(model->plugin);
+    nr_status st = api->model_form(model->handle, form, want, &text);
+    call_end(model->plugin);
+    return st == NARU_OK ? st : plugin_error(err, st, "model ", model->name, buf);
+}
+
 nr_status nr_plugin_model_threads(struct nr_plugin_model *model, int32_t threads)
 {
     const naru_backend *api = model->plugin->api;

@@ -93,6 +93,10 @@ void nr_plugin_model_close(struct nr_plugin_model *model); /* accepts NULL; afte
 uint64_t nr_plugin_model_memory(struct nr_plugin_model *model); /* bytes held now; 0: not known */
 /* Gives back what an idle model keeps for its next execution; the bytes, about. May take long. */
 uint64_t nr_plugin_model_trim(struct nr_plugin_model *model);
+/* Makes (want) or drops a form of an elastic model (enum naru_form), see naru_backend::model_form. One call at
+ * a time for a model; may take long. */
+nr_nodiscard nr_status nr_plugin_model_form(struct nr_plugin_model *model, uint32_t form, bool want,
+                                            struct nr_err *err);
 /* Thread budget of later executions; NARU_UNSUPPORTED when the plug-in has no such slot. */
 nr_nodiscard nr_status nr_plugin_model_threads(struct nr_plugin_model *model, int32_t threads);
 

@@ -161,6 +161,11 @@ struct nr_model_config {
     uint32_t n_preferred;
     const int32_t *preferred; /* ascending, each in 1..max_batch_size */
     uint64_t max_queue_delay_ns;
+    enum nr_config_parallelism {
+        NR_CONFIG_PARALLEL_AUTO,
+        NR_CONFIG_PARALLEL_WIDE,
+        NR_CONFIG_PARALLEL_NARROW
+    } parallelism;              /* parameter naru.parallelism */
     int64_t latency_target_ns;  /* parameter naru.latency_target_ms; 0: none */
     const char *batch_strategy; /* parameter naru.batch_strategy; NULL: the server's own */
     int64_t watchdog_ns;        /* parameter naru.watchdog_ms; 0: not watched; -1: the server's */

@@ -397,6 +397,32 @@ static nr_status derive_watchdog(struct nr_model_config *c, struct nr_err *err)
     return NARU_OK;
 }
 
+/* How executions share the cores. */
+static nr_status derive_parallelism(struct nr_model_config *c, struct nr_err *err)
+{
+    static const char *const words[] = {[NR_CONFIG_PARALLEL_AUTO] = "auto",
+                                        [NR_CONFIG_PARALLEL_WIDE] = "wide",
+                                        [NR_CONFIG_PARALLEL_NARROW] = "narrow"};
+    for (uint32_t i = 0; i < c->n_options; i++) {
+        const char *text = c->options[i].value;
+        unsigned k = 0;
+        if (strcmp(c->options[i].key, NR_CONFIG_PARALLELISM) != 0) {
+            continue;
+        }
+        while (k < NR_COUNT(words) && strcmp(words[k], text) != 0) {
+            k++;
+        }
+        if (k == NR_COUNT(words)) {
+            return nr_fail(err, NARU_INVALID,
+                           "parameter \"" NR_CONFIG_PARALLELISM "\" is \"%.64s\"; expected auto, "
+                           "wide or narrow",
+                           text);
+        }
+        c->parallelism = (enum nr_config_parallelism)k;
+    }
+    return NARU_OK;
+}
+
 const int32_t *nr_config_sorted(struct nr_model_config *c, const int32_t *sizes, size_t n)
 {
     int32_t *copy = nr_config_array(c, n, sizeof *copy);
@@ -511,6 +537,9 @@ static nr_status derive(struct nr_model_config *c, const naru_model_info *info, 
     }
     if (st == NARU_OK) {
         st = derive_watchdog(c, err);
+    }
+    if (st == NARU_OK) {
+        st = derive_parallelism(c, err);
     }
     if (st == NARU_OK) {
         st = nr_config_derive_sequence(c, info, err);

@@ -10,6 +10,8 @@
 /* Parameter "true" (default) or "false": whether dimensions of one name must be equal. */
 #define NR_CONFIG_CHECK_SYMBOLS "naru.check_symbols"
 #define NR_CONFIG_LATENCY_TARGET "naru.latency_target_ms"
+/* Parameter "auto" (default), "wide" or "narrow": how executions share the cores. */
+#define NR_CONFIG_PARALLELISM "naru.parallelism"
 /* Name of a plug-in that plans the batches; its own parameters begin with the second one. */
 #define NR_CONFIG_BATCH_STRATEGY "naru.batch_strategy"
 #define NR_CONFIG_BATCH_STRATEGY_PREFIX "naru.batch_strategy."

@@ -66,6 +66,7 @@ static struct nr_image_io *describe_io(const struct nr_io_spec *specs, unsigned 
 /* Parameters of other parts; one that ends in '.' is a beginning that stands for many. */
 static const char *const own_keys[] = {NR_CONFIG_CHECK_SYMBOLS,
                                        NR_CONFIG_LATENCY_TARGET,
+                                       NR_CONFIG_PARALLELISM,
                                        NR_CONFIG_BATCH_STRATEGY,
                                        NR_CONFIG_BATCH_STRATEGY_PREFIX,
                                        NR_CONFIG_WATCHDOG,

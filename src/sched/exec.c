@@ -8,7 +8,8 @@
  * like the others and starts the next spare. So a plug-in that blocks for seconds delays other models
  * by milliseconds, and computing models never get more threads than cores: neither when they compute
  * (their processor clocks say so) nor when other processes have the cores and they only want to (the
- * system says whether a thread sleeps).
+ * system says whether a thread sleeps). One that says that it is better off so gets twice as many
+ * (parallel.h).
  *
  * INVARIANTS
  *  1. A runnable is in the queue at most once (queued). A wake during run() queues it again, so no
@@ -60,6 +61,7 @@ struct nr_exec {
     struct nr_list workers;
     unsigned base, max_threads, n_threads, n_lost;
     bool has_spare;
+    unsigned n_crowds;      /* who wants more threads to compute than there are cores */
     unsigned n_idle;        /* waiting workers that no wake has claimed */
     unsigned n_claimed;     /* wakes signalled to workers that have not woken yet */
     int64_t short_since_ns; /* the spare's: too few threads compute; 0: enough */
@@ -154,14 +156,15 @@ static bool too_few(struct nr_exec *e, int64_t now_ns)
 {
     pid_t quiet[MAX_THREADS_CAP];
     unsigned n_quiet, n = computing(e, now_ns, quiet, &n_quiet) + e->n_claimed;
-    if (n < e->base && n_quiet > 0) { /* who waits for the lock would seem to sleep */
+    unsigned most = e->n_crowds > 0 ? 2 * e->base : e->base;
+    if (n < most && n_quiet > 0) { /* who waits for the lock would seem to sleep */
         pthread_mutex_unlock(&e->lock);
-        for (unsigned i = 0; i < n_quiet && n < e->base; i++) {
+        for (unsigned i = 0; i < n_quiet && n < most; i++) {
             n += wants_core(quiet[i]);
         }
         pthread_mutex_lock(&e->lock);
     }
-    return n < e->base;
+    return n < most;
 }
 
 static void *worker_main(void *arg);
@@ -414,6 +417,17 @@ void nr_exec_wake_at(struct nr_exec *e, struct nr_runnable *r, int64_t at_ns)
         r->at_ns = at_ns;
         pthread_cond_broadcast(&e->work); /* every waiter must learn the new time */
         pthread_cond_signal(&e->spare);
+    }
+    pthread_mutex_unlock(&e->lock);
+}
+
+void nr_exec_crowd(struct nr_exec *e, bool wanted)
+{
+    pthread_mutex_lock(&e->lock);
+    if (wanted) {
+        e->n_crowds++;
+    } else {
+        e->n_crowds--;
     }
     pthread_mutex_unlock(&e->lock);
 }

@@ -49,6 +49,8 @@ void nr_exec_free(struct nr_exec *e); /* joins; nothing may be runnable any more
 void nr_exec_init(struct nr_runnable *r, bool (*run)(struct nr_runnable *r));
 /* run() will be called at least once after this. Any thread. */
 void nr_exec_wake(struct nr_exec *e, struct nr_runnable *r);
+/* While anybody wants it, twice as many threads as usual may compute at once. Any thread. */
+void nr_exec_crowd(struct nr_exec *e, bool wanted);
 /* The same at a time; an earlier time replaces a later one. Any thread. */
 void nr_exec_wake_at(struct nr_exec *e, struct nr_runnable *r, int64_t at_ns);
 /* Returns when no thread is inside run() of r and none will enter it. Not from an executor. */

@@ -20,6 +20,9 @@
 #include "model/fingerprint.h"
 
 #define MAX_GPUS 64 /* of a machine */
+/* Executions of an elastic model that may run at once: each one needs memory of its own for what is between its
+ * layers. */
+#define MAX_LANES 16u
 
 static void runtime_free(struct nr_runtime *rt)
 {
@@ -151,6 +154,28 @@ static nr_status open_model(const struct nr_runtime_host *host, struct nr_versio
     return nr_plugin_model_open(rt->plugin, &args, &rt->model, err);
 }
 
+/* May how many run at once, and in which form, follow the measured times? With instances of the configuration
+ * it is for one instance only, whose threads may still wait busily or not. */
+static bool is_elastic(const struct nr_runtime *rt, const struct nr_model_config *c)
+{
+    return (rt->model->info->flags & NARU_MODEL_ELASTIC) != 0 && c->sequence == NULL &&
+           !c->decoupled && !c->preserve_ordering && first_device(c) < 0 &&
+           (!rt->says_instances || c->n_instances == 1);
+}
+
+/* How many instances of the plug-in a group has. Of an elastic model, unless the configuration says how
+ * many, as many as may be better off side by side, but only where what is between its layers has one
+ * size: tiles of large pictures side by side would be gigabytes. */
+static unsigned instances_of(const struct nr_runtime_host *host, const struct nr_runtime *rt,
+                             const struct nr_model_config *c, const struct nr_instance_group *g)
+{
+    bool sized = (rt->model->info->flags & NARU_MODEL_STATIC_GRAPH) != 0;
+    if (rt->says_instances || !sized || !is_elastic(rt, c)) {
+        return g->count * NR_MAX(g->n_gpus, 1u); /* bounded by the check */
+    }
+    return NR_MIN(NR_MIN(2 * nr_cpu_usable(), MAX_LANES), NR_MAX(host->max_instances, 1u));
+}
+
 /* Instances of one group, behind those there are. */
 static nr_status open_group(const struct nr_runtime_host *host, struct nr_runtime *rt,
                             const struct nr_model_config *c, const struct nr_instance_group *g,
@@ -159,7 +184,7 @@ static nr_status open_group(const struct nr_runtime_host *host, struct nr_runtim
     const struct nr_host_policy *policy;
     int32_t device = first_device(c);
     nr_status st = nr_host_policy_of(host->policies, g, device, &policy, err);
-    unsigned n = g->count * NR_MAX(g->n_gpus, 1u);
+    unsigned n = instances_of(host, rt, c, g);
     for (unsigned i = 0; i < n && st == NARU_OK; i++) {
         st = nr_plugin_instance_open(rt->model, rt->n_instances, device,
                                      &rt->instances[rt->n_instances], err);
@@ -180,7 +205,7 @@ static nr_status open_instances(const struct nr_runtime_host *host, struct nr_ru
 {
     unsigned n = 0;
     for (uint32_t i = 0; i < c->n_groups; i++) {
-        n += c->groups[i].count * NR_MAX(c->groups[i].n_gpus, 1u); /* bounded by the check */
+        n += instances_of(host, rt, c, &c->groups[i]);
     }
     if (n > host->max_instances) {
         return nr_fail(
@@ -370,6 +395,9 @@ static nr_status open_sched(const struct nr_runtime_host *host, struct nr_runtim
                                .limits = host->limits,
                                .watch = rt->watch,
                                .latency_target_ns = c->latency_target_ns,
+                               .parallel = {.on = is_elastic(rt, c),
+                                            .wish = (nr_parallelism)c->parallelism,
+                                            .cores = nr_cpu_usable()},
                                .decoupled = c->decoupled,
                                .isolate = !c->decoupled && c->sequence == NULL};
     cfg.placement.allowed = may_inline(host, rt, c);
@@ -505,12 +533,12 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
 {
     const struct nr_runtime_host *host = ctx;
     nr_cleanup(runtime_free_at) struct nr_runtime *rt = NR_TAKE(v->runtime);
-    bool says_instances = v->config->pb->n_instance_group > 0;
     if (v->config->ensemble != NULL) {
         nr_status ended = open_pipeline(host, v, rt, err);
         v->runtime = ended == NARU_OK ? NR_TAKE(rt) : NULL;
         return ended;
     }
+    rt->says_instances = v->config->pb->n_instance_group > 0;
     rt->says_batching = v->config->pb->dynamic_batching != NULL;
     nr_status st = open_model(host, v, rt, err);
     if (st != NARU_OK) {
@@ -523,7 +551,7 @@ static nr_status runtime_open(void *ctx, struct nr_version *v, struct nr_err *er
     }
     const struct nr_model_config *c = v->config;
     st = open_instances(host, rt, c, err);
-    if (st == NARU_OK && !says_instances && may_inline(host, rt, c) &&
+    if (st == NARU_OK && !rt->says_instances && may_inline(host, rt, c) &&
         (rt->model->info->flags & NARU_MODEL_SHARED_SESSION) != 0) {
         st = open_loop_instances(rt, host->n_loops, err);
     }

@@ -66,7 +66,8 @@ struct nr_runtime {
     bool one_node;  /* a host policy names the memory node, and there is one only */
     struct nr_plugin_instance **loop_instances; /* NULL when executions share `instances` */
     unsigned n_loop_instances;
-    bool says_batching; /* the user's configuration asks for dynamic batching */
+    bool says_instances; /* the user's configuration says how many instances */
+    bool says_batching;  /* the user's configuration asks for dynamic batching */
 };
 
 /* ctx of the ops is the struct nr_runtime_host. */

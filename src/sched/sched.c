@@ -56,7 +56,9 @@ void nr_sched_observe(struct nr_sched *s, struct nr_place *p, int64_t cpu_ns)
     nr_placement_observe(&s->placement, rows, run_ns, cpu_ns >= 0 ? cpu_ns : run_ns,
                          p->infer_end_ns);
     atomic_store_explicit(&s->is_inline, s->placement.is_inline, memory_order_relaxed);
-    if (!p->is_inline) {
+    if (!p->is_inline && nr_parallel_lanes(&s->parallel, p->run.way) > 1) {
+        nr_batchsize_observe(&s->side_size, rows, run_ns * 1000 / p->beside, p->infer_end_ns);
+    } else if (!p->is_inline) {
         nr_batchsize_observe(&s->batchsize, rows, run_ns, p->infer_end_ns);
     }
 }
@@ -183,6 +185,26 @@ struct taken {
     int64_t wait_ns;     /* when to look again although nothing was taken; 0: not needed */
 };
 
+/* Under the lock: rules for a batch that is taken now, with the size that measured times suggest. */
+static struct nr_batch_rules rules_now(struct nr_sched *s, nr_way way, int64_t now_ns,
+                                       int64_t *ret_fixed_ns)
+{
+    struct nr_batch_rules rules = s->cfg.rules;
+    int64_t waited_ns = now_ns - nr_request_of(s->queue.order.next)->queued_ns;
+    unsigned lanes = nr_parallel_lanes(&s->parallel, way);
+    *ret_fixed_ns = 0;
+    if (rules.auto_size && lanes > 1) { /* others will take their part, and nobody is waited for */
+        int64_t free = NR_MAX((int64_t)lanes - s->parallel.n_running, 1);
+        int64_t part = (s->queue.rows + free - 1) / free;
+        rules.max_rows = nr_batchsize_limit(&s->side_size, part, waited_ns, now_ns);
+    } else if (rules.auto_size) {
+        *ret_fixed_ns = nr_batchsize_fixed(&s->batchsize, waited_ns);
+        int64_t soon = nr_hold_rows(&s->hold, s->queue.rows, *ret_fixed_ns, now_ns);
+        rules.max_rows = nr_batchsize_limit(&s->batchsize, soon, waited_ns, now_ns);
+    }
+    return rules;
+}
+
 /* Under the lock: nothing is to run now, so nobody else shall wait for the resources of these. */
 static void calm(struct nr_sched *s)
 {
@@ -255,15 +277,14 @@ static struct nr_place *take_batch(struct nr_sched *s, const struct nr_lane *lan
         calm(s);
         return NULL;
     }
-    struct nr_batch_rules rules = s->cfg.rules;
-    int64_t fixed_ns = 0;
-    if (rules.auto_size) {
-        int64_t waited_ns = now_ns - nr_request_of(s->queue.order.next)->queued_ns;
-        fixed_ns = nr_batchsize_fixed(&s->batchsize, waited_ns);
-        int64_t soon = nr_hold_rows(&s->hold, s->queue.rows, fixed_ns, now_ns);
-        rules.max_rows = nr_batchsize_limit(&s->batchsize, soon, waited_ns, now_ns);
+    nr_way way = nr_parallel_choose(&s->parallel, s->queue.n, now_ns);
+    if (way == NR_WAY_NONE) {
+        calm(s);
+        return NULL; /* who ends next looks again */
     }
     struct nr_strategy *strategy = s->cfg.strategy;
+    int64_t fixed_ns;
+    struct nr_batch_rules rules = rules_now(s, way, now_ns, &fixed_ns);
     struct nr_batch_plan plan = NR_UNLIKELY(strategy != NULL)
                                     ? nr_strategy_plan(strategy, &rules, &s->queue.order, now_ns)
                                     : nr_batcher_plan(&rules, &s->queue.order, now_ns);
@@ -287,6 +308,9 @@ static struct nr_place *take_batch(struct nr_sched *s, const struct nr_lane *lan
     p->isolated = false;
     p->begin_ns = now_ns;
     p->rows = plan.rows;
+    p->run = nr_parallel_begin(&s->parallel, way, now_ns);
+    s->admit.n_places = s->parallel.cfg.on ? nr_parallel_lanes(&s->parallel, way) : s->n_places;
+    nr_batch_form_set(p->batch, p->run.form);
     nr_hold_took(&s->hold, plan.rows, fixed_ns, now_ns);
     if (NR_UNLIKELY(strategy != NULL)) {
         nr_strategy_take(strategy, &rules, &plan, &s->queue, &t->batch);
@@ -320,12 +344,14 @@ static void release_place(struct nr_place *p, bool observed, int64_t cpu_ns)
     if (observed) {
         nr_sched_observe(s, p, cpu_ns);
     }
-    nr_hold_ended(&s->hold, p->rows, s->queue.rows, nr_clock_now());
+    int64_t now_ns = nr_clock_now();
+    nr_hold_ended(&s->hold, p->rows, s->queue.rows, now_ns);
     s->n_running--;
     nr_watched_end(&p->watched);
     nr_place_release(p);
     nr_list_append(&s->idle, &p->node);
     nr_trim_arm(s);
+    nr_form_tend(s, now_ns);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -353,6 +379,9 @@ static bool run_rest(struct nr_place *p)
     for (;;) {
         p->infer_end_ns = nr_clock_now();
         show_running(p, false);
+        if (NR_LIKELY(!p->isolated)) {
+            nr_form_ended(p, p->n_taken > 0);
+        }
         if (NR_LIKELY(!nr_place_deliver(p))) {
             return true;
         }
@@ -393,7 +422,7 @@ static bool run_queue(struct nr_runnable *runnable)
     finish_pending(s);
     pthread_mutex_lock(&s->lock);
     struct nr_place *p = take_batch(s, lane, &t);
-    bool more = p != NULL && s->queue.n > 0 && !nr_list_empty(&s->idle);
+    bool more = p != NULL && nr_form_may_begin(s, p->begin_ns);
     pthread_mutex_unlock(&s->lock);
     answer_gone(&t.gone);
     if (p == NULL) {
@@ -477,7 +506,7 @@ void nr_sched_enqueue(struct nr_sched *s, struct nr_request *r)
         expel_expired(s, now_ns, &gone);
     }
     nr_refusal why = put(s, r, now_ns, &gone);
-    bool idle = !nr_list_empty(&s->idle); /* else the thread that frees a place looks again */
+    bool wake = nr_form_may_begin(s, now_ns); /* else the thread that frees a place looks again */
     int64_t wait_ns = 0;
     if (why != NR_REFUSAL_NONE) {
         s->refused[why]++;
@@ -487,7 +516,7 @@ void nr_sched_enqueue(struct nr_sched *s, struct nr_request *r)
     answer_gone(&gone);
     if (why != NR_REFUSAL_NONE) {
         nr_request_refuse(r, NARU_UNAVAILABLE, refusal_says(why), retry_s(wait_ns));
-    } else if (idle) {
+    } else if (wake) {
         nr_sched_wake(s);
     }
 }
@@ -657,14 +686,20 @@ nr_status nr_sched_new(const struct nr_sched_cfg *cfg, struct nr_sched **ret, st
     pthread_mutex_init(&s->flow_lock, NULL);
     nr_clock_cond_init(&s->flow_room);
     nr_exec_init(&s->trimmer, nr_trim_run);
+    nr_exec_init(&s->former, nr_form_run);
     nr_queue_init(&s->queue, cfg->n_levels > 0 ? cfg->levels : &no_rules, NR_MAX(cfg->n_levels, 1u),
                   cfg->default_level, cfg->preserve_ordering);
-    nr_admit_init(&s->admit, cfg->n_instances, cfg->rules.batching ? cfg->rules.max_rows : 1);
+    struct nr_parallel_cfg parallel = cfg->parallel;
+    parallel.places = cfg->n_instances;
+    nr_parallel_init(&s->parallel, &parallel);
+    nr_admit_init(&s->admit, parallel.on ? 1 : cfg->n_instances,
+                  cfg->rules.batching ? cfg->rules.max_rows : 1);
     nr_list_init(&s->order);
     nr_list_init(&s->idle);
     nr_list_init(&s->finished);
     nr_placement_init(&s->placement, &cfg->placement);
     nr_batchsize_init(&s->batchsize, cfg->rules.max_rows, cfg->latency_target_ns);
+    nr_batchsize_init(&s->side_size, cfg->rules.max_rows, cfg->latency_target_ns);
     nr_hold_init(&s->hold);
     s->counters = cfg->counters != NULL
                       ? cfg->counters
@@ -712,6 +747,10 @@ void nr_sched_free(struct nr_sched *s)
     }
     retire(s);                                /* their last act may be to arm this one … */
     nr_exec_retire(s->cfg.exec, &s->trimmer); /* … which wakes them for requests only */
+    nr_exec_retire(s->cfg.exec, &s->former);  /* so does this one */
+    if (s->crowded) {
+        nr_exec_crowd(s->cfg.exec, false);
+    }
     NR_ASSERT(s->queue.n == 0 && s->n_running == 0);
     for (unsigned i = 0; i < s->n_places; i++) {
         nr_place_done(&s->places[i]);
@@ -754,6 +793,7 @@ void nr_sched_state_get(struct nr_sched *s, struct nr_sched_state *ret)
         .queued = s->queue.n,
         .running = s->n_running,
         .places = s->n_places,
+        .parallel = s->parallel,
         .queued_bytes = s->queue.bytes,
         .queued_rows = s->queue.rows,
         .row_limit = nr_admit_rows(&s->admit, s->cfg.limits.max_wait_ns, now_ns),
@@ -769,6 +809,9 @@ void nr_sched_state_get(struct nr_sched *s, struct nr_sched_state *ret)
         .batch_retries = s->batch_retries,
         .bytes_copied = s->bytes_copied,
         .bytes_in_place = s->bytes_in_place};
+    if (s->parallel.cfg.on) { /* as many as run at once now */
+        ret->places = nr_parallel_lanes(&s->parallel, nr_parallel_way(&s->parallel, true));
+    }
     memcpy(ret->seals, s->seals, sizeof(ret->seals));
     memcpy(ret->refused, s->refused, sizeof(ret->refused));
     for (unsigned i = 0; i < s->queue.n_levels; i++) {

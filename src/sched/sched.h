@@ -20,6 +20,7 @@
 #include "sched/counters.h"
 #include "sched/exec.h"
 #include "sched/limiter.h"
+#include "sched/parallel.h"
 #include "sched/placement.h"
 #include "sched/request.h"
 #include "sched/room.h"
@@ -56,8 +57,9 @@ struct nr_sched_cfg {
     struct nr_batch_rules rules;
     struct nr_placement_cfg placement;
     struct nr_sched_limits limits;
-    int64_t latency_target_ns;    /* naru.latency_target_ms; 0 none. With rules.auto_size */
-    struct nr_runwatch *watch;    /* gets the lanes of executors; borrowed, NULL: none */
+    struct nr_parallel_cfg parallel; /* .places is set by the scheduler */
+    int64_t latency_target_ns;       /* naru.latency_target_ms; 0 none. With rules.auto_size */
+    struct nr_runwatch *watch;       /* gets the lanes of executors; borrowed, NULL: none */
     struct nr_counters *counters; /* borrowed, for schedulers that count together; NULL: its own */
     bool iterative; /* a model may ask for another execution of a request (nr_request.again) */
     const struct nr_queue_rules *levels; /* [n_levels] the most urgent first; copied */
@@ -104,6 +106,7 @@ struct nr_sched_state {
     uint64_t n_promoted, n_demoted;
     int64_t row_ns;     /* smoothed service time per row */
     int64_t limited_ns; /* time in which requests and an idle place waited for resources only */
+    struct nr_parallel parallel; /* as it is now; .cfg.on false: nothing is chosen there */
     uint64_t seals[NR_SEAL_COUNT];
     uint64_t refused[NR_REFUSAL_KINDS];
     unsigned n_levels;

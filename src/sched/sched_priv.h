@@ -7,6 +7,7 @@
  *   prove.c  runs on zeros before the first request: is it short?
  *   warm.c   runs before the first request, so that it finds a warm model
  *   trim.c   memory back from a model that is idle
+ *   form.c   how executions use the cores: forms made, neighbours looked for
  *
  * INVARIANTS
  *  1. A request is in exactly one of: a turn's pending list, the queue, a place. Whoever removes it
@@ -30,6 +31,7 @@
 #include "sched/batchsize.h"
 #include "sched/hold.h"
 #include "sched/order.h"
+#include "sched/parallel.h"
 #include "sched/queue.h"
 #include "sched/sched.h"
 
@@ -63,6 +65,8 @@ struct nr_place {
     int64_t isolated_ns; /* the last one */
     struct nr_limit_user *limit; /* holds resources while it runs; NULL: it needs none */
     bool asked;                  /* and waits for them */
+    struct nr_parallel_run run;  /* of an executor's execution … */
+    int64_t beside;              /* … and how many ran on average meanwhile, in thousandths */
     sem_t *awaited;              /* a run of warm.c: told instead of the queue when it ends later */
 };
 
@@ -81,6 +85,7 @@ struct nr_sched {
     struct nr_lane *lanes;            /* [n_lanes] one at least; the first is that of cfg.exec */
     unsigned n_lanes;
     struct nr_runnable trimmer;
+    struct nr_runnable former;
     struct nr_counters *counters;
     pthread_mutex_t lock;
     struct nr_queue queue;
@@ -97,7 +102,10 @@ struct nr_sched {
     int64_t limited_ns; /* sum of such times */
     struct nr_placement placement;
     struct nr_batchsize batchsize; /* of queued batches, with rules.auto_size … */
-    struct nr_hold hold;           /* … and whether they wait for clients that come back */
+    struct nr_batchsize side_size; /* the same while several run side by side */
+    struct nr_parallel parallel;
+    bool forming, looking, crowded; /* form.c */
+    struct nr_hold hold;            /* … and whether they wait for clients that come back */
     _Atomic bool is_inline; /* copy of placement.is_inline that submit reads without the lock */
     uint64_t seals[NR_SEAL_COUNT];
     uint64_t refused[NR_REFUSAL_KINDS];
@@ -190,6 +198,19 @@ void nr_turn_run(struct nr_turn_hook *h);
 /* Under the lock: an execution on an executor has ended. */
 void nr_trim_arm(struct nr_sched *s);
 bool nr_trim_run(struct nr_runnable *runnable); /* of the trimmer */
+
+/* --- form.c --- */
+
+/* An execution on an executor has ended; before its requests are answered, whose clients may be back at once. */
+void nr_form_ended(struct nr_place *p, bool ran);
+/* Under the lock: may an execution begin now for what is queued? */
+bool nr_form_may_begin(struct nr_sched *s, int64_t now_ns);
+/* Under the lock, which it gives up meanwhile: an execution on an executor has ended. Looks for neighbours
+ * now and then, and has forms made. */
+void nr_form_tend(struct nr_sched *s, int64_t now_ns);
+bool nr_form_run(struct nr_runnable *runnable); /* of the former */
+/* Under the lock: the model is idle, its other forms may go soon. */
+void nr_form_idle(struct nr_sched *s);
 
 /* --- sched.c --- */
 

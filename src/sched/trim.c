@@ -51,6 +51,7 @@ bool nr_trim_run(struct nr_runnable *runnable)
     bool go = is_idle(s);
     if (go) {
         nr_list_splice(&idle, &s->idle);
+        nr_form_idle(s);
     }
     pthread_mutex_unlock(&s->lock);
     if (!go) {

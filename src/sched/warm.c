@@ -79,10 +79,11 @@ static nr_status run_on(struct nr_place *p, const struct nr_infer_request *in, b
 /* The k-th place: executors' first, then those of the loops. NULL: there are no more. */
 static struct nr_place *place_at(struct nr_sched *s, unsigned k)
 {
-    if (k < s->n_places) {
+    unsigned n = s->parallel.cfg.on ? NR_MIN(s->n_places, 1u) : s->n_places; /* more share all */
+    if (k < n) {
         return &s->places[k];
     }
-    k -= s->n_places;
+    k -= n;
     return k < s->cfg.n_loops ? s->turns[k].place : NULL;
 }
 

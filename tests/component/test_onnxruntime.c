@@ -328,7 +328,72 @@ static void test_options(void **state)
     }
 }
 
-/* Cut and changed model files: refused or read, never a crash; the walk over the file as well. */
+/* Every form gives the same answers, over one copy of the weights. */
+static void test_forms(void **state)
+{
+    (void)state;
+    struct run r;
+    struct nr_err err = {0};
+    run_open(&r, "../../../examples/models/derain/1/model.onnx", 8);
+    if ((r.model->info->flags & NARU_MODEL_ELASTIC) == 0) {
+        run_close(&r);
+        skip(); /* one core */
+    }
+    enum {
+        SIDE = 64,
+        N = 3 * SIDE * SIDE
+    };
+    float *in = nr_new_array(float, N), *want = nr_new_array(float, N);
+    for (int i = 0; i < N; i++) {
+        in[i] = (float)(i % 251) / 251.0f;
+    }
+    int64_t shape[] = {1, 3, SIDE, SIDE};
+    for (uint32_t round = 0; round < 3; round++) {
+        for (uint32_t form = 0; form < NARU_FORMS;
+             form++) { /* in the first round one that is not there */
+            nr_batch_form_set(r.batch, form);
+            assert_int_equal(run_one(&r, in, N * sizeof(float), shape, 4, 1, &err), NARU_OK);
+            assert_int_equal(nr_batch_output(r.batch, 0, 0, &r.slice), NARU_OK);
+            assert_int_equal(r.slice.bytes, N * sizeof(float));
+            if (round == 0 && form == 0) {
+                memcpy(want, r.slice.data, N * sizeof(float));
+            }
+            assert_memory_equal(r.slice.data, want, N * sizeof(float));
+            if (form > 0) {
+                assert_int_equal(nr_plugin_model_form(r.model, form, round < 2, &err), NARU_OK);
+            }
+        }
+    }
+    assert_int_equal(nr_plugin_model_form(r.model, NARU_FORM_NARROW, false, &err), NARU_OK);
+    assert_int_equal(nr_plugin_model_form(r.model, NARU_FORM_WIDE, false, &err), NARU_INVALID);
+    assert_int_equal(nr_plugin_model_form(r.model, NARU_FORMS, true, &err), NARU_INVALID);
+    nr_free(in);
+    nr_free(want);
+    run_close(&r);
+}
+
+/* Threads that the configuration fixes, and models that are not worth it, have one form. */
+static void test_one_form(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *file;
+        naru_option option;
+    } all[] = {{"conv.onnx", {"intra_op_thread_count", "2"}},
+               {"conv.onnx", {"inter_op_thread_count", "2"}},
+               {"conv.onnx", {"session.intra_op.allow_spinning", "1"}},
+               {"add_sub.onnx", {"other", "1"}}};
+    for (size_t i = 0; i < NR_COUNT(all); i++) {
+        struct nr_plugin_model *m = NULL;
+        struct nr_err err = {0};
+        assert_int_equal(open_with(all[i].file, &all[i].option, 1, -1, &m, &err), NARU_OK);
+        assert_false(m->info->flags & NARU_MODEL_ELASTIC);
+        assert_int_equal(nr_plugin_model_form(m, NARU_FORM_NARROW, true, &err), NARU_UNSUPPORTED);
+        assert_non_null(strstr(err.text, "fixed"));
+        nr_plugin_model_close(m);
+    }
+}
+
 /* A large run leaves an arena of many megabytes; it goes back, small ones stay, and answers do not
  * change. */
 static void test_trim(void **state)
@@ -414,6 +479,8 @@ int main(void)
         cmocka_unit_test(test_errors_of_opening),
         cmocka_unit_test(test_options),
         cmocka_unit_test(test_trim),
+        cmocka_unit_test(test_forms),
+        cmocka_unit_test(test_one_form),
         cmocka_unit_test(test_damaged_files),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -115,8 +115,10 @@ static OrtValue *zeros(size_t index)
 struct caller {
     pthread_t thread;
     struct nr_hist *hist;
-    int64_t until;
 };
+
+static pthread_barrier_t warm; /* all callers have made their first runs */
+static int64_t begin_ns, until_ns;
 
 static void *run_loop(void *arg)
 {
@@ -129,7 +131,9 @@ static void *run_loop(void *arg)
     for (int i = 0; i < 2; i++) { /* the first runs plan memory; their outputs are used again */
         check(api->Run(session, NULL, in_names, in, n_in, out_names, n_out, out));
     }
-    for (int64_t now = nr_clock_now(); now < c->until;) {
+    pthread_barrier_wait(&warm);
+    pthread_barrier_wait(&warm); /* the times are set */
+    for (int64_t now = nr_clock_now(); now < until_ns;) {
         check(api->Run(session, NULL, in_names, in, n_in, out_names, n_out, out));
         int64_t end = nr_clock_now();
         nr_hist_add(c->hist, (uint64_t)(end - now), 1);
@@ -251,19 +255,23 @@ int main(int argc, char **argv)
     }
     struct caller callers[64] = {0};
     uint64_t n = NR_MIN(opt.callers, (uint64_t)64);
-    int64_t begin = nr_clock_now(), cpu0 = process_cpu();
+    pthread_barrier_init(&warm, NULL, (unsigned)n + 1);
     for (uint64_t i = 0; i < n; i++) {
         callers[i].hist = nr_hist_new();
-        callers[i].until = begin + (int64_t)opt.seconds * NR_S_NS;
         pthread_create(&callers[i].thread, NULL, run_loop, &callers[i]);
     }
+    pthread_barrier_wait(&warm);
+    int64_t cpu0 = process_cpu();
+    begin_ns = nr_clock_now();
+    until_ns = begin_ns + (int64_t)opt.seconds * NR_S_NS;
+    pthread_barrier_wait(&warm);
     for (uint64_t i = 0; i < n; i++) {
         pthread_join(callers[i].thread, NULL);
         if (i > 0) {
             nr_hist_merge(callers[0].hist, callers[i].hist);
         }
     }
-    int64_t wall = nr_clock_now() - begin, cpu1 = process_cpu();
+    int64_t wall = nr_clock_now() - begin_ns, cpu1 = process_cpu();
     usleep((useconds_t)opt.idle_ms * 1000);
     int64_t idle = process_cpu() - cpu1;
     uint64_t runs = nr_hist_count(callers[0].hist);

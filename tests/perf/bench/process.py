@@ -3,6 +3,7 @@ import os
 import pathlib
 import socket
 import subprocess
+import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -35,6 +36,53 @@ class on_cores:
 
     def __exit__(self, *_):
         os.sched_setaffinity(0, CORES)
+
+
+class apart:
+    """This process and what it starts inside are a control group that counts for nearly all of the processor, so
+    that they compete with each other, and others on this machine hardly matter. Needs root; `why_not` says why
+    it could not be."""
+
+    KINDS = [(pathlib.Path("/sys/fs/cgroup/cpu"), "cpu.shares", "262144"),
+             (pathlib.Path("/sys/fs/cgroup"), "cpu.weight", "10000")]
+
+    def __enter__(self):
+        self.group, self.why_not = None, "no control group of its own: the machine has none for the processor"
+        for root, file, weight in self.KINDS:
+            group = root / f"naru-bench-{os.getpid()}"
+            try:
+                if not (root / "cgroup.procs").exists():
+                    continue
+                if file == "cpu.weight":
+                    (root / "cgroup.subtree_control").write_text("+cpu")
+                group.mkdir()
+                (group / file).write_text(weight)
+                (group / "cgroup.procs").write_text(str(os.getpid()))
+                self.root, self.group, self.why_not = root, group, None
+                break
+            except OSError as e:
+                self.why_not = f"no control group of its own: {e}"
+        return self
+
+    def __exit__(self, *_):
+        if self.group:
+            (self.root / "cgroup.procs").write_text(str(os.getpid()))
+            self.group.rmdir()
+
+
+class busy:
+    """Processes that compute all the time."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __enter__(self):
+        self.all = [start([sys.executable, "-c", "while True: pass"]) for _ in range(self.n)]
+
+    def __exit__(self, *_):
+        for one in self.all:
+            one.kill()
+            one.wait()
 
 
 def clean_env(**more):

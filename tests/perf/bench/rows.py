@@ -355,11 +355,11 @@ def ort_raw(model, **options):
     return json.loads(done.stdout)
 
 
-def resnet_naru(ctx, server, file, fields, connections):
+def resnet_naru(ctx, server, file, fields, connections, windows=8):
     """Images a second from Little's law, which the edges of the window do not disturb when answers
     come in batches."""
     r = load_once(server, "/v2/models/resnet50/infer", file, fields, cores=(), connections=connections,
-                  seconds=8 * ctx.seconds, warm=1.5 * ctx.seconds, timeout=60)
+                  seconds=windows * ctx.seconds, warm=1.5 * ctx.seconds, timeout=60)
     if r["answered"] == 0 or r["outcomes"]["ok"] != r["answered"]:
         raise Unavailable(f"naru did not answer well: {r['outcomes']}")
     return {"rate": connections * r["answered"] / r["answered_s"], "p50_us": r["response_us"]["p50"]}
@@ -407,6 +407,62 @@ def resnet(ctx):
 
 def resnet_n(ctx):
     return resnet_row(ctx, "resnet-n", "ResNet-50, free batch dimension, images/s", (1, 2, 4, 8))
+
+
+RAW = [(1, 0), (2, 0), (2, 1), (2, 20)]  # threads; 0 no spinning, 1 without limit, else at most so many µs
+IN_FLIGHT = (1, 4, 16)
+
+
+def raw_setting(model, seconds, threads, spin, callers):
+    limit = {"config": f"session.intra_op.spin_duration_us={spin}"} if spin > 1 else {}
+    r = ort_raw(model, threads=threads, spin=int(spin > 0), callers=callers, seconds=seconds, **limit)
+    return {"rate": r["rows_per_s"]}
+
+
+def raw_name(threads, spin, callers):
+    spinning = {0: "not spinning", 1: "spinning"}.get(spin, f"spinning {spin} µs")
+    return f"{callers} × {threads} thread{'s' * (threads > 1)}" + (f", {spinning}" if threads > 1 else "")
+
+
+def beside(ctx, model, server, file, fields, n):
+    """Rows and verdicts beside n busy processes."""
+    rows, verdicts = [], []
+    with process.busy(n):
+        seconds = max(1, round(ctx.seconds))
+        callers = sorted({1, len(process.CORES), *IN_FLIGHT})
+        sweep = {(t, spin, c): raw_setting(model, seconds, t, spin, c)["rate"]
+                 for t, spin in RAW for c in callers if c <= 4 or t == 1}
+        for c in IN_FLIGHT:
+            best = max((s for s in sweep if s[2] <= c), key=sweep.get)
+            resnet_naru(ctx, server, file, fields, c, 5)  # what it learns is not measured
+            results = compete(ctx, {"raw": lambda best=best: raw_setting(model, max(1, round(2 * ctx.seconds)), *best),
+                                    "naru": lambda c=c: resnet_naru(ctx, server, file, fields, c, 2)})
+            ratio = ratios(column(results, "naru", "rate"), column(results, "raw", "rate"))
+            rows.append([str(n), str(c), raw_name(*best), spread(column(results, "raw", "rate")),
+                         spread(column(results, "naru", "rate")), spread(ratio)])
+            limit = 0.95 if n else 0.98
+            verdicts.append((f"beside {n}, c = {c}", spread(ratio), f"≥ {limit}", figures.median(ratio) >= limit))
+            ctx.say(" | ".join(rows[-1]))
+    return rows, verdicts
+
+
+def busy(ctx):
+    """ResNet-50 while other processes compute: naru without configuration beside the best raw setting."""
+    model = ctx.models("resnet") / "resnet50" / "1" / "model.onnx"
+    fields, body = bodies.binary_tensor("gpu_0/data_0", bodies.PICTURE, [0.5] * (3 * 224 * 224))
+    file = request_file("resnet", body)
+    table = Table("busy", "ResNet-50 beside busy processes, images/s", "≥ 95 % of the best raw setting; alone ≥ 98 %",
+                  ["busy processes", "c", "best raw setting", "raw", "naru", "naru / raw"], [])
+    with process.apart() as group, servers.Naru(ctx.models("resnet"), cores=()) as naru:
+        ask(naru, body, fields, "/v2/models/resnet50/infer")
+        for n in (0, 1, 2):
+            rows, verdicts = beside(ctx, model, naru, file, fields, n)
+            table.rows += rows
+            table.verdicts += verdicts
+    table.notes = ["raw: the best of callers (up to c) × threads, spinning, not, or for at most 20 µs, found in a sweep of the "
+                   "same run, then measured in turn with naru; all of them and the busy processes share both cores as the kernel "
+                   "likes", group.why_not or "all of it in a control group with 256 times the usual weight"]
+    return table
 
 
 # ---------------------------------------------------------------- memory, threads, start, malloc
@@ -611,5 +667,5 @@ def autotune(ctx):
 ALL = {"tiny-json": tiny_json, "tiny-binary": tiny_binary, "single-json": single_json, "single-binary": single_binary,
        "one-json": one_json, "one-binary": one_binary, "poisson": poisson, "grpc": grpc, "grpc-streams": grpc_streams,
        "picture": picture,
-       "resnet": resnet, "resnet-n": resnet_n, "memory": memory, "start": start, "mallocs": mallocs,
+       "resnet": resnet, "resnet-n": resnet_n, "busy": busy, "memory": memory, "start": start, "mallocs": mallocs,
        "autotune": autotune}
