@@ -220,6 +220,35 @@ static bool host_allowed(const struct nr_api *a, struct nr_str name)
            loopback_number(name) || host_named(a, name);
 }
 
+static bool check_host(const struct nr_api *a, struct nr_str authority, struct nr_err *err)
+{
+    /* The last one that was allowed: a client says the same in every request. */
+    static _Thread_local struct {
+        const struct nr_api *api;
+        char text[64];
+        size_t len;
+    } last;
+    struct nr_str host = authority;
+    if (authority.len == last.len && last.api == a &&
+        memcmp(authority.ptr, last.text, last.len) == 0) {
+        return true;
+    }
+    /* the engine has refused what is no host and port */
+    if (!nr_host_split(authority, &host) || (host.len > 0 && !host_allowed(a, host))) {
+        (void)nr_fail(err, NARU_DENIED,
+                      "host '" NR_STR_FMT "' is not a name of this server on loopback; use "
+                      "localhost, or start it with --allow-host " NR_STR_FMT,
+                      NR_STR_ARG(host), NR_STR_ARG(host));
+        return false;
+    }
+    if (authority.len > 0 && authority.len <= sizeof(last.text)) {
+        memcpy(last.text, authority.ptr, authority.len);
+        last.len = authority.len;
+        last.api = a;
+    }
+    return true;
+}
+
 /* scheme "://" host [":" port] of a page that is this server's own, or of a name given with --allow-host.
  * "null" (a sandboxed frame, a file) names no place and is refused like any other. */
 static bool origin_allowed(const struct nr_api *a, struct nr_str origin, struct nr_str host)
@@ -246,13 +275,8 @@ static nr_status check_browser(struct nr_api *a, struct nr_exchange *x, struct n
     if (!a->cfg.check_browser || !x->peer->loopback) {
         return NARU_OK;
     }
-    struct nr_str host = x->known.host;
-    /* the engine has refused what is no host and port */
-    if (!nr_host_split(x->known.host, &host) || (host.len > 0 && !host_allowed(a, host))) {
-        return nr_fail(err, NARU_DENIED,
-                       "host '" NR_STR_FMT "' is not a name of this server on loopback; use "
-                       "localhost, or start it with --allow-host " NR_STR_FMT,
-                       NR_STR_ARG(host), NR_STR_ARG(host));
+    if (!check_host(a, x->known.host, err)) {
+        return err->status;
     }
     struct nr_str origin = x->known.origin;
     if (origin.len == 0) {

@@ -154,18 +154,16 @@ static void handle_infer(struct nr_call *c);
 void nr_v2_http_place_body(const struct nr_call *c, const struct nr_signature *sig)
 {
     struct nr_exchange *x = c->x;
-    if (c->route->handle != handle_infer) {
+    if (c->route->handle != handle_infer || x->content_length <= TAIL_MIN_BYTES) {
         return;
     }
     struct nr_err unused = {0}; /* decode says it, to whoever sent it */
     size_t json_bytes;
-    if (x->content_length < 0 ||
-        json_bytes_of(x, (size_t)x->content_length, &json_bytes, &unused) != NARU_OK) {
+    if (json_bytes_of(x, (size_t)x->content_length, &json_bytes, &unused) != NARU_OK) {
         return;
     }
     x->body_align_at = json_bytes;
-    if (sig->room != NULL && sig->n_inputs == 1 && x->protocol < NR_HTTP_2 &&
-        x->content_length > TAIL_MIN_BYTES) {
+    if (sig->room != NULL && sig->n_inputs == 1 && x->protocol < NR_HTTP_2) {
         x->tail_buf = sig->room->take(sig->room->arg, 0, (size_t)x->content_length - json_bytes);
     }
 }

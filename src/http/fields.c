@@ -196,8 +196,23 @@ bool nr_host_split(struct nr_str host, struct nr_str *ret_name)
 
 bool nr_host_valid(struct nr_str host)
 {
+    /* The last one that was valid: a client says the same in every request. */
+    static _Thread_local struct {
+        char text[64];
+        size_t len;
+    } last;
     struct nr_str name;
-    return nr_host_split(host, &name);
+    if (host.len > 0 && host.len == last.len && memcmp(host.ptr, last.text, host.len) == 0) {
+        return true;
+    }
+    if (!nr_host_split(host, &name)) {
+        return false;
+    }
+    if (host.len > 0 && host.len <= sizeof(last.text)) {
+        memcpy(last.text, host.ptr, host.len);
+        last.len = host.len;
+    }
+    return true;
 }
 
 /* Whether every byte is one that a target may have: above the space, below DEL, no '#'. Eight at a time

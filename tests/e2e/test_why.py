@@ -198,7 +198,7 @@ def test_answers_have_their_fields(server, tmp_path):
     run.communicate(timeout=60)
     for answer in (quiet, busy):
         assert set(answer) == {"model", "version", "window_s", "findings", "what_if", "traffic", "time_ms", "batches", "use",
-                               "settings", "model_error"}
+                               "settings", "parallelism", "model_error"}
         assert (answer["model"], answer["version"]) == ("m", "1")
     assert 0.45 < busy["window_s"] < 5
     n = busy["traffic"]["requests"]
