@@ -248,8 +248,8 @@ class Run:
     def crash(self):
         with self.disk:  # so that the beginning of the next life is known
             self.dying.set()
+            self.s.kill()  # returns when it is gone: until then it may still answer
             self.crashes.append(time.monotonic())
-            self.s.kill()
             self.s = self.start()
             self.starts.append({"always": {self.versions["always"]}})
             self.life += 1

@@ -183,7 +183,8 @@ def test_memory_of_a_model_does_not_depend_on_the_others(server, parts):
         for order in (parts, parts[::-1]):
             got = said(server(*options, "--model-load-thread-count", threads, models=order))
             for name, bytes_alone in alone.items():
-                assert abs(got[name] - bytes_alone) < 128 * 1024 + bytes_alone * 0.1, (name, threads, alone, got)
+                # what others freed may be used again: some hundred KiB
+                assert abs(got[name] - bytes_alone) < 384 * 1024 + bytes_alone * 0.1, (name, threads, alone, got)
 
 
 def test_the_banner_names_what_the_process_takes(server, parts):
