@@ -84,6 +84,18 @@ static void write_number(struct nr_text *t, const char *name, const char *type, 
     nr_text_fmt(t, "%s %llu\n", name, (unsigned long long)value);
 }
 
+struct figure {
+    const char *name, *type, *help;
+    uint64_t value;
+};
+
+static void write_figures(struct nr_text *t, const struct figure *all, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        write_number(t, all[i].name, all[i].type, all[i].help, all[i].value);
+    }
+}
+
 static void write_counters(struct nr_text *t, const struct row *rows, unsigned n)
 {
     for (unsigned f = 0; f < NR_COUNT(families); f++) {
@@ -333,10 +345,7 @@ static void write_http(struct nr_text *t, struct nr_api *a)
         return;
     }
     nr_server_stats(a->server, &s);
-    const struct {
-        const char *name, *type, *help;
-        uint64_t value;
-    } rows[] = {
+    const struct figure rows[] = {
         {"naru_http_connections", "gauge", "Open connections", s.open},
         {"naru_http_connections_accepted_total", "counter", "Connections accepted", s.accepted},
         {"naru_http_connections_refused_total", "counter", "Connections refused over a limit",
@@ -350,9 +359,7 @@ static void write_http(struct nr_text *t, struct nr_api *a)
         {"naru_http_abuse_closed_total", "counter", "Connections closed for abuse of the protocol",
          s.abuse_closed},
     };
-    for (unsigned i = 0; i < NR_COUNT(rows); i++) {
-        write_number(t, rows[i].name, rows[i].type, rows[i].help, rows[i].value);
-    }
+    write_figures(t, rows, NR_COUNT(rows));
     write_number(t, "naru_requests_abandoned", "gauge",
                  "Requests that were answered at their deadline, or whose client went, and which a "
                  "plug-in still runs",
@@ -376,10 +383,7 @@ static void write_shared_cache(struct nr_text *t, struct nr_redis *redis)
 {
     struct nr_redis_stats s;
     nr_redis_stats_get(redis, &s);
-    const struct {
-        const char *name, *type, *help;
-        uint64_t value;
-    } rows[] = {
+    const struct figure rows[] = {
         {"naru_shared_cache_up", "gauge", "1 while the Redis server answers", s.up},
         {"naru_shared_cache_hits_total", "counter", "Answers found there", s.hits},
         {"naru_shared_cache_misses_total", "counter", "Answers looked up and not found", s.misses},
@@ -389,19 +393,14 @@ static void write_shared_cache(struct nr_text *t, struct nr_redis *redis)
         {"naru_shared_cache_dropped_total", "counter",
          "Lookups and stores left out because too many waited", s.dropped},
     };
-    for (unsigned i = 0; i < NR_COUNT(rows); i++) {
-        write_number(t, rows[i].name, rows[i].type, rows[i].help, rows[i].value);
-    }
+    write_figures(t, rows, NR_COUNT(rows));
 }
 
 static void write_cache(struct nr_text *t, struct nr_api *a)
 {
     struct nr_cache_stats s;
     nr_cache_stats_get(a->cfg.runtime->cache, &s);
-    const struct {
-        const char *name, *type, *help;
-        uint64_t value;
-    } rows[] = {
+    const struct figure rows[] = {
         {"naru_cache_bytes", "gauge", "Bytes that the response cache holds", s.bytes},
         {"naru_cache_max_bytes", "gauge", "Bytes that it may hold", s.max_bytes},
         {"naru_cache_entries", "gauge", "Answers that it holds", s.entries},
@@ -409,9 +408,7 @@ static void write_cache(struct nr_text *t, struct nr_api *a)
         {"naru_cache_turned_away_total", "counter",
          "Answers not taken in: too large, or asked for too rarely", s.turned_away},
     };
-    for (unsigned i = 0; i < NR_COUNT(rows); i++) {
-        write_number(t, rows[i].name, rows[i].type, rows[i].help, rows[i].value);
-    }
+    write_figures(t, rows, NR_COUNT(rows));
     if (a->cfg.runtime->redis != NULL) {
         write_shared_cache(t, a->cfg.runtime->redis);
     }
@@ -497,10 +494,7 @@ static void write_residency(struct nr_text *t, struct nr_api *a)
         return;
     }
     nr_repository_residency(a->cfg.repository, &s);
-    const struct {
-        const char *name, *type, *help;
-        uint64_t value;
-    } rows[] = {
+    const struct figure rows[] = {
         {"naru_model_memory_budget_bytes", "gauge", "Memory that loaded models may use",
          s.budget_bytes},
         {"naru_model_memory_used_bytes", "gauge", "Memory of models that are open", s.used_bytes},
@@ -510,10 +504,7 @@ static void write_residency(struct nr_text *t, struct nr_api *a)
         {"naru_model_demand_waiting", "gauge", "Requests that wait for their model to be loaded",
          s.waiters},
     };
-    for (unsigned i = 0; i < NR_COUNT(rows); i++) {
-        head(t, rows[i].name, rows[i].type, rows[i].help);
-        nr_text_fmt(t, "%s %llu\n", rows[i].name, (unsigned long long)rows[i].value);
-    }
+    write_figures(t, rows, NR_COUNT(rows));
 }
 
 static unsigned collect(struct nr_call *c, struct row **ret)

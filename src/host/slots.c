@@ -92,30 +92,30 @@ static unsigned lowest_room(const struct slab *l, unsigned n)
     return l->n_rows;
 }
 
-/* Under the lock. The slab, in which nothing is taken, is not used any more. */
-static void slab_free(struct slab *l)
+/* Under the lock. The slab, in which nothing is taken, is not used any more. Returns its memory, whose
+ * mapping may take long to give back: to be unreferenced without the lock. */
+static struct nr_buf *slab_free(struct slab *l)
 {
+    struct nr_buf *memory = l->memory;
     l->slots->refs--;
-    nr_buf_unref(l->memory);
     nr_free(l);
+    return memory;
 }
 
-/* Under the lock. A slab of want_rows instead of the one there is, which goes with its last buffer. */
-static void renew(struct nr_slots *s)
+/* Under the lock. A slab of want_rows instead of the one there is, which goes with its last buffer. Returns
+ * memory as slab_free, or NULL. */
+static struct nr_buf *renew(struct nr_slots *s)
 {
     struct slab *old = s->slab;
     struct nr_buf *memory = nr_buf_try_new(s->row_bytes * s->want_rows);
     struct slab *l = memory != NULL ? nr_try_alloc(sizeof *l) : NULL;
     if (l == NULL) {
-        nr_buf_unref(memory);
-        return;
+        return memory;
     }
     *l = (struct slab){.slots = s, .memory = memory, .n_rows = s->want_rows};
     s->refs++;
     s->slab = l;
-    if (old != NULL && old->n_taken == 0) {
-        slab_free(old);
-    }
+    return old != NULL && old->n_taken == 0 ? slab_free(old) : NULL;
 }
 
 static void unlock_or_free(struct nr_slots *s)
@@ -135,11 +135,10 @@ void nr_slots_release(struct nr_slots *s)
     }
     pthread_mutex_lock(&s->lock);
     struct slab *l = NR_TAKE(s->slab);
-    if (l != NULL && l->n_taken == 0) {
-        slab_free(l);
-    }
+    struct nr_buf *memory = l != NULL && l->n_taken == 0 ? slab_free(l) : NULL;
     s->refs--;
     unlock_or_free(s);
+    nr_buf_unref(memory);
 }
 
 /* The destructor of a taken buffer: its rows are free. */
@@ -148,6 +147,7 @@ static void give_back(struct nr_buf *b)
     struct slab *l = b->owner;
     struct nr_slots *s = l->slots;
     size_t offset = (size_t)(nr_buf_data(b) - nr_buf_data(l->memory));
+    struct nr_buf *memory = NULL;
     pthread_mutex_lock(&s->lock);
     unsigned n = (unsigned)(nr_buf_bytes(b) / s->row_bytes);
     mark(l, (unsigned)(offset / s->row_bytes), n, false);
@@ -155,10 +155,11 @@ static void give_back(struct nr_buf *b)
     if (l->n_taken == 0) {
         l->next = l->begin = 0;
         if (l != s->slab) {
-            slab_free(l);
+            memory = slab_free(l);
         }
     }
     unlock_or_free(s);
+    nr_buf_unref(memory);
 }
 
 /* Under the lock. Where n rows begin in the slab: behind the last ones, else as low as there is room.
@@ -183,11 +184,11 @@ struct nr_buf *nr_slots_take(struct nr_slots *s, size_t bytes)
         return NULL;
     }
     unsigned n = (unsigned)(bytes / s->row_bytes), row = 0;
-    struct nr_buf *b = NULL;
+    struct nr_buf *b = NULL, *old = NULL;
     pthread_mutex_lock(&s->lock);
     bool found = find(s, n, &row);
     if (s->slab == NULL || s->slab->n_rows < s->want_rows) {
-        renew(s);
+        old = renew(s);
         found = find(s, n, &row);
     }
     if (found) {
@@ -200,6 +201,7 @@ struct nr_buf *nr_slots_take(struct nr_slots *s, size_t bytes)
         }
     }
     pthread_mutex_unlock(&s->lock);
+    nr_buf_unref(old);
     return b;
 }
 
@@ -223,15 +225,15 @@ void nr_slots_sealed(struct nr_slots *s)
 
 size_t nr_slots_trim(struct nr_slots *s)
 {
-    size_t bytes = 0;
+    struct nr_buf *memory = NULL;
     if (s != NULL) {
         pthread_mutex_lock(&s->lock);
         if (s->slab != NULL && s->slab->n_taken == 0) {
-            struct slab *l = NR_TAKE(s->slab);
-            bytes = nr_buf_bytes(l->memory);
-            slab_free(l);
+            memory = slab_free(NR_TAKE(s->slab));
         }
         pthread_mutex_unlock(&s->lock);
     }
+    size_t bytes = memory != NULL ? nr_buf_bytes(memory) : 0;
+    nr_buf_unref(memory);
     return bytes;
 }
